@@ -1,0 +1,421 @@
+"""The values that decisions are made of. Plain, frozen, standard library only.
+
+Sizes are in bytes, durations in seconds, times in seconds of Unix time unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, NewType
+
+from headrace.errors import InvalidRequest
+
+ReplicaId = NewType("ReplicaId", str)
+NodeId = NewType("NodeId", str)
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}")
+
+
+def check_name(name: str, what: str = "model name", param: str = "model") -> str:
+    """`name` if it can be a public name (letters, digits, and ._:- within); else InvalidRequest."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise InvalidRequest(
+            f"{name[:100]!r} is not a {what}: use up to 96 letters, digits, '.', '_', ':' and '-',"
+            " beginning with a letter or digit.",
+            param=param,
+        )
+    return name
+
+
+class Phase(StrEnum):
+    """Where a replica is in its life. Stored, never inferred."""
+
+    PENDING = "PENDING"
+    STARTING = "STARTING"
+    LOADING = "LOADING"
+    READY = "READY"
+    DRAINING = "DRAINING"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+    LOST = "LOST"
+
+
+_LIVE = (Phase.PENDING, Phase.STARTING, Phase.LOADING, Phase.READY, Phase.DRAINING)
+
+ALLOWED_MOVES: Mapping[Phase, frozenset[Phase]] = {
+    Phase.PENDING: frozenset({Phase.STARTING, Phase.STOPPED, Phase.FAILED, Phase.LOST}),
+    Phase.STARTING: frozenset(
+        {Phase.LOADING, Phase.READY, Phase.PENDING, Phase.DRAINING, Phase.STOPPED, Phase.FAILED, Phase.LOST}
+    ),
+    Phase.LOADING: frozenset(
+        {Phase.READY, Phase.PENDING, Phase.DRAINING, Phase.STOPPED, Phase.FAILED, Phase.LOST}
+    ),
+    Phase.READY: frozenset({Phase.PENDING, Phase.DRAINING, Phase.STOPPED, Phase.FAILED, Phase.LOST}),
+    Phase.DRAINING: frozenset({Phase.STOPPED, Phase.FAILED, Phase.LOST}),
+    # PENDING from a live phase is a start again after back-off; FAILED is given up.
+    Phase.FAILED: frozenset({Phase.STOPPED, Phase.LOST}),
+    # The node came back: whatever it reports is true again.
+    Phase.LOST: frozenset({*_LIVE, Phase.STOPPED, Phase.FAILED}),
+    Phase.STOPPED: frozenset(),
+}
+
+
+class InvalidMove(Exception):
+    """A replica was said to go from one phase to another that the table does not allow."""
+
+    def __init__(self, replica_id: str, old: Phase, new: Phase, reason: str) -> None:
+        super().__init__(
+            f"replica {replica_id} cannot go from {old} to {new} ({reason or 'no reason given'})"
+        )
+        self.replica_id, self.old, self.new = replica_id, old, new
+
+
+def move(replica_id: str, old: Phase, new: Phase, reason: str = "") -> Phase:
+    """`new`, if the table allows old → new (or they are the same); else InvalidMove."""
+    if new is not old and new not in ALLOWED_MOVES[old]:
+        raise InvalidMove(replica_id, old, new, reason)
+    return new
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a replica needs of a node, or what a node has or has left."""
+
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    gpus: int = 0
+    gpu_memory_bytes: int = 0  # free memory that each GPU must have
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    index: int
+    name: str
+    memory_bytes: int
+    memory_free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model, from where, and how to run it. Two equal specs need no new revision."""
+
+    source: str  # "builtin:demo", "hf://org/name", or an absolute folder on the node
+    source_revision: str = ""
+    engine: str = "auto"
+    context_tokens: int = 0  # 0: the model's own
+    chat_template: str = ""
+    weight_format: str = ""
+    engine_options_json: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy a replica is."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    step: int = 0
+    tokens_total: int = 0
+    prefix_hit_tokens: int = 0
+    prefix_query_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model can do. `features`: request parameters that its engine honours."""
+
+    engine: str
+    engine_version: str
+    context_tokens: int
+    vocab_size: int
+    features: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """A replica as its scheduler sees it. `permanent`: trying again cannot help."""
+
+    replica_id: ReplicaId
+    deployment: str
+    revision: int
+    phase: Phase
+    reason: str = ""
+    activity: str = ""
+    progress: float = -1.0  # 0..1 of the activity; negative: unknown
+    address: str = ""
+    pid: int = 0
+    restarts: int = 0
+    load: Load = field(default_factory=Load)
+    model: ModelInfo | None = None
+    gpu_indices: tuple[int, ...] = ()
+    permanent: bool = False
+    started_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSpec:
+    """A replica that the head wants to run on a node."""
+
+    replica_id: ReplicaId
+    deployment: str
+    revision: int
+    model: ModelSpec
+    resources: Resources
+    gpu_indices: tuple[int, ...] = ()
+    drain_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """What a scheduler says of itself when it joins."""
+
+    node_id: NodeId
+    incarnation: int
+    hostname: str
+    version: str
+    resources: Resources
+    gpus: tuple[Gpu, ...] = ()
+    engines: tuple[str, ...] = ()
+
+
+class RouteState(StrEnum):
+    """Whether a public model name can be called."""
+
+    AVAILABLE = "available"  # catalogued, not deployed: the first request deploys it
+    STARTING = "starting"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A replica that requests may go to. `lost`: the head has lost its node; others come first."""
+
+    replica_id: ReplicaId
+    address: str
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    name: str
+    state: RouteState
+    reason: str = ""
+    endpoints: tuple[Endpoint, ...] = ()
+    created_unix_s: int = 0
+    context_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTable:
+    """All public names. `version` grows with every change within an `epoch`."""
+
+    epoch: int
+    version: int
+    routes: Mapping[str, Route]
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    name: str
+    model: ModelSpec
+    resources: Resources
+    description: str = ""
+    origin: str = "built-in"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What the user asked for, as stored."""
+
+    name: str
+    revision: int
+    model: ModelSpec
+    resources: Resources
+    min_replicas: int
+    max_replicas: int
+    replicas: int  # wanted now, between min and max
+    created_unix_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentStatus:
+    deployment: Deployment
+    ready: int
+    state: RouteState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedReplica:
+    node_id: NodeId
+    status: ReplicaStatus
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    info: NodeInfo
+    alive: bool
+    silent_s: float
+    free: Resources
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyStatus:
+    proxy_id: str
+    pid: int
+    state: str  # "running", "restarting", "watching" (not ours to keep alive)
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    epoch: int
+    version: str
+    http_address: str
+    deployments: tuple[DeploymentStatus, ...]
+    replicas: tuple[PlacedReplica, ...]
+    nodes: tuple[NodeStatus, ...]
+    proxies: tuple[ProxyStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeployRequest:
+    """What `headrace deploy` asks. None: what the catalog says."""
+
+    model: str
+    name: str = ""
+    engine: str | None = None
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    cpus: float | None = None
+    memory_bytes: int | None = None
+    gpus: int | None = None
+    gpu_memory_bytes: int | None = None
+    context_tokens: int | None = None
+    weight_format: str | None = None
+    engine_options_json: str | None = None
+    source_revision: str | None = None
+    chat_template: str | None = None
+
+
+# --- requests and streams ---
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose tokens. None: the model's generation_config.json, else neutral."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None  # 0: off
+    min_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    logprobs: int | None = None  # the chosen token's, and this many alternatives
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    messages_json: bytes  # OpenAI messages, a JSON array
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    ids: Sequence[int]
+
+
+Prompt = TextPrompt | ChatPrompt | TokenPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What the client has had already, when a stream goes on from another replica."""
+
+    token_ids: Sequence[int]
+    text_chars: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Starts a stream: one choice of one request. `stream` is never used twice in a session."""
+
+    stream: int
+    request_id: str
+    prompt: Prompt
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    resume: Resume | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as it travels; errors.from_kind makes the exception of it."""
+
+    kind: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+    code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    stream: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    stream: int
+    reason: str
+    cached_tokens: int = 0
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    stream: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    id: int
+    token: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(slots=True)
+class Frame:
+    """The news of one engine step for one proxy, by column; see protos/headrace/v1/replica.proto."""
+
+    streams: Sequence[int] = ()
+    positions: Sequence[int] = ()
+    counts: Sequence[int] = ()
+    token_ids: Sequence[int] = ()
+    texts: Sequence[str] = ()
+    started: Sequence[Started] = ()
+    finished: Sequence[Finished] = ()
+    rejected: Sequence[Rejected] = ()
+    logprobs: Sequence[tuple[int, tuple[TokenLogprob, ...]]] = ()
+    load: Load | None = None
+    draining: bool = False

@@ -1,0 +1,89 @@
+"""What each long-lived part is told at its start. The command line, HEADRACE_* variables and a TOML file fill these in."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def default_state_dir() -> Path:
+    """$XDG_STATE_HOME/headrace, else ~/.local/state/headrace."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "headrace"
+
+
+def default_cache_dir() -> Path:
+    """$XDG_CACHE_HOME/headrace, else ~/.cache/headrace. Holds weights and conversions; safe to delete."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """PEM files for mutual TLS on every gRPC connection; all three or none."""
+
+    cert: Path | None = None
+    key: Path | None = None
+    ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSettings:
+    http_host: str = "127.0.0.1"
+    http_port: int = 8000
+    host: str = "127.0.0.1"  # where node_port and grpc_port listen
+    node_port: int = 50051
+    grpc_port: int = 50052
+    num_proxies: int = 2
+    state_dir: Path = field(default_factory=default_state_dir)
+    catalog: Path | None = None
+    api_keys_file: Path | None = None
+    allow_insecure: bool = False
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    lease_s: float = 10.0
+    drain_s: float = 30.0
+    log_level: str = "INFO"
+
+    @property
+    def head_dir(self) -> Path:
+        return self.state_dir / "head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerSettings:
+    node_id: str = "1"
+    head_address: str = "localhost"
+    port: int = 50051
+    num_cpus: float | None = None  # None: what the machine or its cgroup has
+    num_gpus: int | None = None
+    memory_bytes: int | None = None
+    host: str = "127.0.0.1"  # where replicas listen, and the address that proxies are told
+    state_dir: Path = field(default_factory=default_state_dir)
+    cache_dir: Path = field(default_factory=default_cache_dir)
+    keep_replicas: bool = False  # on SIGTERM leave replicas running for the next scheduler to adopt
+    allow_insecure: bool = False
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    log_level: str = "INFO"
+
+    @property
+    def node_dir(self) -> Path:
+        return self.state_dir / "nodes" / self.node_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySettings:
+    http_host: str = "127.0.0.1"
+    http_port: int = 8000
+    head_address: str = "localhost:50052"  # the head's grpc_port
+    proxy_id: str = ""
+    api_keys_file: Path | None = None
+    allow_insecure: bool = False
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    max_body_bytes: int = 8 * 1024 * 1024
+    max_waiting: int = 256  # requests per model that may wait for a replica
+    max_streams: int = 16384  # streams in flight in this process
+    wait_s: float = 900.0  # how long a request may wait for its model to start
+    stream_buffer_bytes: int = 256 * 1024  # unread text of one slow client
+    stall_s: float = 60.0  # a client that reads nothing for so long is cut
+    drain_s: float = 30.0
+    metrics_dir: Path | None = None  # shared by the proxies of one port, so that /metrics sums them
+    log_level: str = "INFO"
