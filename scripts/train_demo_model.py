@@ -342,6 +342,8 @@ def train(model: LlamaForCausalLM, sampler: Sampler, steps: int) -> float:
 
 def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, target: Path) -> int:
     """Write all forms of the model to a new folder, swap it with `target`; the size in bytes."""
+    import openvino
+    from openvino_tokenizers import convert_tokenizer
     from optimum.exporters.openvino import main_export
     from optimum.intel import OVConfig
 
@@ -364,7 +366,11 @@ def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, target: 
         main_export(str(fresh), ir, task="text-generation-with-past", ov_config=OVConfig(dtype="fp16"))
         for path in sorted(ir.glob("openvino_*")):
             shutil.copy(path, fresh / path.name)
-        fresh.chmod(0o755)
+        converted = convert_tokenizer(tokenizer, with_detokenizer=True)
+        for name, part in zip(("openvino_tokenizer", "openvino_detokenizer"), converted, strict=True):
+            openvino.save_model(part, fresh / f"{name}.xml")
+        for path in fresh.iterdir():
+            path.chmod(0o644)
         size = sum(path.stat().st_size for path in fresh.iterdir())
         if size > MAX_BYTES:
             raise ValueError(f"{size} bytes are more than {MAX_BYTES}")

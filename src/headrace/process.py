@@ -138,11 +138,7 @@ class Child:
         """Start a process in a session of its own. `output` (a file to append to, or an open descriptor) takes stdout and
         stderr; None: ours. OSError if the program cannot be started."""
         own = isinstance(output, Path)
-        fd = (
-            os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-            if isinstance(output, Path)
-            else output
-        )
+        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640) if isinstance(output, Path) else output
         try:
             popen = subprocess.Popen(
                 list(argv),

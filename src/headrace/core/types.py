@@ -50,9 +50,7 @@ ALLOWED_MOVES: Mapping[Phase, frozenset[Phase]] = {
     Phase.STARTING: frozenset(
         {Phase.LOADING, Phase.READY, Phase.PENDING, Phase.DRAINING, Phase.STOPPED, Phase.FAILED, Phase.LOST}
     ),
-    Phase.LOADING: frozenset(
-        {Phase.READY, Phase.PENDING, Phase.DRAINING, Phase.STOPPED, Phase.FAILED, Phase.LOST}
-    ),
+    Phase.LOADING: frozenset({Phase.READY, Phase.PENDING, Phase.DRAINING, Phase.STOPPED, Phase.FAILED, Phase.LOST}),
     Phase.READY: frozenset({Phase.PENDING, Phase.DRAINING, Phase.STOPPED, Phase.FAILED, Phase.LOST}),
     Phase.DRAINING: frozenset({Phase.STOPPED, Phase.FAILED, Phase.LOST}),
     # PENDING from a live phase is a start again after back-off; FAILED is given up.
@@ -67,9 +65,7 @@ class InvalidMove(Exception):
     """A replica was said to go from one phase to another that the table does not allow."""
 
     def __init__(self, replica_id: str, old: Phase, new: Phase, reason: str) -> None:
-        super().__init__(
-            f"replica {replica_id} cannot go from {old} to {new} ({reason or 'no reason given'})"
-        )
+        super().__init__(f"replica {replica_id} cannot go from {old} to {new} ({reason or 'no reason given'})")
         self.replica_id, self.old, self.new = replica_id, old, new
 
 

@@ -156,9 +156,7 @@ def rpc_errors(handler: F) -> F:
     if inspect.isasyncgenfunction(handler):
 
         @functools.wraps(handler)
-        async def stream(
-            self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]
-        ) -> AsyncIterator[Any]:
+        async def stream(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             try:
                 async for item in handler(self, request, context):
                     yield item

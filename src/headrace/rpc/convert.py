@@ -18,9 +18,7 @@ def resources_from_pb(m: types_pb2.Resources) -> t.Resources:
 
 
 def gpu_to_pb(g: t.Gpu) -> types_pb2.Gpu:
-    return types_pb2.Gpu(
-        index=g.index, name=g.name, memory_bytes=g.memory_bytes, memory_free_bytes=g.memory_free_bytes
-    )
+    return types_pb2.Gpu(index=g.index, name=g.name, memory_bytes=g.memory_bytes, memory_free_bytes=g.memory_free_bytes)
 
 
 def gpu_from_pb(m: types_pb2.Gpu) -> t.Gpu:
@@ -206,8 +204,7 @@ def route_table_to_pb(table: t.RouteTable) -> head_pb2.RouteTable:
                 state=_ROUTE_STATES[r.state],
                 reason=r.reason,
                 endpoints=[
-                    head_pb2.Endpoint(replica_id=e.replica_id, address=e.address, lost=e.lost)
-                    for e in r.endpoints
+                    head_pb2.Endpoint(replica_id=e.replica_id, address=e.address, lost=e.lost) for e in r.endpoints
                 ],
                 created_unix_s=r.created_unix_s,
                 context_tokens=r.context_tokens,
@@ -226,9 +223,7 @@ def route_table_from_pb(m: head_pb2.RouteTable) -> t.RouteTable:
                 name=r.name,
                 state=_ROUTE_STATES_BACK[r.state],
                 reason=r.reason,
-                endpoints=tuple(
-                    t.Endpoint(t.ReplicaId(e.replica_id), e.address, e.lost) for e in r.endpoints
-                ),
+                endpoints=tuple(t.Endpoint(t.ReplicaId(e.replica_id), e.address, e.lost) for e in r.endpoints),
                 created_unix_s=r.created_unix_s,
                 context_tokens=r.context_tokens,
             )
@@ -308,10 +303,7 @@ def cluster_status_to_pb(s: t.ClusterStatus) -> head_pb2.ClusterStatus:
         version=s.version,
         http_address=s.http_address,
         deployments=[deployment_status_to_pb(d) for d in s.deployments],
-        replicas=[
-            head_pb2.PlacedReplica(node_id=r.node_id, status=replica_status_to_pb(r.status))
-            for r in s.replicas
-        ],
+        replicas=[head_pb2.PlacedReplica(node_id=r.node_id, status=replica_status_to_pb(r.status)) for r in s.replicas],
         nodes=[
             head_pb2.Node(
                 node_id=n.info.node_id,
@@ -326,10 +318,7 @@ def cluster_status_to_pb(s: t.ClusterStatus) -> head_pb2.ClusterStatus:
             )
             for n in s.nodes
         ],
-        proxies=[
-            head_pb2.Proxy(proxy_id=p.proxy_id, pid=p.pid, state=p.state, restarts=p.restarts)
-            for p in s.proxies
-        ],
+        proxies=[head_pb2.Proxy(proxy_id=p.proxy_id, pid=p.pid, state=p.state, restarts=p.restarts) for p in s.proxies],
     )
 
 
@@ -339,9 +328,7 @@ def cluster_status_from_pb(m: head_pb2.ClusterStatus) -> t.ClusterStatus:
         version=m.version,
         http_address=m.http_address,
         deployments=tuple(deployment_status_from_pb(d) for d in m.deployments),
-        replicas=tuple(
-            t.PlacedReplica(t.NodeId(r.node_id), replica_status_from_pb(r.status)) for r in m.replicas
-        ),
+        replicas=tuple(t.PlacedReplica(t.NodeId(r.node_id), replica_status_from_pb(r.status)) for r in m.replicas),
         nodes=tuple(
             t.NodeStatus(
                 info=t.NodeInfo(
@@ -468,9 +455,7 @@ def submit_from_pb(m: replica_pb2.Submit) -> t.Submit:
 
 
 def _logprob_to_pb(x: t.TokenLogprob) -> replica_pb2.TokenLogprob:
-    return replica_pb2.TokenLogprob(
-        id=x.id, token=x.token, logprob=x.logprob, top=[_logprob_to_pb(y) for y in x.top]
-    )
+    return replica_pb2.TokenLogprob(id=x.id, token=x.token, logprob=x.logprob, top=[_logprob_to_pb(y) for y in x.top])
 
 
 def _logprob_from_pb(m: replica_pb2.TokenLogprob) -> t.TokenLogprob:
