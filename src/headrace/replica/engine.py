@@ -18,7 +18,7 @@ class EngineRequest:
     """One sequence to generate. `sampling` holds no None that has a default: the front end has filled it in.
 
     `prompt_ids` already contains the delivered ids of a resumed stream; `delivered` says how many of them are the
-    answer's own, so that penalties and min_tokens can count them.
+    answer's own, so that penalties and min_tokens can count them. `max_tokens` counts new tokens only.
     """
 
     id: int

@@ -49,11 +49,11 @@ def model_from_pb(m: types_pb2.ModelSpec) -> t.ModelSpec:
     )
 
 
-def phase_to_pb(p: t.Phase) -> types_pb2.Phase:
+def phase_to_pb(p: t.Phase) -> types_pb2.Phase.ValueType:
     return types_pb2.Phase.Value(p.value)
 
 
-def phase_from_pb(m: types_pb2.Phase) -> t.Phase:
+def phase_from_pb(m: types_pb2.Phase.ValueType) -> t.Phase:
     return t.Phase(types_pb2.Phase.Name(m))
 
 
@@ -462,6 +462,11 @@ def _logprob_from_pb(m: replica_pb2.TokenLogprob) -> t.TokenLogprob:
     return t.TokenLogprob(m.id, m.token, m.logprob, tuple(_logprob_from_pb(y) for y in m.top))
 
 
+def frame_logprobs_from_pb(m: replica_pb2.Frame) -> list[tuple[int, tuple[t.TokenLogprob, ...]]]:
+    """The log-probabilities of a frame alone: (stream, one per token)."""
+    return [(x.stream, tuple(_logprob_from_pb(y) for y in x.tokens)) for x in m.logprobs]
+
+
 def frame_to_pb(f: t.Frame) -> replica_pb2.Frame:
     m = replica_pb2.Frame(
         stream=f.streams,
@@ -504,7 +509,7 @@ def frame_from_pb(m: replica_pb2.Frame) -> t.Frame:
             for x in m.finished
         ],
         rejected=[t.Rejected(x.stream, failure_from_pb(x.error)) for x in m.rejected],
-        logprobs=[(x.stream, tuple(_logprob_from_pb(y) for y in x.tokens)) for x in m.logprobs],
+        logprobs=frame_logprobs_from_pb(m),
         load=load_from_pb(m.load) if m.HasField("load") else None,
         draining=m.draining,
     )

@@ -1,0 +1,105 @@
+"""Safetensors to OpenVINO, once per node: in a child process, cached, under a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import structlog
+
+from headrace.errors import HeadraceError, UserError
+from headrace.process import explain_exit
+from headrace.replica.models import Report
+from headrace.replica.sampling import read_json
+
+log = structlog.get_logger()
+
+FORMATS = ("fp32", "fp16", "int8", "int4")
+_DONE = "openvino_model.xml"
+
+
+def converted(folder: Path, weight_format: str, cache_dir: Path, report: Report) -> Path:
+    """The OpenVINO folder made from a safetensors folder, converting it if that has not been done on this node.
+
+    `weight_format`: one of FORMATS, or "" for the precision the weights have. UserError if it cannot be done here;
+    HeadraceError, with the converter's last words, if it failed.
+    """
+    form = weight_format or own_format(folder)
+    if form not in FORMATS:
+        raise UserError(f"{weight_format!r} is not a weight format: use one of {', '.join(FORMATS)}.")
+    target = cache_dir / "converted" / _key(folder, form)
+    if (target / _DONE).exists():
+        return target
+    if find_spec("optimum") is None or find_spec("torch") is None:
+        raise UserError(f"Converting {folder} to OpenVINO needs: pip install 'headrace[convert]'")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    report("waiting for another replica to convert", -1.0)
+    with _locked(target.with_suffix(".lock")):
+        if (target / _DONE).exists():
+            return target
+        for left in target.parent.glob(f"{target.name}.partial*"):
+            shutil.rmtree(left)  # whoever made it is dead: we have the lock
+        partial = target.with_name(f"{target.name}.partial")
+        _run_converter(folder, partial, form, report)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(partial, target)
+    return target
+
+
+def own_format(folder: Path) -> str:
+    """The format that keeps the weights' own precision: fp32 or fp16."""
+    config = read_json(folder / "config.json")
+    return "fp32" if config.get("dtype", config.get("torch_dtype", "float32")) == "float32" else "fp16"
+
+
+def _key(folder: Path, form: str) -> str:
+    """Changes when the folder's weights or configuration do."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja"))
+    seen = [(p.name, s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
+    text = json.dumps([str(folder.resolve()), seen, form])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which ends with the process that holds it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _run_converter(source: Path, target: Path, form: str, report: Report) -> None:
+    """Run the child process to its end. It stays in our process group, and its input ends with us, however we end."""
+    report("converting to OpenVINO", -1.0)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "headrace.replica.convert", str(source), str(target), "--weight-format", form],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout
+    error = ""
+    with child:
+        for line in child.stdout:
+            try:
+                news = json.loads(line)
+                error = str(news.get("error", error))
+                if "activity" in news:
+                    report(f"converting to OpenVINO: {news['activity']}", float(news["progress"]))
+            except (ValueError, AttributeError):
+                log.info("converter", line=line.rstrip()[:300])
+    if child.returncode != 0:
+        shutil.rmtree(target, ignore_errors=True)
+        raise HeadraceError(
+            f"Converting {source} failed: {error or 'the converter ' + explain_exit(child.returncode)}."
+        )

@@ -1,0 +1,85 @@
+"""The converter's process: `python -m headrace.replica.convert SOURCE TARGET --weight-format FORMAT`.
+
+Prints one JSON object per line: {"activity", "progress"}, and {"error"} before it ends with code 1. Ends when its
+standard input does, so that it never outlives who asked for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+from headrace.replica import telemetry
+
+_KEPT = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "generation_config")
+_BITS = {"int8": 8, "int4": 4}
+
+
+def main() -> None:
+    """Convert, or print why not."""
+    parser = argparse.ArgumentParser(prog="python -m headrace.replica.convert")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--weight-format", choices=("fp32", "fp16", "int8", "int4"), default="fp16")
+    args = parser.parse_args()
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    # Libraries print to standard output; it is ours to speak on.
+    lines = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def say(**news: object) -> None:
+        print(json.dumps(news), file=lines)
+
+    try:
+        convert(args.source, args.target, args.weight_format, say)
+    except Exception as e:  # top of the process: told to the parent in one line, the trace to its log
+        import traceback
+
+        traceback.print_exc()
+        say(error=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}")
+        sys.exit(1)
+
+
+def _end_with_input() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def convert(source: Path, target: Path, form: str, say) -> None:
+    telemetry.forbid()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    say(activity="starting PyTorch", progress=0.0)
+    from optimum.exporters.openvino import main_export  # pyright: ignore[reportMissingImports]
+    from optimum.intel import OVConfig  # pyright: ignore[reportMissingImports]
+
+    say(activity="tracing the model", progress=0.2)
+    if form in _BITS:
+        config = OVConfig(quantization_config={"bits": _BITS[form], "sym": form == "int8"})
+    else:
+        config = OVConfig(dtype=form)
+    main_export(
+        str(source),
+        str(target),
+        task="text-generation-with-past",
+        ov_config=config,
+        trust_remote_code=False,
+        local_files_only=True,
+        convert_tokenizer=False,
+    )
+    say(activity="copying the tokenizer", progress=0.9)
+    for path in source.iterdir():
+        if path.name.startswith(_KEPT) and path.suffix in (".json", ".jinja"):
+            shutil.copy2(path, target / path.name)
+    if not (target / "openvino_model.xml").exists():
+        raise RuntimeError("the exporter made no openvino_model.xml")
+    say(activity="done", progress=1.0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""An engine without a model: for tests, and to plan capacity without hardware. Its tokens are core/simulated.py's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from headrace import __version__
+from headrace.core import simulated
+from headrace.core.types import Load, ModelInfo, Sampling
+from headrace.errors import HeadraceError, UserError
+from headrace.replica.engine import EngineRequest, Row, Step
+from headrace.replica.engines.options import parse_options
+from headrace.replica.models import Report
+from headrace.replica.sampling import FEATURES
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedOptions:
+    """How the simulated engine behaves, and how it fails."""
+
+    ttft_s: float = 0.0  # from a request's admission to its first token, at least
+    step_s: float = 0.005
+    load_s: float = 0.0
+    kv_tokens: int = 1_000_000
+    max_running: int = 256
+    prefill_chunk: int = 512  # prompt tokens that one step takes in, over all requests
+    text: str = ""  # what every answer says, over and over; "": made from (prompt, seed, index)
+    answer_tokens: int = 0  # after so many the answer ends by itself; 0: a function of the prompt and seed
+    crash_at_token: int = -1  # SIGKILL to itself instead of producing a stream's token of this index
+    crash_marker: str = ""  # SIGKILL to itself when a prompt with this text is admitted
+    hang_at_token: int = -1  # never steps again, instead of producing that token
+    refuse_to_stop: bool = False  # `close` never returns
+    fail_load: str = ""  # loading fails with this reason
+    permanent: bool = False  # and trying again cannot help
+
+
+@dataclass(slots=True)
+class _Sequence:
+    request: EngineRequest
+    key: bytes
+    end: int  # index at which the answer ends by itself
+    index: int  # of the next token
+    unread: int  # prompt tokens still to take in
+    ready_at: float = 0.0
+    reserved: int = 0
+
+
+@dataclass(slots=True)
+class _Inbox:
+    new: list[EngineRequest] = field(default_factory=list)
+    aborted: list[int] = field(default_factory=list)
+    closed: bool = False
+
+
+class SimulatedEngine:
+    """Steps batches as a real engine does: admission by KV space, prefill in chunks, a token per sequence and step."""
+
+    def __init__(self, options: Mapping[str, Any], context_tokens: int, report: Report) -> None:
+        """Takes `load_s`. UserError or HeadraceError if it is told to fail."""
+        self._options = o = parse_options(SimulatedOptions, options, "simulated")
+        begin = time.monotonic()
+        while (passed := time.monotonic() - begin) < o.load_s:
+            report("loading the model", passed / o.load_s)
+            time.sleep(min(0.05, o.load_s - passed))
+        if o.fail_load:
+            raise (UserError if o.permanent else HeadraceError)(o.fail_load)
+        self.info = ModelInfo("simulated", __version__, context_tokens or 8192, simulated.VOCAB_SIZE, FEATURES)
+        self.eos_ids: tuple[int, ...] = (simulated.EOS_ID,)
+        self.defaults = Sampling()
+        self._text_ids = simulated.encode(o.text)
+        self._changed = threading.Condition()
+        self._inbox = _Inbox()
+        self._waiting: deque[_Sequence] = deque()
+        self._running: dict[int, _Sequence] = {}
+        self._kv_used = 0
+        self._load = Load()
+        self._pending = 0  # requests without a last row, under the lock
+        self._thread = threading.Thread(target=self._run, name="simulated-engine", daemon=True)
+
+    def start(self, on_step: Callable[[Step], None], on_death: Callable[[str], None]) -> None:
+        self._on_step = on_step
+        self._thread.start()
+
+    def submit(self, request: EngineRequest) -> None:
+        with self._changed:
+            self._inbox.new.append(request)
+            self._pending += 1
+            self._changed.notify()
+
+    def abort(self, request_id: int) -> None:
+        with self._changed:
+            self._inbox.aborted.append(request_id)
+            self._changed.notify()
+
+    def load(self) -> Load:
+        with self._changed:
+            return self._now()
+
+    def close(self) -> None:
+        if self._options.refuse_to_stop:
+            threading.Event().wait()
+        with self._changed:
+            self._inbox.closed = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(2.0)
+
+    def _now(self) -> Load:
+        """The load, with what is still in the inbox. Hold the lock."""
+        running = min(len(self._running), self._pending)
+        last = self._load
+        return Load(
+            running, self._pending - running, self._kv_used / self._options.kv_tokens, last.step, last.tokens_total
+        )
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._inbox.new or self._inbox.aborted or self._inbox.closed or self._busy()):
+                    self._changed.wait()
+                inbox, self._inbox = self._inbox, _Inbox()
+            if inbox.closed:
+                return
+            rows: list[Row] = []
+            self._take_in(inbox, rows)
+            if self._busy():
+                with self._changed:
+                    # A step takes its time, but for closing.
+                    self._changed.wait_for(lambda: self._inbox.closed, self._delay_s())
+                self._admit(rows)
+                self._prefill()
+                self._decode(rows)
+            ended = sum(row.finish is not None for row in rows)
+            with self._changed:
+                self._pending -= ended
+                tokens = self._load.tokens_total + sum(len(r.tokens) for r in rows)
+                self._load = Load(step=self._load.step + 1, tokens_total=tokens)
+                load = self._load = self._now()
+            self._on_step(Step(rows, load))
+
+    def _busy(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    def _delay_s(self) -> float:
+        """How long this step takes: until something can be produced, if nothing can be."""
+        idle = self._running and not any(s.unread for s in self._running.values()) and not self._waiting
+        until_ready = min(s.ready_at for s in self._running.values()) - time.monotonic() if idle else 0.0
+        return max(self._options.step_s, until_ready)
+
+    def _take_in(self, inbox: _Inbox, rows: list[Row]) -> None:
+        for request in inbox.new:
+            prompt = request.prompt_ids[: len(request.prompt_ids) - request.delivered]
+            key = simulated.digest(prompt, request.sampling.seed)
+            end = self._options.answer_tokens or simulated.natural_length(key)
+            end = max(end, request.sampling.min_tokens or 0)
+            if request.sampling.ignore_eos:
+                end = 2**62
+            self._waiting.append(_Sequence(request, key, end, request.delivered, len(request.prompt_ids)))
+        for request_id in inbox.aborted:
+            if request_id in self._running:
+                self._release(self._running[request_id])
+            else:
+                found = next((s for s in self._waiting if s.request.id == request_id), None)
+                if found is None:
+                    continue
+                self._waiting.remove(found)
+            rows.append(Row(request_id, (), "abort"))
+
+    def _admit(self, rows: list[Row]) -> None:
+        now = time.monotonic()
+        while self._waiting and len(self._running) < self._options.max_running:
+            s = self._waiting[0]
+            s.reserved = len(s.request.prompt_ids) + min(s.request.max_tokens, max(1, s.end - s.index))
+            if s.reserved > self._options.kv_tokens:
+                self._waiting.popleft()
+                rows.append(
+                    Row(s.request.id, (), "error", error=f"Needs {s.reserved} tokens of KV cache, has too few.")
+                )
+                continue
+            if self._kv_used + s.reserved > self._options.kv_tokens:
+                break
+            self._waiting.popleft()
+            self._kv_used += s.reserved
+            s.ready_at = now + self._options.ttft_s
+            self._running[s.request.id] = s
+            marker = self._options.crash_marker
+            if marker and marker in simulated.decode(s.request.prompt_ids):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def _prefill(self) -> None:
+        budget = self._options.prefill_chunk
+        for s in self._running.values():
+            taken = min(s.unread, budget)
+            s.unread -= taken
+            budget -= taken
+
+    def _decode(self, rows: list[Row]) -> None:
+        now = time.monotonic()
+        o = self._options
+        for s in list(self._running.values()):
+            if s.unread or now < s.ready_at:
+                continue
+            if s.index == o.crash_at_token:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if s.index == o.hang_at_token:
+                threading.Event().wait()
+            if s.index >= s.end:
+                rows.append(Row(s.request.id, (), "stop"))
+                self._release(s)
+                continue
+            token = (
+                self._text_ids[s.index % len(self._text_ids)] if self._text_ids else simulated.token_at(s.key, s.index)
+            )
+            s.index += 1
+            made = s.index - s.request.delivered
+            finish = "length" if made >= s.request.max_tokens else None
+            rows.append(Row(s.request.id, (token,), finish, _logprobs(s, token)))
+            if finish:
+                self._release(s)
+
+    def _release(self, s: _Sequence) -> None:
+        del self._running[s.request.id]
+        self._kv_used -= s.reserved
+
+
+def _logprobs(s: _Sequence, token: int) -> list[tuple[float, list[tuple[int, float]]]]:
+    wanted = s.request.sampling.logprobs
+    if wanted is None:
+        return []
+    return [(-0.25, [((token + n) % simulated.EOS_ID, -0.25 * (n + 1)) for n in range(wanted)])]

@@ -1,0 +1,89 @@
+"""What a request leaves open, and what its engine can honour."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from headrace.core.types import Sampling
+from headrace.errors import InvalidRequest
+
+NEUTRAL = Sampling(
+    temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, presence_penalty=0.0, frequency_penalty=0.0,
+    repetition_penalty=1.0, logit_bias={}, ignore_eos=False, min_tokens=0,
+)  # fmt: skip
+
+FEATURES = frozenset(f.name for f in fields(Sampling)) | {"top_logprobs"}
+"""Every name that ModelInfo.features may hold."""
+
+
+def complete(asked: Sampling, defaults: Sampling) -> Sampling:
+    """`asked`, with its gaps filled from the model's defaults, else neutral. seed and logprobs may stay None."""
+    found: dict[str, Any] = {}
+    for f in fields(Sampling):
+        for source in (asked, defaults, NEUTRAL):
+            value = getattr(source, f.name)
+            if value is not None:
+                found[f.name] = value
+                break
+    return Sampling(**found)
+
+
+def check(asked: Sampling, features: frozenset[str], engine: str, vocab_size: int) -> None:
+    """InvalidRequest, naming the parameter, if the engine would have to ignore one or it is out of range."""
+    for f in fields(Sampling):
+        value = getattr(asked, f.name)
+        # logprobs=0 asks for the chosen token's; everywhere else 0, None and the like ask for nothing.
+        neutral = value is None if f.name == "logprobs" else not value or value == getattr(NEUTRAL, f.name)
+        if f.name == "temperature" and value == 0.0:
+            neutral = True  # every engine can be greedy
+        if not neutral and f.name not in features:
+            raise _unsupported(f.name, engine)
+    if asked.logprobs and "top_logprobs" not in features:
+        raise _unsupported("top_logprobs", engine)
+    for token_id in asked.logit_bias or ():
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequest(
+                f"'logit_bias' names token {token_id}; this model's tokens are 0 to {vocab_size - 1}.",
+                param="logit_bias",
+            )
+
+
+def _unsupported(name: str, engine: str) -> InvalidRequest:
+    return InvalidRequest(f"This model runs in the engine {engine!r}, which does not support {name!r}.", param=name)
+
+
+def read_generation_config(folder: Path) -> tuple[Sampling, tuple[int, ...]]:
+    """A model folder's sampling defaults and end-of-sequence ids, from generation_config.json and config.json."""
+    generation, config = read_json(folder / "generation_config.json"), read_json(folder / "config.json")
+    eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    eos_ids = tuple(int(i) for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int))
+    defaults = Sampling()
+    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
+        value = generation.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            defaults = replace(defaults, **{name: value})
+    if generation.get("do_sample") is False:
+        defaults = replace(defaults, temperature=0.0)
+    return defaults, eos_ids
+
+
+def context_of(folder: Path) -> int:
+    """Tokens of context that config.json names; 0 if it does not."""
+    config = read_json(folder / "config.json")
+    for source in (config, config.get("text_config") or {}):
+        for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+            if isinstance(source.get(name), int):
+                return source[name]
+    return 0
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty if there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -1,0 +1,241 @@
+"""A replica's life: listen, load, warm up, serve, drain, end. Every way to fail becomes one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from headrace.core.specfile import SpecFile, parse_spec
+from headrace.core.types import Failure, Phase, ReplicaStatus
+from headrace.errors import HeadraceError, ReplicaGone, UserError
+from headrace.process import ProcessRecord, told_to_stop, write_atomic
+from headrace.replica.engine import Engine
+from headrace.replica.engines import Opened, open_engine
+from headrace.replica.frontend import FrontEnd, open_front_end
+from headrace.replica.service import ReplicaServicer
+from headrace.replica.status import StatusBoard
+from headrace.replica.streams import Streams
+from headrace.rpc.channel import bind, new_server
+from headrace.rpc.v1 import replica_pb2_grpc
+
+log = structlog.get_logger()
+
+MAX_WAITING = 1024
+_TELL_S = 0.5  # how long a failed replica stays to say so
+_FLUSH_S = 0.3
+
+T = TypeVar("T")
+
+
+class Failed(Exception):
+    """The replica cannot serve. The message is for people; `permanent`: trying again cannot help."""
+
+    def __init__(self, reason: str, permanent: bool) -> None:
+        super().__init__(reason)
+        self.reason, self.permanent = reason, permanent
+
+
+async def run(directory: Path) -> int:
+    """Be the replica that `directory`/spec.json describes, until told to end; the exit code. For the main task."""
+    try:
+        spec_file = parse_spec((directory / "spec.json").read_text())
+    except (OSError, ValueError) as e:
+        return _write_failure(directory, Failed(f"Cannot read {directory / 'spec.json'}: {e}", True))
+    replica = Replica(spec_file, directory)
+    async with asyncio.TaskGroup() as tasks:
+        stop, life = tasks.create_task(told_to_stop()), tasks.create_task(replica.live())
+        await asyncio.wait({stop, life}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        life.cancel()
+    failed = None if life.cancelled() else life.result()
+    if failed is None:
+        log.info("stopping", why="drained" if stop.cancelled() else stop.result())
+        await replica.stop()
+        return 0
+    log.error("replica_failed", reason=failed.reason, permanent=failed.permanent)
+    await replica.tell(failed)
+    return _write_failure(directory, failed)
+
+
+class Replica:
+    """The parts of one replica process."""
+
+    def __init__(self, spec_file: SpecFile, directory: Path) -> None:
+        self._file, self._directory = spec_file, directory
+        spec = spec_file.spec
+        self._record = ProcessRecord.of(os.getpid())
+        self._board = StatusBoard(
+            ReplicaStatus(
+                spec.replica_id,
+                spec.deployment,
+                spec.revision,
+                Phase.STARTING,
+                pid=os.getpid(),
+                gpu_indices=spec.gpu_indices,
+                started_at=time.time(),
+            )
+        )
+        self._service = ReplicaServicer(self._board)
+        self._server = new_server()
+        replica_pb2_grpc.add_ReplicaServiceServicer_to_server(self._service, self._server)
+        self._engine: Engine | None = None
+        self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def live(self) -> Failed | None:
+        """Listen, load and serve until drained (None), or until the model cannot be loaded or the engine dies."""
+        try:
+            await self._listen()
+            opened, front_end = await self._load()
+            await self._serve(opened.engine, front_end)
+        except Failed as e:
+            return e
+        except Exception as e:
+            log.exception("replica_crashed")
+            return Failed(f"The replica failed: {_one_line(e)}", False)
+        return None
+
+    async def _serve(self, engine: Engine, front_end: FrontEnd) -> None:
+        self._engine = engine
+        streams = Streams(engine, front_end, MAX_WAITING)
+        loop = asyncio.get_running_loop()
+        engine.start(streams.on_step, lambda why: _hand_over(loop, self._died, why))
+        self._board.change(activity="warming up", progress=-1.0)
+        if why := await self._or_death(streams.warm_up()):
+            raise Failed(why, False)
+        self._board.load = engine.load
+        self._service.streams = streams
+        if self._board.now.phase is Phase.LOADING:
+            self._board.change(Phase.READY, activity="", progress=-1.0, model=engine.info)
+        log.info("ready", engine=engine.info.engine, context_tokens=engine.info.context_tokens)
+        await self._or_death(self._service.drained.wait(), streams.heartbeat())
+
+    async def _listen(self) -> None:
+        spec_file = self._file
+        try:
+            port = bind(self._server, spec_file.host, 0, None, "--host")
+        except UserError as e:
+            raise Failed(e.message, False) from e
+        await self._server.start()
+        host = f"[{spec_file.host}]" if ":" in spec_file.host else spec_file.host
+        address = f"{host}:{port}"
+        start_time = self._record.start_time if self._record else 0.0
+        endpoint = {"address": address, "pid": os.getpid(), "start_time": start_time}
+        write_atomic(self._directory / "endpoint.json", json.dumps(endpoint))
+        self._board.change(Phase.LOADING, address=address, activity="starting the engine")
+
+    async def _load(self) -> tuple[Opened, FrontEnd]:
+        loop, spec = asyncio.get_running_loop(), self._file.spec
+
+        def report(activity: str, progress: float) -> None:
+            _hand_over(loop, self._activity, activity, progress)
+
+        def load() -> tuple[Opened, FrontEnd]:
+            opened = open_engine(spec.model, spec.resources, Path(self._file.cache_dir), report)
+            e = opened.engine
+            return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids)
+
+        try:
+            return await _in_thread(load)
+        except UserError as e:
+            raise Failed(e.message, True) from e
+        except HeadraceError as e:
+            raise Failed(e.message, False) from e
+        except Exception as e:
+            log.exception("load_failed")
+            raise Failed(f"Loading the model failed: {_one_line(e)}", False) from e
+
+    def _activity(self, activity: str, progress: float) -> None:
+        now = self._board.now
+        # A step of less than a percent is not news.
+        if now.phase is Phase.LOADING and (activity != now.activity or abs(progress - now.progress) >= 0.01):
+            self._board.change(activity=activity, progress=progress)
+
+    def _died(self, why: str) -> None:
+        if not self._death.done():
+            self._death.set_result(why)
+
+    async def _or_death(self, work: Coroutine[Any, Any, T], *beside: Coroutine[Any, Any, None]) -> T:
+        """The result of `work`, with `beside` running meanwhile; Failed if the engine dies first."""
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(work)
+            others = [tasks.create_task(c) for c in beside]
+            await asyncio.wait({task, self._death}, return_when=asyncio.FIRST_COMPLETED)
+            for other in (task, *others):
+                other.cancel()
+        if self._death.done():
+            raise Failed(self._death.result(), False)
+        return task.result()
+
+    async def tell(self, failed: Failed) -> None:
+        """Say through the watch, and to every stream, that this replica has failed."""
+        self._board.change(Phase.FAILED, reason=failed.reason, permanent=failed.permanent, activity="", progress=-1.0)
+        if streams := self._service.streams:
+            streams.drain()
+            streams.fail_all(
+                Failure(ReplicaGone.kind, f"The replica died: {failed.reason}", code=ReplicaGone.default_code)
+            )
+            await streams.flush(_FLUSH_S)
+        _write_failure(self._directory, failed)
+        await asyncio.sleep(_TELL_S)
+
+    async def stop(self) -> None:
+        """End every stream, close the engine and stop listening."""
+        await self._service.drain(0.0)
+        if self._engine is not None:
+            await _in_thread(self._engine.close)
+        await self._server.stop(_FLUSH_S)
+
+
+def _write_failure(directory: Path, failed: Failed) -> int:
+    """failure.json, for a scheduler that was not watching; the exit code."""
+    try:
+        write_atomic(directory / "failure.json", json.dumps({"reason": failed.reason, "permanent": failed.permanent}))
+    except OSError as e:
+        log.error("cannot_write_failure", error=str(e), reason=failed.reason)
+    return 1
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run slow work in a thread that does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: BaseException | None) -> None:
+        if result.done():
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(value)  # type: ignore[arg-type]
+
+    def body() -> None:
+        try:
+            value = work()
+        except Exception as e:
+            _hand_over(loop, settle, None, e)
+        else:
+            _hand_over(loop, settle, value, None)
+
+    threading.Thread(target=body, daemon=True).start()
+    return await result
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: object) -> None:
+    """Call something on the loop from any thread; nothing happens when the loop has ended."""
+    try:
+        loop.call_soon_threadsafe(call, *args)
+    except RuntimeError:
+        pass
+
+
+def _one_line(e: BaseException) -> str:
+    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+    return f"{type(e).__name__}: {lines[-1][:300]}" if lines else type(e).__name__

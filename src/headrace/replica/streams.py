@@ -1,0 +1,263 @@
+"""All streams of a replica: from engine steps to the frames of the proxies' sessions.
+
+The engine's thread hands each step over once; everything else here runs on the event loop and belongs to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import dataclass
+
+import structlog
+
+from headrace import errors
+from headrace.core.types import Failure, Finished, Rejected, Started, Submit, TokenLogprob
+from headrace.replica.engine import Engine, Row, Step
+from headrace.replica.frontend import FrontEnd, Prepared
+from headrace.replica.session import Session
+
+log = structlog.get_logger()
+
+HEARTBEAT_S = 0.5
+"""A session hears something at least every second: checked this often, sent when it was silent for as long."""
+
+
+@dataclass(slots=True)
+class Stream:
+    """One answer on its way. `prepared` is None while the front end works on it."""
+
+    number: int
+    session: Session
+    engine_id: int
+    prepared: Prepared | None = None
+    position: int = 0
+
+
+class Streams:
+    """Submits, aborts and the steps' rows, in one place."""
+
+    def __init__(self, engine: Engine, front_end: FrontEnd, max_waiting: int) -> None:
+        self._engine, self._front_end = engine, front_end
+        self._max_waiting = max_waiting
+        self._sessions: set[Session] = set()
+        self._by_engine_id: dict[int, Stream] = {}
+        self._ids = itertools.count(1)
+        self._loop = asyncio.get_running_loop()
+        self._warmed: asyncio.Future[str] = self._loop.create_future()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.draining = False
+
+    # --- engine ---
+
+    def on_step(self, step: Step) -> None:
+        """Called by the engine's thread."""
+        self._loop.call_soon_threadsafe(self._take, step)
+
+    async def warm_up(self) -> str:
+        """Wait for a first token; "" when it is there, else why there is none."""
+        self._engine.submit(self._front_end.warm_up(0))
+        return await self._warmed
+
+    def _take(self, step: Step) -> None:
+        touched: set[Session] = set()
+        for row in step.rows:
+            stream = self._by_engine_id.get(row.id)
+            if stream is None:
+                if row.id == 0:
+                    self._warm(row)
+                continue
+            touched.add(stream.session)
+            self._row(stream, row)
+        now = self._loop.time()
+        for session in touched:
+            session.send(step.load, self.draining, now)
+
+    def _warm(self, row: Row) -> None:
+        if self._warmed.done():
+            return
+        if row.tokens:
+            self._warmed.set_result("")
+        elif row.finish:
+            self._warmed.set_result(f"The model produced no token: {row.error or row.finish}")
+
+    def _row(self, stream: Stream, row: Row) -> None:
+        """One request's news into its session's frame."""
+        p, session = stream.prepared, stream.session
+        assert p
+        finish = row.finish
+        if finish == "abort":
+            self._finish(stream, Finished(stream.number, "abort", row.cached_tokens))
+            return
+        used, text = p.answer.push(row.tokens) if row.tokens else (0, "")
+        if p.text:  # certain since a resume
+            text, p.text = p.text + text, ""
+        if p.answer.stopped:
+            if finish is None:
+                self._engine.abort(stream.engine_id)
+            finish = "stop"
+        elif finish:
+            text += p.answer.finish()
+            if p.answer.stopped:
+                finish = "stop"
+        if used or text:
+            c = session.columns
+            c.streams.append(stream.number)
+            c.positions.append(stream.position)
+            c.counts.append(used)
+            c.token_ids.extend(row.tokens[:used])
+            c.texts.append(text)
+            stream.position += used
+            if row.logprobs and p.logprobs is not None:
+                c.logprobs.append((stream.number, self._logprobs(row, used)))
+        if finish:
+            failure = Failure("internal", row.error) if finish == "error" else None
+            self._finish(stream, Finished(stream.number, finish, row.cached_tokens, failure))
+
+    def _logprobs(self, row: Row, used: int) -> tuple[TokenLogprob, ...]:
+        bytes_of = self._front_end.codec.token_bytes
+        return tuple(
+            TokenLogprob(i, bytes_of(i), chosen, tuple(TokenLogprob(j, bytes_of(j), p) for j, p in top))
+            for i, (chosen, top) in zip(row.tokens[:used], row.logprobs, strict=False)
+        )
+
+    def _finish(self, stream: Stream, finished: Finished) -> None:
+        stream.session.columns.finished.append(finished)
+        self._forget(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        stream.session.streams.pop(stream.number, None)
+        self._by_engine_id.pop(stream.engine_id, None)
+        if not self._by_engine_id:
+            self._empty.set()
+
+    # --- sessions ---
+
+    def open(self, proxy_id: str) -> Session:
+        session = Session(proxy_id)
+        self._sessions.add(session)
+        self._send(session)
+        return session
+
+    def close(self, session: Session) -> None:
+        """The proxy is gone: end all its streams at the engine."""
+        self._sessions.discard(session)
+        session.end()
+        for stream in list(session.streams.values()):
+            self._engine.abort(stream.engine_id)
+            self._forget(stream)
+
+    async def submit(self, session: Session, submit: Submit) -> None:
+        """Start a stream, or reject it. Returns when the front end is done with it."""
+        stream = Stream(submit.stream, session, next(self._ids))
+        try:
+            if submit.stream in session.streams:
+                raise errors.InvalidRequest(f"Stream {submit.stream} runs already in this session.")
+            self._check_room()
+            session.streams[stream.number] = self._by_engine_id[stream.engine_id] = stream
+            self._empty.clear()
+            prepared = await self._prepare(stream.engine_id, submit)
+        except Exception as e:
+            self._reject(stream, submit, e)
+            return
+        if session.streams.get(stream.number) is not stream:
+            return  # aborted meanwhile, or the proxy is gone
+        stream.prepared, stream.position = prepared, prepared.position
+        session.columns.started.append(Started(stream.number, prepared.prompt_tokens))
+        if prepared.finish:
+            tail = "" if prepared.finish == "stop" else prepared.answer.finish()
+            self._row_of_text(stream, prepared.text + tail)
+            self._finish(stream, Finished(stream.number, prepared.finish))
+        else:
+            self._engine.submit(prepared.request)
+        self._send(session)
+
+    async def _prepare(self, engine_id: int, submit: Submit) -> Prepared:
+        """Long prompts take long to encode: those are worked on beside the loop."""
+        p = submit.prompt
+        size = len(getattr(p, "text", "") or getattr(p, "messages_json", b""))
+        if size < 8_000:
+            return self._front_end.prepare(engine_id, submit)
+        return await asyncio.to_thread(self._front_end.prepare, engine_id, submit)
+
+    def _row_of_text(self, stream: Stream, text: str) -> None:
+        if text:
+            c = stream.session.columns
+            c.streams.append(stream.number)
+            c.positions.append(stream.position)
+            c.counts.append(0)
+            c.texts.append(text)
+
+    def _check_room(self) -> None:
+        if self.draining:
+            raise errors.Draining("This replica is draining and takes nothing new.")
+        if self._engine.load().waiting >= self._max_waiting:
+            raise errors.Overloaded(
+                f"This replica has {self._max_waiting} requests waiting already.", retry_after_s=1.0
+            )
+
+    def _reject(self, stream: Stream, submit: Submit, e: Exception) -> None:
+        self._forget_if_ours(stream)
+        if not isinstance(e, errors.HeadraceError):
+            log.error("submit_failed", request_id=submit.request_id, exc_info=e)
+            e = errors.HeadraceError("The replica failed to read the request; its log says more.")
+        failure = Failure(e.kind, e.message, e.param, e.retry_after_s, e.code)
+        stream.session.columns.rejected.append(Rejected(stream.number, failure))
+        self._send(stream.session)
+
+    def _forget_if_ours(self, stream: Stream) -> None:
+        if self._by_engine_id.get(stream.engine_id) is stream:
+            self._forget(stream)
+
+    def abort(self, session: Session, number: int) -> None:
+        """End a stream; one that is unknown has ended already."""
+        stream = session.streams.get(number)
+        if stream is None:
+            return
+        if stream.prepared is None:
+            self._finish(stream, Finished(number, "abort"))
+            self._send(session)
+        else:
+            self._engine.abort(stream.engine_id)
+
+    def fail_all(self, failure: Failure) -> None:
+        """End every stream with an error: the engine is dead, or the time to drain is over."""
+        for stream in list(self._by_engine_id.values()):
+            self._engine.abort(stream.engine_id)
+            self._finish(stream, Finished(stream.number, "error", 0, failure))
+        for session in self._sessions:
+            self._send(session)
+
+    # --- keeping in touch ---
+
+    def _send(self, session: Session) -> None:
+        session.send(self._engine.load(), self.draining, self._loop.time())
+
+    async def heartbeat(self) -> None:
+        """Send the load to every session that has heard nothing. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            now = self._loop.time()
+            for session in self._sessions:
+                if now - session.sent_at >= HEARTBEAT_S:
+                    self._send(session)
+
+    def drain(self) -> None:
+        """Take nothing new, and tell all proxies."""
+        self.draining = True
+        for session in self._sessions:
+            self._send(session)
+
+    async def wait_empty(self) -> None:
+        """Return when no stream is left."""
+        await self._empty.wait()
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until all frames are written, or the time has passed."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                for session in list(self._sessions):
+                    await session.written()
+        except TimeoutError:
+            pass

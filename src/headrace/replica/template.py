@@ -1,0 +1,129 @@
+"""Chat templates, as Hugging Face models carry them, rendered in a sandbox."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from headrace.errors import InvalidRequest, UserError
+from headrace.replica.sampling import read_json
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}` marks the answer for training; here its inside is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+
+class _Refused(jinja2.TemplateError):
+    """The template itself refused the messages (`raise_exception`)."""
+
+
+def _raise(message: object) -> None:
+    raise _Refused(str(message))
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **other: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **other)
+
+
+class ChatTemplate:
+    """A compiled chat template."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str], now: Callable[[], dt.datetime]) -> None:
+        """UserError if it is not a template. `special_tokens`: "bos_token" and the like."""
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda form: now().strftime(form)
+        self._special_tokens = dict(special_tokens)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as e:
+            raise UserError(f"The chat template cannot be used: {e}.") from e
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt of a conversation, ready for the answer. InvalidRequest if the template refuses it."""
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=True, tools=None, documents=None, **self._special_tokens
+            )
+        except _Refused as e:
+            raise InvalidRequest(f"The model's chat template refuses these messages: {e}", param="messages") from e
+        except Exception as e:  # whatever a template's code may raise
+            raise InvalidRequest(
+                f"The model's chat template fails on these messages: {type(e).__name__}: {e}", param="messages"
+            ) from e
+
+
+def read_messages(messages_json: bytes) -> list[dict[str, Any]]:
+    """OpenAI chat messages, each content one string. InvalidRequest if they are something else."""
+    try:
+        data = json.loads(messages_json)
+    except ValueError as e:
+        raise InvalidRequest("'messages' is not valid JSON.", param="messages") from e
+    if not isinstance(data, list) or not data:
+        raise InvalidRequest("'messages' must be a list of at least one message.", param="messages")
+    return [_message(m, f"messages[{i}]") for i, m in enumerate(data)]
+
+
+def _message(m: Any, where: str) -> dict[str, Any]:
+    if not isinstance(m, dict) or not isinstance(m.get("role"), str):
+        raise InvalidRequest(f"'{where}' must be an object with a role.", param=where)
+    content = m.get("content")
+    if isinstance(content, list):
+        content = "".join(_text_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+    elif content is None and m["role"] == "assistant":
+        content = ""
+    if not isinstance(content, str):
+        raise InvalidRequest(f"'{where}.content' must be a string or a list of text parts.", param=f"{where}.content")
+    return m | {"content": content}
+
+
+def _text_part(part: Any, where: str) -> str:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    raise InvalidRequest(f"'{where}' is of type {kind!r}; this model reads only text.", param=where)
+
+
+def find_template(folder: Path) -> str:
+    """The chat template that a model folder carries, or ""."""
+    plain = folder / "chat_template.jinja"
+    if plain.is_file():
+        return plain.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = read_json(folder / name).get("chat_template")
+        if isinstance(found, list):
+            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+            found = named.get("default")
+        if isinstance(found, str) and found:
+            return found
+    return ""
+
+
+def find_special_tokens(folder: Path) -> dict[str, str]:
+    """bos_token, eos_token and the like, as templates want them."""
+    found: dict[str, str] = {"bos_token": "", "eos_token": ""}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in read_json(folder / name).items():
+            if key.endswith("_token"):
+                value = value.get("content") if isinstance(value, dict) else value
+                if isinstance(value, str):
+                    found[key] = value
+    return found

@@ -1,0 +1,255 @@
+"""A replica as a process, and a proxy's side of a session, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from headrace.core.specfile import dump_spec
+from headrace.core.types import (
+    ChatPrompt,
+    Finished,
+    Frame,
+    Load,
+    ModelSpec,
+    Phase,
+    Prompt,
+    Rejected,
+    ReplicaId,
+    ReplicaSpec,
+    ReplicaStatus,
+    Resources,
+    Resume,
+    Sampling,
+    Submit,
+    TextPrompt,
+    TokenLogprob,
+    TokenPrompt,
+)  # fmt: skip
+from headrace.process import Child, child_env
+from headrace.rpc import convert
+from headrace.rpc.channel import open_channel
+from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc
+
+WAIT_S = 60.0
+
+
+def chat(text: str) -> ChatPrompt:
+    return ChatPrompt(json.dumps([{"role": "user", "content": text}]).encode())
+
+
+@dataclass
+class StreamSeen:
+    """Everything a client was told about one stream."""
+
+    tokens: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    started: int | None = None
+    finished: Finished | None = None
+    rejected: Rejected | None = None
+    begin: int = 0  # the first position
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def over(self) -> bool:
+        return self.finished is not None or self.rejected is not None
+
+
+class ProxySide:
+    """Reads frames, checks that they are contiguous, and keeps what they said."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall) -> None:
+        self.call = call
+        self.seen: dict[int, StreamSeen] = {}
+        self.frames: list[Frame] = []
+        self.load = Load()
+        self.draining = False
+        self.error: grpc.aio.AioRpcError | None = None
+        self.closed = False
+        self._news = asyncio.Condition()
+        self._next = 1
+
+    async def read(self) -> None:
+        try:
+            async for message in self.call:
+                async with self._news:
+                    self._take(convert.frame_from_pb(message))
+                    self._news.notify_all()
+        except grpc.aio.AioRpcError as e:
+            self.error = e
+        except asyncio.CancelledError:
+            pass
+        async with self._news:
+            self.closed = True
+            self._news.notify_all()
+
+    def _take(self, f: Frame) -> None:
+        self.frames.append(f)
+        assert f.load is not None
+        assert len(set(f.streams)) == len(f.streams), "a stream has one row in a frame"
+        self.load, self.draining = f.load, f.draining
+        at = 0
+        for number, position, count, text in zip(f.streams, f.positions, f.counts, f.texts, strict=True):
+            s = self.seen[number]
+            assert not s.over
+            if not s.tokens and not s.pieces:
+                s.begin = position
+            assert position == s.begin + len(s.tokens), "tokens must be contiguous"
+            s.tokens += f.token_ids[at : at + count]
+            s.pieces.append(text)
+            at += count
+        assert at == len(f.token_ids)
+        for number, logprobs in f.logprobs:
+            self.seen[number].logprobs += logprobs
+        for started in f.started:
+            assert self.seen[started.stream].started is None
+            self.seen[started.stream].started = started.prompt_tokens
+        for finished in f.finished:
+            assert not self.seen[finished.stream].over, "one end per stream"
+            self.seen[finished.stream].finished = finished
+        for rejected in f.rejected:
+            assert not self.seen[rejected.stream].over, "one end per stream"
+            self.seen[rejected.stream].rejected = rejected
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until `condition` holds, looking at every frame."""
+        async with asyncio.timeout(WAIT_S), self._news:
+            await self._news.wait_for(lambda: condition() or self.closed)
+        assert condition(), f"the session ended: {self.error}"
+
+    async def start(
+        self,
+        prompt: Prompt | str,
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        stop: tuple[str, ...] = (),
+        resume: Resume | None = None,
+    ) -> int:
+        number, self._next = self._next, self._next + 1
+        self.seen[number] = StreamSeen()
+        prompt = TextPrompt(prompt) if isinstance(prompt, str) else prompt
+        submit = Submit(number, f"r{number}", prompt, sampling or Sampling(temperature=0.0), max_tokens, stop, resume)
+        await self.call.write(convert.submit_to_pb(submit))
+        return number
+
+    async def abort(self, number: int) -> None:
+        await self.call.write(replica_pb2.SessionRequest(abort=replica_pb2.Abort(stream=number)))
+
+    async def end_of(self, number: int) -> StreamSeen:
+        await self.until(lambda: self.seen[number].over)
+        return self.seen[number]
+
+    async def ask(self, prompt: Prompt | str, **how: object) -> StreamSeen:
+        return await self.end_of(await self.start(prompt, **how))  # type: ignore[arg-type]
+
+
+@dataclass
+class RunningReplica:
+    child: Child
+    directory: Path
+    replica_id: str
+    address: str
+    channel: grpc.aio.Channel
+
+    @property
+    def stub(self) -> replica_pb2_grpc.ReplicaServiceStub:
+        return replica_pb2_grpc.ReplicaServiceStub(self.channel)
+
+    async def statuses(self, replica_id: str | None = None) -> AsyncIterator[ReplicaStatus]:
+        request = replica_pb2.WatchReplicaRequest(replica_id=replica_id or self.replica_id)
+        call = self.stub.Watch(request)
+        try:
+            async for message in call:
+                yield convert.replica_status_from_pb(message)
+        finally:
+            call.cancel()
+
+    async def status_when(self, condition: Callable[[ReplicaStatus], object]) -> ReplicaStatus:
+        async with asyncio.timeout(WAIT_S), contextlib.aclosing(self.statuses()) as statuses:
+            async for status in statuses:
+                if condition(status):
+                    return status
+        raise AssertionError("the watch ended")
+
+    async def ready(self) -> ReplicaStatus:
+        status = await self.status_when(lambda s: s.phase in (Phase.READY, Phase.FAILED))
+        assert status.phase is Phase.READY, status.reason
+        return status
+
+    @contextlib.asynccontextmanager
+    async def session(self, proxy_id: str = "p1", replica_id: str | None = None) -> AsyncIterator[ProxySide]:
+        call = self.stub.Session()
+        hello = replica_pb2.SessionHello(proxy_id=proxy_id, replica_id=replica_id or self.replica_id)
+        await call.write(replica_pb2.SessionRequest(hello=hello))
+        side = ProxySide(call)
+        async with asyncio.TaskGroup() as tasks:
+            reader = tasks.create_task(side.read())
+            try:
+                yield side
+            finally:
+                call.cancel()
+                reader.cancel()
+
+    async def exit_code(self) -> int | None:
+        async with asyncio.timeout(WAIT_S):
+            return await self.child.wait()
+
+
+def a_spec(
+    *,
+    engine: str = "simulated",
+    source: str = "builtin:demo",
+    options: dict[str, object] | None = None,
+    cpus: float = 1,
+    **model: object,
+) -> ReplicaSpec:
+    spec = ModelSpec(source=source, engine=engine, engine_options_json=json.dumps(options or {}), **model)  # type: ignore[arg-type]
+    return ReplicaSpec(ReplicaId("demo-1-abcdef"), "demo", 1, spec, Resources(cpus=cpus))
+
+
+@contextlib.asynccontextmanager
+async def spawned(spec: ReplicaSpec, directory: Path, cache_dir: Path | None = None) -> AsyncIterator[Child]:
+    """The process alone, ended at the end."""
+    directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240
+    text = dump_spec(spec, host="127.0.0.1", cache_dir=str(cache_dir or directory / "cache"))
+    (directory / "spec.json").write_text(text)
+    child = Child.spawn(
+        [sys.executable, "-m", "headrace.replica", str(directory)], env=child_env(), output=directory / "replica.log"
+    )
+    try:
+        yield child
+    finally:
+        await child.stop(term_s=5.0)
+
+
+@contextlib.asynccontextmanager
+async def running(spec: ReplicaSpec, directory: Path, cache_dir: Path | None = None) -> AsyncIterator[RunningReplica]:
+    """A replica that listens; wait for `ready` yourself."""
+    async with spawned(spec, directory, cache_dir) as child:
+        endpoint = await _endpoint(directory, child)
+        async with open_channel(endpoint["address"]) as channel:
+            yield RunningReplica(child, directory, spec.replica_id, endpoint["address"], channel)
+
+
+async def _endpoint(directory: Path, child: Child) -> dict[str, str]:
+    path = directory / "endpoint.json"
+    async with asyncio.timeout(WAIT_S):
+        while not path.exists():
+            assert child.alive(), (directory / "replica.log").read_text()
+            await asyncio.sleep(0.02)
+    return json.loads(path.read_text())
+
+
+__all__ = ["Phase", "ProxySide", "RunningReplica", "TokenPrompt", "a_spec", "chat", "running", "spawned"]

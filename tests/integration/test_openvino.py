@@ -1,0 +1,216 @@
+"""The OpenVINO engine with the built-in model, through the whole replica process."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+from replica_fixtures import ProxySide, RunningReplica, a_spec, chat, running
+from tokenizers import Tokenizer
+
+import headrace
+from headrace.core.types import Load, Resume, Sampling, TokenPrompt
+
+pytest.importorskip("openvino_genai", reason="needs pip install 'headrace[cpu]'")
+
+DEMO = Path(headrace.__file__).parent / "data" / "demo"
+GREEDY = Sampling(temperature=0.0, ignore_eos=True)
+QUESTION = chat("Explain about Machine Learning?")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+
+
+async def test_one_openvino_replica(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """One process for all that does not need its own: starting takes longer than the tests."""
+    async with running(a_spec(engine="openvino", cpus=2), tmp_path) as replica:
+        status = await replica.ready()
+        assert status.model is not None
+        assert status.model.vocab_size == tokenizer.get_vocab_size()
+        async with replica.session() as p:
+            await an_answer(p, tokenizer)
+            await a_greedy_answer_resumes_equally(p)
+            await stop_strings(p)
+            await sixteen_streams_join_and_leave(p)
+            await aborts_at_every_stage(p)
+            await sampling_parameters(p)
+            await what_it_refuses(p)
+            await multi_byte_text_streams_whole(p, tokenizer)
+            await the_shortest_requests(p)
+        await idle_costs_nothing(replica)
+
+
+async def an_answer(p: ProxySide, tokenizer: Tokenizer) -> None:
+    seen = await p.ask(QUESTION, max_tokens=200)
+    assert seen.finished is not None
+    assert seen.finished.reason == "stop", "the model ends its answer itself"
+    assert seen.text == tokenizer.decode(seen.tokens)
+    assert len(seen.pieces) > 10
+    assert "learn" in seen.text.lower()
+    assert tokenizer.token_to_id("<|end|>") not in seen.tokens
+
+
+async def a_greedy_answer_resumes_equally(p: ProxySide) -> None:
+    whole = await p.ask(QUESTION, max_tokens=60, sampling=GREEDY)
+    assert len(whole.tokens) == 60
+    for cut in (1, 7, 23, 59):
+        sent = "".join(whole.pieces[:cut])
+        rest = await p.ask(QUESTION, max_tokens=60, sampling=GREEDY, resume=Resume(whole.tokens[:cut], len(sent)))
+        assert rest.begin == cut
+        assert rest.tokens == whole.tokens[cut:]
+        assert sent + rest.text == whole.text
+
+
+async def stop_strings(p: ProxySide) -> None:
+    whole = await p.ask(QUESTION, max_tokens=60, sampling=GREEDY)
+    stop = whole.text[31:39]
+    seen = await p.ask(QUESTION, max_tokens=60, sampling=GREEDY, stop=(stop,))
+    assert seen.text == whole.text[: whole.text.index(stop)]
+    assert seen.finished is not None
+    assert seen.finished.reason == "stop"
+    assert seen.tokens == whole.tokens[: len(seen.tokens)]
+
+
+async def sixteen_streams_join_and_leave(p: ProxySide) -> None:
+    """Each equals its answer alone, whoever is in the batch, while one with a long prompt joins."""
+    texts = [
+        f"What is {w}?" for w in ("a token", "a model", "loss", "attention", "a GPU", "data", "a layer", "a proxy")
+    ]
+    alone = [await p.ask(chat(t), max_tokens=20 + 5 * n, sampling=GREEDY) for n, t in enumerate(texts)]
+    numbers: list[int] = []
+    for n in range(16):
+        numbers.append(await p.start(chat(texts[n % 8]), max_tokens=20 + 5 * (n % 8), sampling=GREEDY))
+        if n == 8:
+            await p.until(lambda: p.seen[numbers[0]].tokens)
+            numbers.append(await p.start(TokenPrompt([10 + i % 2000 for i in range(900)]), max_tokens=2))
+    for number in numbers:
+        await p.end_of(number)
+    short = [n for n in numbers if n != numbers[9]]
+    for n, number in enumerate(short):
+        assert p.seen[number].tokens == alone[n % 8].tokens
+    joined = next(i for i, f in enumerate(p.frames) for s in f.started if s.stream == numbers[9])
+    first = next(i for i, f in enumerate(p.frames) if numbers[9] in f.streams)
+    others = sum(bool(set(f.streams) & set(numbers[:9])) for f in p.frames[joined:first])
+    assert others >= 3, "900 tokens take four steps of 256, in which the others go on"
+
+
+async def aborts_at_every_stage(p: ProxySide) -> None:
+    long = TokenPrompt([20 + i % 1500 for i in range(1000)])
+    waiting = [await p.start(long, sampling=GREEDY) for _ in range(4)]
+    for number in waiting:
+        await p.abort(number)  # some wait, one is in prefill
+    decoding = await p.start(QUESTION, sampling=GREEDY)
+    await p.until(lambda: p.seen[decoding].tokens)
+    await p.abort(decoding)
+    for number in (*waiting, decoding):
+        seen = await p.end_of(number)
+        assert seen.finished is not None
+        assert seen.finished.reason == "abort"
+    await p.until(lambda: p.load.running == p.load.waiting == 0)
+    again = await p.ask(QUESTION, max_tokens=5, sampling=GREEDY)
+    assert len(again.tokens) == 5
+
+
+async def sampling_parameters(p: ProxySide) -> None:
+    hot = {"temperature": 1.5, "top_p": 1.0, "top_k": 0}
+
+    async def tokens(count: int = 16, **sampling: object) -> list[int]:
+        how = Sampling(**{"ignore_eos": True, **sampling})  # type: ignore[arg-type]
+        return (await p.ask(QUESTION, max_tokens=count, sampling=how)).tokens
+
+    greedy = await tokens(temperature=0.0)
+    assert await tokens(temperature=0.0) == greedy
+    assert await tokens(**hot, seed=1) == await tokens(**hot, seed=1) != await tokens(**hot, seed=2)
+    assert await tokens(**hot) != await tokens(**hot), "without a seed answers differ"
+    assert await tokens(**(hot | {"top_k": 1})) == greedy
+    assert await tokens(**(hot | {"top_p": 0.0})) == greedy
+    assert await tokens(**hot, min_p=1.0) == greedy
+    for penalty in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+        assert await tokens(99, **hot, seed=1, **{penalty: 2.0}) != await tokens(99, **hot, seed=1), penalty
+    seen = await p.ask(QUESTION, max_tokens=8, sampling=Sampling(temperature=0.0, logprobs=0))
+    assert len(seen.logprobs) == len(seen.tokens) == 8
+    assert all(x.logprob < 0 and x.id == t for x, t in zip(seen.logprobs, seen.tokens, strict=True))
+    assert b"".join(x.token for x in seen.logprobs).decode() == seen.text
+    natural = await p.ask(QUESTION, max_tokens=300, sampling=Sampling(temperature=0.0))
+    more = len(natural.tokens) + 5
+    longer = await p.ask(QUESTION, max_tokens=300, sampling=Sampling(temperature=0.0, min_tokens=more))
+    assert len(longer.tokens) >= more
+
+
+async def what_it_refuses(p: ProxySide) -> None:
+    for sampling, param in (
+        (Sampling(logit_bias={5: 1.0}), "logit_bias"),
+        (Sampling(logprobs=3), "top_logprobs"),
+    ):
+        seen = await p.ask(QUESTION, sampling=sampling)
+        assert seen.rejected is not None
+        assert seen.rejected.failure.param == param
+    # Not possible exactly, so not at all.
+    penalized = Sampling(temperature=0.0, presence_penalty=1.0)
+    resumed = await p.ask(QUESTION, max_tokens=9, sampling=penalized, resume=Resume([300, 301], 0))
+    assert resumed.finished is not None
+    assert resumed.finished.failure is not None
+    assert "cannot go on exactly" in resumed.finished.failure.message
+
+
+async def multi_byte_text_streams_whole(p: ProxySide, tokenizer: Tokenizer) -> None:
+    """With hot sampling the model makes bytes at random: what is sent is the library's whole decode, whatever it is."""
+    sampling = Sampling(temperature=4.0, top_k=0, top_p=1.0, ignore_eos=True, seed=5)
+    for begin in ("日本語 😀 größer 😀", "Grüße 日本 🌊"):
+        seen = await p.ask(begin, max_tokens=200, sampling=sampling)
+        assert seen.text == tokenizer.decode(seen.tokens)
+        assert any(len(x.encode()) > len(x) for x in seen.pieces)
+
+
+async def the_shortest_requests(p: ProxySide) -> None:
+    one = await p.ask(TokenPrompt([50]), max_tokens=1)
+    assert len(one.tokens) == 1
+    full = await p.ask(TokenPrompt([50 + i % 99 for i in range(1023)]), sampling=GREEDY)
+    assert len(full.tokens) == 1
+    assert full.finished is not None
+    assert full.finished.reason == "length"
+
+
+async def idle_costs_nothing(replica: RunningReplica) -> None:
+    async with replica.session() as p:
+        await p.until(lambda: p.frames and p.load.running == 0)
+        step = p.load.step
+        frames = len(p.frames)
+        await p.until(lambda: len(p.frames) >= frames + 2)
+        assert p.load == Load(0, 0, 0.0, step, p.load.tokens_total), "an idle engine does not step"
+
+
+async def test_a_small_cache_still_serves_everybody(tmp_path: Path) -> None:
+    """With less cache than the streams need together they are put off and taken up again, and each is whole."""
+    options: dict[str, object] = {"kv_cache_mib": 1}
+    async with running(a_spec(engine="openvino", cpus=2, options=options), tmp_path) as replica:
+        await replica.ready()
+        async with replica.session() as p, asyncio.timeout(100):
+            prompts = [TokenPrompt([100 * n + i for i in range(60)]) for n in range(1, 9)]
+            numbers = [await p.start(x, max_tokens=300, sampling=GREEDY) for x in prompts]
+            for number in numbers:
+                seen = await p.end_of(number)
+                assert seen.finished is not None
+                assert (len(seen.tokens), seen.finished.reason) == (300, "length")
+
+
+def test_no_telemetry(tmp_path: Path) -> None:
+    """`import openvino` would report itself: the package that does is not loaded, and OpenVINO uses its stub."""
+    import subprocess
+
+    program = """
+import sys
+from headrace.replica import telemetry
+import headrace.replica.engines.openvino
+from openvino.tools.ovc import telemetry_utils
+assert telemetry.forbidden()
+assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub", telemetry_utils.tm
+assert not [m for m in sys.modules if m.startswith("openvino_telemetry.")]
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={"HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir()), "no consent or client id file was written"
