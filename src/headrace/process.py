@@ -1,7 +1,7 @@
 """Child processes, each the leader of its own session and process group, that can be found again after a restart.
 
 A process is known by its pid together with its start time, because pids are used again. Stopping is TERM to the group,
-a wait, KILL to the group: an engine may have children that outlive their parent. Zombies count as gone.
+a wait, KILL to the whole session: an engine may have children that outlive their parent. Zombies count as gone.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class _Stat:
     start_time: float
     zombie: bool
     group: int
+    session: int
 
 
 def _stat(pid: int) -> _Stat | None:
@@ -89,34 +90,81 @@ def _stat(pid: int) -> _Stat | None:
         except OSError:
             return None
         fields = text.rpartition(")")[2].split()  # the name may hold spaces and brackets
-        return _Stat(float(fields[19]), fields[0] in "ZX", int(fields[2]))
+        # A leader thread that ended shows as a zombie while other threads still run (and hold ports and memory).
+        zombie = fields[0] in "ZX" and int(fields[17]) <= 1
+        return _Stat(float(fields[19]), zombie, int(fields[2]), int(fields[3]))
     try:
         p = psutil.Process(pid)
-        return _Stat(p.create_time(), p.status() == psutil.STATUS_ZOMBIE, os.getpgid(pid))
+        zombie = p.status() == psutil.STATUS_ZOMBIE
+        return _Stat(p.create_time(), zombie, os.getpgid(pid), os.getsid(pid))
     except (psutil.Error, ProcessLookupError, PermissionError):
         return None
 
 
 def group_members(group: int) -> list[int]:
-    """Pids of the living members of a process group, zombies left out."""
+    """Pids of the living processes of a leader's group or session, zombies left out."""
     found: list[int] = []
     for pid in psutil.pids():
         seen = _stat(pid)
-        if seen and seen.group == group and not seen.zombie:
+        if seen and group in (seen.group, seen.session) and not seen.zombie:
             found.append(pid)
     return found
+
+
+def processes_with_env(name: str) -> list[tuple[ProcessRecord, dict[str, str]]]:
+    """Our user's living processes that were started with the environment variable `name`, each with its environment.
+
+    Finds what left its group and session. Programs that overwrite their title may have overwritten this too.
+    """
+    found: list[tuple[ProcessRecord, dict[str, str]]] = []
+    for pid in psutil.pids():
+        if pid == os.getpid():
+            continue
+        env = environment(pid)
+        if name in env and (record := ProcessRecord.of(pid)):
+            found.append((record, env))
+    return found
+
+
+def environment(pid: int) -> dict[str, str]:
+    """What a process was started with; empty if we may not see it, or if the process wrote its title over it."""
+    try:
+        if sys.platform != "linux":
+            return psutil.Process(pid).environ()
+        text = os.fsdecode(Path(f"/proc/{pid}/environ").read_bytes())
+    except (psutil.Error, OSError):
+        return {}
+    return dict(item.split("=", 1) for item in text.split("\0") if "=" in item)
+
+
+async def kill_all(records: Sequence[ProcessRecord], kill_s: float = 5.0) -> None:
+    """KILL each of these processes and wait until they are gone; TimeoutError after `kill_s`."""
+    end = asyncio.get_running_loop().time() + kill_s
+    while left := [r for r in records if r.alive()]:
+        for record in left:
+            _kill(record.pid)
+        if asyncio.get_running_loop().time() > end:
+            raise TimeoutError(f"processes {[r.pid for r in left]} survive SIGKILL")
+        await asyncio.sleep(0.02)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
 
 
 def signal_group(group: int, signum: int) -> None:
     """Signal a whole process group; one that is gone is no error."""
     try:
         os.killpg(group, signum)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
         pass
 
 
 class Child:
-    """A process group that we started, or found again. Wait for it from one task only."""
+    """A process group that we started, or found again."""
 
     def __init__(self, record: ProcessRecord, popen: subprocess.Popen[bytes] | None = None) -> None:
         self.record = record
@@ -135,8 +183,10 @@ class Child:
         cwd: Path | None = None,
         pass_fds: Sequence[int] = (),
     ) -> Child:
-        """Start a process in a session of its own. `output` (a file to append to, or an open descriptor) takes stdout and
-        stderr; None: ours. OSError if the program cannot be started."""
+        """Start a process in a session of its own. OSError if the program cannot be started.
+
+        `output` (a file to append to, or an open descriptor) takes stdout and stderr; None: ours.
+        """
         own = isinstance(output, Path)
         fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640) if isinstance(output, Path) else output
         try:
@@ -170,7 +220,7 @@ class Child:
     async def wait(self) -> int | None:
         """Wait for the leader's end. Exit code (negative: signal); None for an adopted process."""
         while self.alive():
-            await _wait_pid(self.pid)
+            await _wait_pid(self.record)
         return self._popen.returncode if self._popen is not None else None
 
     async def stop(self, term_s: float = 5.0, kill_s: float = 5.0) -> int | None:
@@ -185,32 +235,52 @@ class Child:
         return self._popen.poll() if self._popen is not None else None
 
     async def kill_group(self, kill_s: float = 5.0) -> None:
-        """KILL what is left of the group, and wait until it is gone or `kill_s` have passed."""
+        """KILL what is left of the group and its session, and wait until it is gone; TimeoutError after `kill_s`."""
         loop = asyncio.get_running_loop()
         end = loop.time() + kill_s
-        while members := group_members(self.pid):
+        while members := self.members():
             signal_group(self.pid, signal.SIGKILL)
+            for pid in members:
+                _kill(pid)
             if loop.time() > end:
                 raise TimeoutError(f"processes {members} of group {self.pid} survive SIGKILL")
             await asyncio.sleep(0.02)
-        if self._popen is not None:
-            self._popen.poll()
+        await self.wait()
+
+    def members(self) -> list[int]:
+        """Pids of what lives of the group and its session."""
+        leader = _stat(self.pid)
+        # The number of a group is not given to a new process while the group has members: another process of this
+        # number means that all of ours had ended.
+        if leader is not None and leader.start_time != self.record.start_time:
+            return []
+        return group_members(self.pid)
+
+    def leave(self) -> None:
+        """Give up a running process: it goes on, and a later `adopt` may find it. Not to be waited for any more."""
+        if self._popen is not None and self._popen.poll() is None:
+            self._popen.returncode = 0  # else Popen warns that it was forgotten
+            self._popen = None
 
 
-async def _wait_pid(pid: int) -> None:
+async def _wait_pid(record: ProcessRecord) -> None:
     """Return when the process may have ended. Costs nothing on Linux; elsewhere a poll ten times a second."""
-    if not hasattr(os, "pidfd_open"):
-        await asyncio.sleep(0.1)
-        return
     try:
-        fd = os.pidfd_open(pid)
+        fd = os.pidfd_open(record.pid) if hasattr(os, "pidfd_open") else None
     except ProcessLookupError:
+        return
+    except OSError:  # an old kernel, a strict sandbox, or no descriptor left
+        fd = None
+    if fd is None:
+        await asyncio.sleep(0.1)
         return
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    loop.add_reader(fd, ended.set)
     try:
-        await ended.wait()
+        loop.add_reader(fd, ended.set)
+        seen = _stat(record.pid)
+        if seen and seen.start_time == record.start_time:  # else the number has gone to a later process
+            await ended.wait()
     finally:
         loop.remove_reader(fd)
         os.close(fd)
@@ -252,6 +322,8 @@ async def told_to_stop() -> str:
             reason.set_result(why)
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signum is signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN:
+            continue  # nohup: to outlive the terminal is what was asked for
         loop.add_signal_handler(signum, stop, signum.name)
     lifeline = os.environ.pop(LIFELINE_ENV, None)
     if lifeline is None:

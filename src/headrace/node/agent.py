@@ -1,0 +1,162 @@
+"""The scheduler: keeps this machine's replicas as the head wants them, and goes on without the head."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import structlog
+
+import headrace
+from headrace import engines_here
+from headrace.core.types import NAME_PATTERN, NodeId, NodeInfo
+from headrace.errors import UserError
+from headrace.node import devices
+from headrace.node.conditions import Conditions
+from headrace.node.epoch import EpochFile
+from headrace.node.link import HeadLink
+from headrace.node.lock import exclusive
+from headrace.node.node import Node
+from headrace.process import told_to_stop
+from headrace.rpc.channel import Tls, is_loopback
+from headrace.settings import SchedulerSettings
+
+log = structlog.get_logger()
+
+_DRAIN_S, _TERM_S, _END_S, _LAST_REPORT_S = 3.0, 1.5, 7.0, 0.7
+_REPLICA = (sys.executable, "-m", "headrace.replica")
+
+
+async def run(settings: SchedulerSettings) -> None:
+    """Serve until told to stop. UserError if it cannot start, or if a newer scheduler has taken the node over."""
+    await serve(settings, told_to_stop)
+
+
+async def serve(
+    settings: SchedulerSettings, told: Callable[[], Awaitable[str]], command: tuple[str, ...] = _REPLICA
+) -> None:
+    """As `run`, until `told()` returns why; `command` (and the replica's folder) starts a replica."""
+    tls = check(settings)
+    node_dir = settings.node_dir.absolute()
+    with exclusive(node_dir, settings.node_id):
+        here = devices.detect(settings.num_cpus, settings.num_gpus, settings.memory_bytes)
+        info = NodeInfo(
+            NodeId(settings.node_id),
+            time.time_ns(),
+            socket.gethostname(),
+            headrace.__version__,
+            here.resources,
+            here.gpus,
+            tuple(engines_here.installed()),
+        )
+        conditions = Conditions(
+            node_dir=node_dir,
+            cache_dir=settings.cache_dir.absolute(),
+            host=settings.host,
+            tls=tls,
+            env=_environment(settings),
+            command=command,
+        )
+        await _serve(settings, info, conditions, EpochFile(node_dir / "epoch"), told)
+
+
+async def _serve(
+    settings: SchedulerSettings,
+    info: NodeInfo,
+    conditions: Conditions,
+    epoch: EpochFile,
+    told: Callable[[], Awaitable[str]],
+) -> None:
+    fenced = ""
+    async with asyncio.TaskGroup() as tasks:
+        stop = tasks.create_task(_text(told()))
+        node = Node(conditions, tasks, lambda: link.changed())
+        link = HeadLink(
+            _address(settings.head_address, settings.port),
+            conditions.tls,
+            info,
+            epoch,
+            statuses=node.statuses,
+            desired=node.desired,
+            log_of=node.log_of,
+        )
+        await node.adopt()
+        linked = tasks.create_task(link.run())
+        logs = tasks.create_task(node.care_for_logs())
+        await asyncio.wait({stop, linked}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.done():
+            fenced = linked.result()
+            await node.leave()
+        else:
+            await _end(node, link, linked, stop.result(), settings)
+        for task in (stop, linked, logs):
+            task.cancel()
+    if fenced:
+        raise UserError(f"Scheduler {info.node_id} ends and leaves its replicas alone: {fenced}")
+
+
+async def _end(node: Node, link: HeadLink, linked: asyncio.Task[str], why: str, settings: SchedulerSettings) -> None:
+    """Stop the replicas (or leave them), and let the head know."""
+    left = "leaves" if settings.keep_replicas else "ends"
+    log.info(f"scheduler {settings.node_id}: {left} {node.running} replicas and stops ({why})")
+    try:
+        async with asyncio.timeout(_END_S):
+            if settings.keep_replicas:
+                await node.leave()
+            else:
+                await node.end(_DRAIN_S, _TERM_S)
+    except TimeoutError:
+        log.error(f"scheduler {settings.node_id}: {node.running} replicas could not be ended in time")
+        node.abandon()
+    link.close()
+    await asyncio.wait({linked}, timeout=_LAST_REPORT_S)
+
+
+def check(settings: SchedulerSettings) -> Tls | None:
+    """The TLS files to use. UserError for settings that cannot be, or that would open the node to anybody."""
+    if not NAME_PATTERN.fullmatch(settings.node_id):
+        raise UserError(f"{settings.node_id!r} cannot be a --node_id: use letters, digits, '.', '_', ':' and '-'.")
+    files = (settings.tls.cert, settings.tls.key, settings.tls.ca)
+    if any(files) and not all(files):
+        raise UserError("TLS needs all three of --tls-cert, --tls-key and --tls-ca.")
+    cert, key, ca = files
+    tls = Tls(cert, key, ca) if cert and key and ca else None
+    if _is_wildcard(settings.host):
+        raise UserError(f"--host={settings.host} is no address that others can reach: give one of this machine's own.")
+    if not is_loopback(settings.host) and tls is None and not settings.allow_insecure:
+        raise UserError(
+            f"--host={settings.host} would let everybody on that network use the replicas of this node: add --tls-cert,"
+            " --tls-key and --tls-ca, or --allow-insecure if the network is yours alone."
+        )
+    return tls
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return host == ""
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _environment(settings: SchedulerSettings) -> tuple[tuple[str, str], ...]:
+    """What every replica is told beside its spec.json."""
+    files: dict[str, Path | None] = {
+        "HEADRACE_TLS_CERT": settings.tls.cert,
+        "HEADRACE_TLS_KEY": settings.tls.key,
+        "HEADRACE_TLS_CA": settings.tls.ca,
+    }
+    paths = ((name, str(path.absolute())) for name, path in files.items() if path)
+    return ("HEADRACE_LOG_LEVEL", settings.log_level), *paths
+
+
+async def _text(waited: Awaitable[str]) -> str:
+    return await waited

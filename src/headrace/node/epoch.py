@@ -1,0 +1,38 @@
+"""The highest epoch that this node has obeyed, kept over restarts. An older leader's commands are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+
+from headrace.errors import UserError
+from headrace.process import write_atomic
+
+log = structlog.get_logger()
+
+
+class EpochFile:
+    def __init__(self, path: Path) -> None:
+        """UserError if the file is there and damaged: to guess would be to obey anybody."""
+        self.path = path
+        try:
+            self.highest = int(path.read_text())
+        except FileNotFoundError:
+            self.highest = 0
+        except (ValueError, OSError) as e:
+            raise UserError(
+                f"{path} cannot be read ({e}). If only one head controller is running, delete the file and start again."
+            ) from e
+
+    def accept(self, epoch: int) -> bool:
+        """Whether to obey a command of this epoch. A higher one is on disk before this returns (if the disk can)."""
+        if epoch < self.highest:
+            return False
+        if epoch > self.highest:
+            self.highest = epoch
+            try:
+                write_atomic(self.path, f"{epoch}\n")
+            except OSError as e:  # a full disk must not cut us off from the head
+                log.error("epoch_unwritten", epoch=epoch, error=str(e))
+        return True

@@ -1,0 +1,142 @@
+"""The folder of one replica: what its scheduler and the replica leave there for each other and for the next start.
+
+spec.json      what to run (scheduler → replica)
+process.json   which process runs it (scheduler → next scheduler)
+endpoint.json  where it listens (replica → scheduler)
+failure.json   why it ended (replica → scheduler)
+replica.log    what it printed, with its rotated predecessors (see logs.py)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from headrace.core.specfile import dump_spec, parse_spec
+from headrace.core.types import Phase, ReplicaSpec
+from headrace.process import ProcessRecord, write_atomic
+
+_START_MARK = "--- start of replica"
+_LAST_LINE_BYTES = 8192
+_LAST_LINE_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class LifeRecord:
+    """What the next scheduler must know of a running replica. `ready_since`: time.monotonic(), which on one boot of a
+    machine is the same for all processes."""
+
+    process: ProcessRecord
+    phase: Phase
+    restarts: int = 0
+    failures: int = 0
+    started_at: float = 0.0
+    ready_since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaFolder:
+    path: Path
+
+    @property
+    def log(self) -> Path:
+        return self.path / "replica.log"
+
+    def prepare(self, spec: ReplicaSpec, *, host: str, cache_dir: Path) -> None:
+        """Write spec.json and clear away what a former life left."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.end_life()
+        (self.path / "failure.json").unlink(missing_ok=True)
+        write_atomic(self.path / "spec.json", dump_spec(spec, host=host, cache_dir=str(cache_dir)))
+        with self.log.open("ab") as f:
+            f.write(f"{_START_MARK} {spec.replica_id} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
+
+    def end_life(self) -> None:
+        """Forget the process; log, spec and failure stay."""
+        for name in ("process.json", "endpoint.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def spec(self) -> ReplicaSpec | None:
+        """What ran here; None if that cannot be read."""
+        try:
+            return parse_spec((self.path / "spec.json").read_text()).spec
+        except (OSError, ValueError):
+            return None
+
+    def write_life(self, life: LifeRecord) -> None:
+        data = {
+            "pid": life.process.pid,
+            "start_time": life.process.start_time,
+            "phase": life.phase.value,
+            "restarts": life.restarts,
+            "failures": life.failures,
+            "started_at": life.started_at,
+            "ready_since": life.ready_since,
+            "boot": _boot(),
+        }
+        write_atomic(self.path / "process.json", json.dumps(data))
+
+    def life(self) -> LifeRecord | None:
+        """The process that was last started here; None if there is none, the machine has booted since, or the file is
+        damaged."""
+        try:
+            text = (self.path / "process.json").read_text()
+            process, data = ProcessRecord.from_json(text), json.loads(text)
+            if data["boot"] != _boot():
+                return None
+            since = data["ready_since"]
+            return LifeRecord(
+                process,
+                Phase(data["phase"]),
+                int(data["restarts"]),
+                int(data["failures"]),
+                float(data["started_at"]),
+                None if since is None else float(since),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def address(self, process: ProcessRecord) -> str | None:
+        """Where exactly this process says it listens; None if nobody says so yet, or another process does."""
+        data = self._json("endpoint.json")
+        try:
+            if (int(data["pid"]), float(data["start_time"])) == (process.pid, process.start_time):
+                return str(data["address"])
+        except (ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def failure(self) -> tuple[str, bool] | None:
+        """(reason, permanent) that the replica left behind, if it did."""
+        data = self._json("failure.json")
+        reason = data.get("reason")
+        return (reason, data.get("permanent") is True) if isinstance(reason, str) and reason else None
+
+    def last_line(self) -> str:
+        """The last line that says something of what the last process printed, cut to a readable length."""
+        try:
+            with self.log.open("rb") as f:
+                f.seek(max(0, f.seek(0, 2) - _LAST_LINE_BYTES))
+                lines = f.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return "" if last.startswith(_START_MARK) else last[:_LAST_LINE_CHARS]
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            data = json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
+
+def _boot() -> str:
+    """Tells one boot of the machine from the next; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,57 @@
+"""What a scheduler says to a replica: watch and drain."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import grpc
+import structlog
+
+from headrace.core.types import ReplicaId, ReplicaStatus
+from headrace.rpc.channel import Tls, from_rpc, open_channel
+from headrace.rpc.convert import replica_status_from_pb
+from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc
+
+log = structlog.get_logger()
+
+_REOPEN_S, _REOPEN_MAX_S = 0.1, 1.0
+
+
+async def watch(
+    address: str, replica_id: ReplicaId, pid: int, tls: Tls | None, seen: Callable[[ReplicaStatus], None]
+) -> None:
+    """Pass on every status that this replica in this process sends, for as long as it lives: cancel this at its end.
+
+    A stream that breaks is opened again, less and less eagerly while that does not help.
+    """
+    pause_s, failures = _REOPEN_S, 0
+    async with open_channel(address, tls) as channel:
+        stub = replica_pb2_grpc.ReplicaServiceStub(channel)
+        while True:
+            try:
+                async for message in stub.Watch(replica_pb2.WatchReplicaRequest(replica_id=replica_id)):
+                    pause_s, failures = _REOPEN_S, 0
+                    if (message.replica_id, message.pid) == (replica_id, pid):  # the port may have changed hands
+                        seen(replica_status_from_pb(message))
+            except grpc.RpcError as e:
+                failures += 1
+                if failures == 3:  # before, it may just be about to end
+                    log.warning("watch_broken", replica=replica_id, error=from_rpc(e, f"replica at {address}").message)
+            except ValueError as e:  # a phase that we do not know: another version
+                log.error("watch_unreadable", replica=replica_id, error=str(e))
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(_REOPEN_MAX_S, pause_s * 2)
+
+
+async def drain(address: str, replica_id: ReplicaId, tls: Tls | None, timeout_s: float) -> bool:
+    """Ask the replica to finish what it has within `timeout_s` and to end. False if it cannot be asked."""
+    try:
+        async with open_channel(address, tls) as channel:
+            stub = replica_pb2_grpc.ReplicaServiceStub(channel)
+            await stub.Drain(replica_pb2.DrainRequest(timeout_s=timeout_s), timeout=timeout_s + 2.0)
+        return True
+    except grpc.RpcError as e:
+        log.warning("drain_failed", replica=replica_id, error=from_rpc(e, f"replica at {address}").message)
+        return False

@@ -1,0 +1,31 @@
+"""A scheduler as a process of its own, with stand-in replicas: HEAD_PORT STATE_DIR NODE_ID [keep]."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from headrace import log
+from headrace.errors import UserError
+from headrace.node.agent import serve
+from headrace.process import told_to_stop
+from headrace.settings import SchedulerSettings
+
+STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_replica.py")))
+
+if __name__ == "__main__":
+    log.setup("scheduler")
+    settings = SchedulerSettings(
+        node_id=sys.argv[3],
+        port=int(sys.argv[1]),
+        head_address="127.0.0.1",
+        state_dir=Path(sys.argv[2]),
+        cache_dir=Path(sys.argv[2]) / "cache",
+        num_cpus=2,
+        keep_replicas="keep" in sys.argv[4:],
+    )
+    try:
+        asyncio.run(serve(settings, told_to_stop, STAND_IN))
+    except UserError as e:
+        sys.exit(e.message)

@@ -1,0 +1,182 @@
+"""One runner with a real process: patience, what cannot be started, and what is never to happen."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration.node_fixtures import STAND_IN, spec
+
+from headrace.core.restart import RestartPolicy
+from headrace.core.types import Phase, ReplicaSpec
+from headrace.node import ending, standing
+from headrace.node.conditions import Conditions
+from headrace.node.runner import Runner
+from headrace.process import ProcessRecord
+
+ONCE = RestartPolicy(max_failures=1)
+
+
+class Watched:
+    """A runner under way, and a way to wait for its status."""
+
+    def __init__(self, wanted: ReplicaSpec, on: Conditions) -> None:
+        self.news = asyncio.Event()
+        self.runner = Runner(wanted, on, lambda urgent: self.news.set())
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():
+                self.news.clear()
+                await self.news.wait()
+
+    async def phase(self, phase: Phase) -> None:
+        await self.until(lambda: self.runner.status.phase is phase)
+
+
+@asynccontextmanager
+async def running(tmp_path: Path, wanted: ReplicaSpec, **changes: Any) -> AsyncIterator[Watched]:
+    on = Conditions(node_dir=tmp_path, cache_dir=tmp_path / "cache", command=STAND_IN)
+    watched = Watched(wanted, replace(on, **changes))
+    async with asyncio.timeout(100), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(watched.runner.run())
+        yield watched
+        watched.runner.go(0)
+        await task
+    assert watched.runner.status.phase is Phase.STOPPED
+
+
+async def test_a_start_that_never_listens_is_ended(tmp_path: Path) -> None:
+    async with running(tmp_path, spec("r-1", never_listens=True), endpoint_s=0.5, restart=ONCE) as w:
+        await w.phase(Phase.STARTING)
+        pid = w.runner.status.pid
+        await w.phase(Phase.FAILED)
+        assert "made no progress while starting" in w.runner.status.reason
+        assert not ProcessRecord.of(pid)
+
+
+async def test_a_load_without_progress_is_ended(tmp_path: Path) -> None:
+    async with running(tmp_path, spec("r-1", hold=True), stalled_s=0.5, restart=ONCE) as w:
+        await w.phase(Phase.FAILED)
+        assert "made no progress while loading" in w.runner.status.reason
+
+
+async def test_a_ready_replica_may_be_quiet(tmp_path: Path) -> None:
+    async with running(tmp_path, spec("r-1"), stalled_s=0.1, endpoint_s=30) as w:
+        await w.phase(Phase.READY)
+        step = w.runner.status.load.step
+        await w.until(lambda: w.runner.status.load.step > step + 5)
+        assert w.runner.status.restarts == 0
+
+
+async def test_what_cannot_be_started_says_why_and_is_tried_again(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    policy = RestartPolicy(first_delay_s=0.05, max_failures=2)
+    async with running(tmp_path, spec("r-1"), command=(str(program),), restart=policy) as w:
+        await w.phase(Phase.FAILED)
+        assert "cannot be started" in w.runner.status.reason
+        assert str(program) in w.runner.status.reason
+
+
+async def test_it_goes_while_it_waits_for_its_next_life(tmp_path: Path) -> None:
+    async with running(tmp_path, spec("r-1", crash=1), restart=RestartPolicy(first_delay_s=30)) as w:
+        await w.until(lambda: "starts again" in w.runner.status.reason)
+        w.runner.go(30)
+        await w.phase(Phase.STOPPED)
+
+
+async def test_it_goes_while_it_starts(tmp_path: Path) -> None:
+    async with running(tmp_path, spec("r-1", hold=True)) as w:
+        await w.phase(Phase.STARTING)
+        w.runner.go(30)
+        await w.phase(Phase.STOPPED)
+
+
+async def test_a_shorter_time_to_drain_overrides_a_longer_one(tmp_path: Path) -> None:
+    async with running(tmp_path, spec("r-1", drains_s=600)) as w:
+        await w.phase(Phase.READY)
+        w.runner.go(600)
+        await w.phase(Phase.DRAINING)
+        w.runner.go(0.1)
+        await w.phase(Phase.STOPPED)
+
+
+async def test_out_of_memory_is_told_when_the_kernel_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vmstat = tmp_path / "vmstat"
+    vmstat.write_text("pgfault 12\noom_kill 3\n")
+    monkeypatch.setattr(ending.oom_kills, "__defaults__", (vmstat,))
+    async with running(tmp_path, spec("r-1"), restart=ONCE) as w:
+        await w.phase(Phase.READY)
+        vmstat.write_text("pgfault 12\noom_kill 4\n")
+        os.kill(w.runner.status.pid, signal.SIGSTOP)  # so that no status comes between
+        os.kill(w.runner.status.pid, signal.SIGKILL)
+        await w.phase(Phase.FAILED)
+        assert "ran out of memory" in w.runner.status.reason
+
+
+async def test_a_full_disk_does_not_take_a_replica_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(standing.ReplicaFolder, "write_life", full)
+    async with running(tmp_path, spec("r-1")) as w:
+        await w.phase(Phase.READY)
+        assert w.runner.status.restarts == 0
+
+
+async def test_a_fault_of_our_own_fails_the_replica_and_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with running(tmp_path, spec("r-1", children=True)) as w:
+        await w.phase(Phase.READY)
+        pid = w.runner.status.pid
+        monkeypatch.setattr(w.runner, "_take", broken)
+        await w.phase(Phase.FAILED)
+        assert "internal error of its scheduler" in w.runner.status.reason
+        assert not ProcessRecord.of(pid)
+
+
+async def test_left_alone_the_process_runs_on(tmp_path: Path) -> None:
+    on = Conditions(node_dir=tmp_path, cache_dir=tmp_path, command=STAND_IN)
+    watched = Watched(spec("r-1"), on)
+    async with asyncio.timeout(100), asyncio.TaskGroup() as tasks:
+        tasks.create_task(watched.runner.run())
+        await watched.phase(Phase.READY)
+        watched.runner.leave()
+    before = watched.runner.status
+    assert before.phase is Phase.READY
+    assert ProcessRecord.of(before.pid)
+    life = on.folder("r-1").life()
+    assert life
+    heir = Runner(spec("r-1"), on, lambda urgent: None, life)
+    assert (heir.status.phase, heir.status.pid, heir.status.address) == (Phase.READY, before.pid, before.address)
+    async with asyncio.timeout(100), asyncio.TaskGroup() as tasks:
+        tasks.create_task(heir.run())
+        await heir.heard.wait()
+        heir.go(0)
+    assert not ProcessRecord.of(before.pid)
+
+
+async def test_a_record_of_another_boot_is_not_believed(tmp_path: Path) -> None:
+    on = Conditions(node_dir=tmp_path, cache_dir=tmp_path)
+    folder = on.folder("r-1")
+    folder.prepare(spec("r-1"), host="127.0.0.1", cache_dir=tmp_path)
+    me = ProcessRecord.of(os.getpid())
+    assert me
+    folder.write_life(standing.LifeRecord(me, Phase.READY, 2, 1, 3.0, 4.0))
+    assert folder.life() == standing.LifeRecord(me, Phase.READY, 2, 1, 3.0, 4.0)
+    path = folder.path / "process.json"
+    path.write_text(path.read_text().replace('"boot": "', '"boot": "other'))
+    assert folder.life() is None
+    path.write_text("{")
+    assert folder.life() is None
