@@ -1,0 +1,266 @@
+"""The catalog of models: what an entry may say, which of several wins, and what a deploy request means by it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from headrace.core.types import CatalogEntry, Deployment, DeployRequest, ModelSpec, Resources, check_name
+from headrace.errors import HeadraceError, InvalidRequest, NotFound
+
+ENGINES = ("auto", "openvino", "vllm", "simulated")
+WEIGHT_FORMATS = ("", "fp32", "fp16", "int8", "int4")
+MAX_REPLICAS = 1000
+_MAX_CPUS = 4096.0
+_MAX_GPUS = 1024
+_MAX_CONTEXT = 2**31 - 1
+_MAX_TEMPLATE = 256 * 1024
+_HUB = re.compile(r"hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_BUILTIN = re.compile(r"builtin:[a-z0-9-]+")
+_REVISION = re.compile(r"[\w./-]{0,128}")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
+_UNITS = (
+    {"b": 1}
+    | {f"{c}ib": 1024 ** (i + 1) for i, c in enumerate("kmgt")}
+    | {f"{c}b": 1000 ** (i + 1) for i, c in enumerate("kmgt")}
+)
+
+_ENTRY_KEYS = (
+    "source", "revision", "description", "engine", "context_tokens", "chat_template", "weight_format", "engine_options",
+    "resources",
+)  # fmt: skip
+_RESOURCE_KEYS = ("cpus", "memory", "gpus", "gpu_memory")
+
+DEFAULT_RESOURCES = Resources(cpus=1.0)
+
+
+def parse_size(value: object) -> int:
+    """Bytes of "2GiB", "512 MB" or a plain number; ValueError if it is no size."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"{value!r} is not a size such as 2GiB")
+    found = _SIZE.fullmatch(str(value).strip())
+    if not found:
+        raise ValueError(f"{value!r} is not a size such as 2GiB")
+    return int(float(found[1]) * _UNITS[(found[2] or "B").lower()])
+
+
+def parse(data: object, where: str, origin: str) -> dict[str, CatalogEntry]:
+    """The entries of a catalog file, as YAML loads it: {"models": {name: {…}}}.
+
+    where: names the file in the sentence of the InvalidRequest that anything wrong ends in.
+    """
+    top = _mapping({} if data is None else data, where, ("models",))
+    models = _mapping(top.get("models") or {}, f"{where}: models", None)
+    return {name: _entry(name, value, f"{where}: {name}", origin) for name, value in models.items()}
+
+
+def merge(*layers: Mapping[str, CatalogEntry]) -> dict[str, CatalogEntry]:
+    """One catalog of several; of two entries with one name the later layer's counts, as a whole."""
+    return dict(sorted({name: e for layer in layers for name, e in layer.items()}.items()))
+
+
+def check_entry(entry: CatalogEntry) -> CatalogEntry:
+    """`entry` if it can stand in a catalog; else InvalidRequest."""
+    check_name(entry.name, param="name")
+    check_model(entry.model)
+    check_resources(entry.resources)
+    return entry
+
+
+def check_model(model: ModelSpec) -> ModelSpec:
+    """`model` with its options in one canonical spelling, if every field is in bounds; else InvalidRequest."""
+    s = model.source
+    if not (_HUB.fullmatch(s) or _BUILTIN.fullmatch(s) or (s.startswith("/") and "\0" not in s and len(s) < 4096)):
+        raise InvalidRequest(
+            f"{s[:200]!r} is not a source: use hf://org/name, an absolute folder or builtin:demo.", param="source"
+        )
+    if model.engine not in ENGINES:
+        raise InvalidRequest(f"No engine {model.engine[:50]!r}; there are {', '.join(ENGINES)}.", param="engine")
+    if model.weight_format not in WEIGHT_FORMATS:
+        formats = ", ".join(WEIGHT_FORMATS[1:])
+        raise InvalidRequest(
+            f"No weight format {model.weight_format[:50]!r}; there are {formats}.", param="weight_format"
+        )
+    if not 0 <= model.context_tokens <= _MAX_CONTEXT:
+        raise InvalidRequest("context_tokens must be 0 (the model's own) or a positive number.", param="context_tokens")
+    if len(model.chat_template) > _MAX_TEMPLATE:
+        raise InvalidRequest("The chat template is longer than 256 KiB.", param="chat_template")
+    if not _REVISION.fullmatch(model.source_revision):
+        raise InvalidRequest(f"{model.source_revision[:200]!r} is not a revision.", param="source_revision")
+    try:
+        options: object = json.loads(model.engine_options_json or "{}")
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise InvalidRequest("engine_options must be a JSON object.", param="engine_options_json")
+    return replace(model, engine_options_json=json.dumps(options, sort_keys=True, separators=(",", ":")))
+
+
+def check_resources(r: Resources) -> Resources:
+    """`r` if every field is in bounds; else InvalidRequest."""
+    if not 0.0 <= r.cpus <= _MAX_CPUS:  # also false for NaN
+        raise InvalidRequest(f"cpus must be between 0 and {_MAX_CPUS:g}.", param="cpus")
+    if not 0 <= r.gpus <= _MAX_GPUS:
+        raise InvalidRequest(f"gpus must be between 0 and {_MAX_GPUS}.", param="gpus")
+    for name in ("memory_bytes", "gpu_memory_bytes"):
+        if not 0 <= getattr(r, name) < 2**60:
+            raise InvalidRequest(f"{name} must not be negative, nor more than 2^60.", param=name)
+    if r.gpu_memory_bytes and not r.gpus:
+        raise InvalidRequest("gpu_memory_bytes needs gpus to be 1 or more.", param="gpu_memory_bytes")
+    return r
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a deploy request comes to."""
+
+    name: str
+    model: ModelSpec
+    resources: Resources
+    min_replicas: int
+    max_replicas: int
+
+
+def resolve(request: DeployRequest, catalog: Mapping[str, CatalogEntry], existing: Deployment | None = None) -> Wanted:
+    """What `request` asks for, the catalog filling in what it leaves open; `existing` its replica range.
+
+    existing: the deployment that has `name_of(request)` now. NotFound, naming what there is, for an unknown model;
+    InvalidRequest with its `param` for anything out of bounds.
+    """
+    entry = catalog.get(request.model)
+    if entry is None and not request.model.startswith(("/", "hf://", "builtin:")):
+        raise NotFound(_unknown(request.model, catalog), param="model", code="model_not_found")
+    model = entry.model if entry else ModelSpec(source=request.model.rstrip("/"))
+    resources = entry.resources if entry else DEFAULT_RESOURCES
+    low, high = _range(request, existing)
+    return Wanted(
+        name=name_of(request),
+        model=check_model(
+            replace(
+                model,
+                **_given(request, "engine", "context_tokens", "weight_format", "engine_options_json"),
+                **_given(request, "source_revision", "chat_template"),
+            )
+        ),
+        resources=check_resources(
+            replace(resources, **_given(request, "cpus", "memory_bytes", "gpus", "gpu_memory_bytes"))
+        ),
+        min_replicas=low,
+        max_replicas=high,
+    )
+
+
+def name_of(request: DeployRequest) -> str:
+    """The public name that `request` is about: the given one, the catalog's, or the last part of the path."""
+    last = re.split(r"[/]", request.model.rstrip("/"))[-1].removeprefix("builtin:")
+    return check_name(request.name or last, param="name")
+
+
+def _given(request: DeployRequest, *names: str) -> dict[str, Any]:
+    return {n: v for n in names if (v := getattr(request, n)) is not None}
+
+
+def _range(request: DeployRequest, existing: Deployment | None) -> tuple[int, int]:
+    """The replica range: what is given; else what is there already; else one."""
+    low, high = request.min_replicas, request.max_replicas
+    if low is None:
+        low = existing.min_replicas if existing else 1
+        low = low if high is None else min(low, high)
+    if high is None:
+        high = max(low, existing.max_replicas if existing and request.min_replicas is None else low)
+    return check_range(low, high)
+
+
+def check_range(low: int, high: int) -> tuple[int, int]:
+    """(low, high) if it is a replica range; else InvalidRequest."""
+    if not 0 <= low <= high <= MAX_REPLICAS:
+        raise InvalidRequest(
+            f"The replica range {low} to {high} is not possible: 0 ≤ min ≤ max ≤ {MAX_REPLICAS}.", param="max_replicas"
+        )
+    return low, high
+
+
+def _unknown(name: str, catalog: Mapping[str, CatalogEntry]) -> str:
+    near = difflib.get_close_matches(name, catalog, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"No model {name[:100]!r} in the catalog; there are {', '.join(sorted(catalog)) or 'none'}.{hint}"
+
+
+# --- the file's schema ---
+
+
+def _entry(name: str, value: object, where: str, origin: str) -> CatalogEntry:
+    said = _mapping(value, where, _ENTRY_KEYS)
+    if not said.get("source"):
+        raise InvalidRequest(f"{where}: needs a source (hf://org/name, an absolute folder or builtin:demo).")
+    options = _mapping(said.get("engine_options") or {}, f"{where}: engine_options", None)
+    try:
+        entry = CatalogEntry(
+            name=name,
+            model=ModelSpec(
+                source=_text(said, "source", where),
+                source_revision=_text(said, "revision", where),
+                engine=_text(said, "engine", where) or "auto",
+                context_tokens=_whole(said, "context_tokens", where),
+                chat_template=_text(said, "chat_template", where),
+                weight_format=_text(said, "weight_format", where),
+                engine_options_json=json.dumps(options),
+            ),
+            resources=_resources(said.get("resources"), f"{where}: resources"),
+            description=_text(said, "description", where),
+            origin=origin,
+        )
+        return replace(check_entry(entry), model=check_model(entry.model))
+    except (HeadraceError, ValueError, TypeError) as e:
+        told = str(e)
+        raise InvalidRequest(told if told.startswith(where) else f"{where}: {told}") from e
+
+
+def _resources(value: object, where: str) -> Resources:
+    if value is None:
+        return DEFAULT_RESOURCES
+    said = _mapping(value, where, _RESOURCE_KEYS)
+    cpus = said.get("cpus", DEFAULT_RESOURCES.cpus)
+    if isinstance(cpus, bool) or not isinstance(cpus, int | float):
+        raise InvalidRequest(f"{where}: cpus must be a number, not {cpus!r}.")
+    sizes: list[int] = []
+    for key in ("memory", "gpu_memory"):
+        try:
+            sizes.append(parse_size(said.get(key, 0)))
+        except ValueError as e:
+            raise InvalidRequest(f"{where}: {key}: {e}.") from e
+    return Resources(float(cpus), sizes[0], _whole(said, "gpus", where), sizes[1])
+
+
+def _mapping(value: object, where: str, keys: tuple[str, ...] | None) -> dict[str, object]:
+    """`value` as a mapping with nothing but `keys` (None: any); else InvalidRequest naming the nearest key."""
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{where} must be a mapping, not {type(value).__name__}.")
+    found: dict[str, object] = {}
+    for key, item in cast("dict[object, object]", value).items():
+        if not isinstance(key, str):
+            raise InvalidRequest(f"{where}: the key {key!r} must be a string; put it in quotes.")
+        if keys is not None and key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(keys)}."
+            raise InvalidRequest(f"{where}: unknown key {key!r}; {hint}")
+        found[key] = item
+    return found
+
+
+def _text(said: Mapping[str, object], key: str, where: str) -> str:
+    value = said.get(key)
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequest(f"{where}: {key} must be a string, not {value!r}; put it in quotes.")
+    return value or ""
+
+
+def _whole(said: Mapping[str, object], key: str, where: str) -> int:
+    value = said.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequest(f"{where}: {key} must be a whole number, not {value!r}.")
+    return value

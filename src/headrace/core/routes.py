@@ -1,0 +1,155 @@
+"""How deployments stand, and the route table that proxies work from: both follow from what is wanted and seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from headrace.core.state import Goal, Intent, Nodes, State, status_of
+from headrace.core.types import (
+    Deployment,
+    DeploymentStatus,
+    Endpoint,
+    Phase,
+    ReplicaStatus,
+    Route,
+    RouteState,
+)
+
+_COMING = (Phase.PENDING, Phase.STARTING, Phase.LOADING)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A wanted replica and what is known of it. `before_lost`: its phase when its node was last heard."""
+
+    intent: Intent
+    status: ReplicaStatus | None
+    before_lost: Phase | None
+
+
+def settled(state: State, nodes: Nodes, now: float, started: float, lease_s: float) -> bool:
+    """Whether a head that started at `started` knows enough to publish routes.
+
+    Until every node with replicas has reported, or its lease would have run out, a table would take endpoints away
+    from proxies that could still use them.
+    """
+    if now >= started + lease_s:
+        return True
+    wanted = {i.node_id for i in state.intents.values() if i.goal is Goal.RUN}
+    return all(n in nodes and nodes[n].reported_at > 0 for n in wanted)
+
+
+def deployment_statuses(state: State, nodes: Nodes, reasons: Mapping[str, str]) -> dict[str, DeploymentStatus]:
+    """How each deployment stands. `reasons`: why the plan could not place all of one."""
+    running = _running(state)
+    return {
+        name: _stand(d, _see(running.get(name, ()), nodes), reasons.get(name, ""))
+        for name, d in sorted(state.deployments.items())
+    }
+
+
+def routes(
+    state: State, nodes: Nodes, reasons: Mapping[str, str], catalog_names: Iterable[str], since: int = 0
+) -> dict[str, Route]:
+    """Every public name. `since`: Unix time that is said to be when catalogued models were created."""
+    found: dict[str, Route] = {
+        name: Route(name, RouteState.AVAILABLE, created_unix_s=since)
+        for name in catalog_names
+        if name not in state.deployments
+    }
+    running = _running(state)
+    for d in state.deployments.values():
+        seen = _see(running.get(d.name, ()), nodes)
+        stand = _stand(d, seen, reasons.get(d.name, ""))
+        found[d.name] = Route(
+            name=d.name,
+            state=stand.state,
+            reason=stand.reason if stand.state is not RouteState.READY else "",
+            endpoints=_endpoints(d, seen),
+            created_unix_s=d.created_unix_s,
+            context_tokens=_context_tokens(seen),
+        )
+    return dict(sorted(found.items()))
+
+
+def _running(state: State) -> dict[str, list[Intent]]:
+    """The replicas that are to run, by deployment, in a fixed order."""
+    found: dict[str, list[Intent]] = {}
+    for intent in sorted(state.intents.values(), key=lambda i: i.replica_id):
+        if intent.goal is Goal.RUN:
+            found.setdefault(intent.deployment, []).append(intent)
+    return found
+
+
+def _see(intents: Iterable[Intent], nodes: Nodes) -> list[_Seen]:
+    found: list[_Seen] = []
+    for intent in intents:
+        node = nodes.get(intent.node_id)
+        said = node.statuses.get(intent.replica_id) if node else None
+        found.append(_Seen(intent, status_of(intent, nodes), said.phase if said else None))
+    return found
+
+
+def _endpoints(d: Deployment, seen: Sequence[_Seen]) -> tuple[Endpoint, ...]:
+    """Replicas that are READY; with fewer of those than wanted also those last seen READY on a node that was lost."""
+    good = [s for s in seen if s.status and s.status.phase is Phase.READY and s.status.address]
+    found = [Endpoint(s.intent.replica_id, s.status.address) for s in good if s.status]
+    if len(found) >= max(1, d.replicas):
+        return tuple(found)
+    for s in seen:
+        if not s.status or s.status.phase is not Phase.LOST:
+            continue
+        # None: not heard of since the head's start; then its last address is all there is.
+        if s.intent.address and s.before_lost in (Phase.READY, None):
+            found.append(Endpoint(s.intent.replica_id, s.intent.address, lost=True))
+    return tuple(found)
+
+
+def _context_tokens(seen: Sequence[_Seen]) -> int:
+    """The smallest context among the replicas that have loaded; 0: none has."""
+    sizes = [s.status.model.context_tokens for s in seen if s.status and s.status.model]
+    return min([n for n in sizes if n] or [s.intent.context_tokens for s in seen if s.intent.context_tokens], default=0)
+
+
+def _stand(d: Deployment, seen: Sequence[_Seen], reason: str) -> DeploymentStatus:
+    current = [s.status for s in seen if s.intent.revision == d.revision and s.status]
+    phases = [s.status.phase for s in seen if s.status]
+    ready = sum(p is Phase.READY for p in phases)
+    failed = next((s for s in current if s.phase is Phase.FAILED), None)
+    updated = sum(s.phase is Phase.READY for s in current)
+    if ready or _endpoints(d, seen):
+        return DeploymentStatus(d, ready, RouteState.READY, _while_ready(d, seen, current, updated, reason))
+    if failed and not any(s.phase in _COMING for s in current):
+        return DeploymentStatus(d, 0, RouteState.FAILED, failed.reason or "its replica failed; its log says why")
+    if d.replicas == 0 and not seen:
+        return DeploymentStatus(d, 0, RouteState.AVAILABLE, "scaled to 0")
+    return DeploymentStatus(d, 0, RouteState.STARTING, _progress(current) or reason or "waits to be placed")
+
+
+def _while_ready(
+    d: Deployment, seen: Sequence[_Seen], current: Sequence[ReplicaStatus], updated: int, reason: str
+) -> str:
+    """What is still amiss with a deployment that can be called; "" if nothing is."""
+    failed = next((s.reason for s in current if s.phase is Phase.FAILED), None)
+    old = sorted({s.intent.revision for s in seen if s.intent.revision != d.revision})
+    if old and failed is not None:
+        return f"revision {d.revision} failed: {failed}; revision {old[-1]} goes on serving"
+    if old:
+        doing = reason or _progress(current)
+        return f"updating to revision {d.revision}: {updated} of {d.replicas} ready" + (f"; {doing}" if doing else "")
+    if failed is not None:
+        return f"a replica failed: {failed}"
+    return reason
+
+
+def _progress(current: Sequence[ReplicaStatus]) -> str:
+    """What the replica that has come furthest is doing: "loading, 40 %"."""
+    coming = [s for s in current if s.phase in _COMING]
+    if not coming:
+        return ""
+    s = max(coming, key=lambda s: (_COMING.index(s.phase), s.progress, s.replica_id))
+    if s.reason:
+        return s.reason
+    doing = s.activity or s.phase.value.lower()
+    return f"{doing}, {s.progress:.0%}".replace("%", " %") if s.progress >= 0 else doing

@@ -1,0 +1,206 @@
+"""What the head wants (State, as stored), what it sees (NodeView), and the changes that a store commits, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import MappingProxyType
+
+from headrace.core.types import (
+    CatalogEntry,
+    Deployment,
+    ModelSpec,
+    NodeId,
+    NodeInfo,
+    Phase,
+    ReplicaId,
+    ReplicaSpec,
+    ReplicaStatus,
+    Resources,
+)
+
+
+class Goal(StrEnum):
+    """What the head wants of a replica."""
+
+    RUN = "run"
+    STOP = "stop"  # kept until its node says that it is gone
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One replica on one node, as decided. `address` and `context_tokens`: as last seen READY, for after a restart."""
+
+    replica_id: ReplicaId
+    deployment: str
+    revision: int
+    node_id: NodeId
+    resources: Resources
+    gpu_indices: tuple[int, ...]
+    goal: Goal
+    created: float
+    changed: float  # when the goal was set
+    address: str = ""
+    context_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One version of a deployment. Kept while it is the newest or a replica of it exists."""
+
+    deployment: str
+    revision: int
+    model: ModelSpec
+    resources: Resources
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything the head wants. What a store holds, and nothing else."""
+
+    deployments: Mapping[str, Deployment] = field(default_factory=lambda: MappingProxyType({}))
+    revisions: Mapping[tuple[str, int], Revision] = field(default_factory=lambda: MappingProxyType({}))
+    intents: Mapping[ReplicaId, Intent] = field(default_factory=lambda: MappingProxyType({}))
+    entries: Mapping[str, CatalogEntry] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class PutDeployment:
+    """Create or replace a deployment; its revision is recorded with it."""
+
+    deployment: Deployment
+
+
+@dataclass(frozen=True, slots=True)
+class DropDeployment:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutIntent:
+    intent: Intent
+
+
+@dataclass(frozen=True, slots=True)
+class DropIntent:
+    replica_id: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class PutEntry:
+    """Add a model to the catalog, or replace one that was added."""
+
+    entry: CatalogEntry
+
+
+@dataclass(frozen=True, slots=True)
+class DropEntry:
+    name: str
+
+
+Change = PutDeployment | DropDeployment | PutIntent | DropIntent | PutEntry | DropEntry
+
+
+def apply(state: State, changes: Iterable[Change]) -> State:
+    """`state` after `changes`. Dropping what is not there changes nothing. Revisions that nobody needs are pruned."""
+    deployments = dict(state.deployments)
+    revisions = dict(state.revisions)
+    intents = dict(state.intents)
+    entries = dict(state.entries)
+    for change in changes:
+        match change:
+            case PutDeployment(d):
+                deployments[d.name] = d
+                revisions[d.name, d.revision] = Revision(d.name, d.revision, d.model, d.resources)
+            case DropDeployment(name):
+                deployments.pop(name, None)
+            case PutIntent(intent):
+                intents[intent.replica_id] = intent
+            case DropIntent(replica_id):
+                intents.pop(replica_id, None)
+            case PutEntry(entry):
+                entries[entry.name] = entry
+            case DropEntry(name):
+                entries.pop(name, None)
+    needed = {(d.name, d.revision) for d in deployments.values()}
+    needed |= {(i.deployment, i.revision) for i in intents.values()}
+    return State(
+        MappingProxyType(deployments),
+        MappingProxyType({k: v for k, v in revisions.items() if k in needed}),
+        MappingProxyType(intents),
+        MappingProxyType(entries),
+    )
+
+
+def next_revision(state: State, name: str) -> int:
+    """A number that no living replica of `name` has, also not one of a deployment of that name that was deleted."""
+    return 1 + max((number for owner, number in state.revisions if owner == name), default=0)
+
+
+def desired_on(state: State, node_id: NodeId, drain_s: float) -> tuple[ReplicaSpec, ...]:
+    """Everything that `node_id` should run, in a fixed order."""
+    return tuple(
+        ReplicaSpec(
+            replica_id=i.replica_id,
+            deployment=i.deployment,
+            revision=i.revision,
+            model=state.revisions[i.deployment, i.revision].model,
+            resources=i.resources,
+            gpu_indices=i.gpu_indices,
+            drain_s=drain_s,
+        )
+        for i in sorted(state.intents.values(), key=lambda i: i.replica_id)
+        if i.node_id == node_id and i.goal is Goal.RUN
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node as the head sees it now. Times are the head's own clock.
+
+    info: from its last hello; only the id is right for a node not seen since the head's start.
+    live: it has a session and its lease runs, so that it may be given replicas. lost: its lease ran out.
+    heard_at: when it last said anything (or the head's start). reported_at: its last report; 0: none since that start.
+    statuses: of that report.
+    """
+
+    info: NodeInfo
+    live: bool
+    lost: bool
+    heard_at: float
+    reported_at: float
+    statuses: Mapping[ReplicaId, ReplicaStatus] = field(default_factory=lambda: MappingProxyType({}))
+
+
+Nodes = Mapping[NodeId, NodeView]
+
+
+def status_of(intent: Intent, nodes: Nodes) -> ReplicaStatus | None:
+    """What its node last said of a replica, with the phase as the head sees it; None: not known yet.
+
+    LOST when the node's lease ran out; PENDING when the node has reported and does not know the replica yet.
+    """
+    node = nodes.get(intent.node_id)
+    if node is None:
+        return None
+    said = node.statuses.get(intent.replica_id)
+    if node.lost:
+        said = said or unsaid(intent, Phase.LOST)
+        return replace(said, phase=Phase.LOST, reason=f"node {intent.node_id} does not answer")
+    if said is None and node.reported_at:
+        return unsaid(intent, Phase.PENDING)
+    return said
+
+
+def unsaid(intent: Intent, phase: Phase = Phase.PENDING, reason: str = "") -> ReplicaStatus:
+    """The status of a replica of which its node has said nothing."""
+    return ReplicaStatus(
+        intent.replica_id, intent.deployment, intent.revision, phase, reason, gpu_indices=intent.gpu_indices
+    )
+
+
+def phase_of(intent: Intent, nodes: Nodes) -> Phase | None:
+    """The phase of `status_of`; None: not known yet."""
+    status = status_of(intent, nodes)
+    return status.phase if status else None

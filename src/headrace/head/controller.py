@@ -1,0 +1,195 @@
+"""The head from its start to its orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass
+
+import grpc
+import structlog
+
+from headrace.errors import HeadraceError, UserError
+from headrace.head.catalog import load_catalog
+from headrace.head.clock import steady_clock
+from headrace.head.cluster import Cluster
+from headrace.head.commands import Commands
+from headrace.head.ledger import Ledger
+from headrace.head.lock import hold_lock
+from headrace.head.overview import Overview
+from headrace.head.proxies import PROGRAM, ProxyFleet
+from headrace.head.reconciler import Reconciler
+from headrace.head.services import AdminService, NodeService, RouteService
+from headrace.head.store import SqliteStore
+from headrace.head.topic import Topic
+from headrace.process import told_to_stop, write_atomic
+from headrace.rpc.channel import Tls, bind, is_loopback, new_server
+from headrace.rpc.v1 import head_pb2_grpc, node_pb2_grpc
+from headrace.settings import HeadSettings
+
+log = structlog.get_logger()
+
+_GRACE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a head listens; the contents of endpoint.json. host:port each; http is "" without proxies."""
+
+    http: str
+    node: str
+    grpc: str
+    pid: int
+
+
+async def run(settings: HeadSettings) -> None:
+    """Be the head until told to stop. UserError if that cannot be, in a sentence."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            told = tasks.create_task(told_to_stop(), name="told_to_stop")
+            # Its signal handlers are in place before there is anything to end in order.
+            await asyncio.sleep(0)
+            async with serving(settings):
+                log.info("head_stops", reason=await told)
+    except BaseExceptionGroup as group:
+        if said := group.subgroup(HeadraceError):
+            raise _first(said) from None
+        raise
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+@asynccontextmanager
+async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM) -> AsyncIterator[Endpoint]:
+    """A head for the length of the block. When the block is entered everything listens and endpoint.json says where.
+
+    At the end the proxies are stopped; replicas are the schedulers' affair and go on.
+    """
+    tls = check_exposure(settings)
+    files = load_catalog(settings.catalog)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(hold_lock(settings.head_dir))
+        store = await SqliteStore.open(settings.head_dir / "state.db")
+        stack.push_async_callback(store.close)
+        state = await store.load()
+
+        changed = Topic()
+        clock = steady_clock(not_before=max((i.changed for i in state.intents.values()), default=0.0))
+        ledger = Ledger(store, state, changed)
+        cluster = Cluster(clock, settings.lease_s, changed)
+        cluster.expect(i.node_id for i in state.intents.values())
+        overview = Overview(ledger, cluster, files, clock, settings.lease_s)
+        commands = Commands(ledger, overview)
+        reconciler = Reconciler(ledger, cluster, overview, clock, changed, settings.drain_s)
+
+        before = _last_ports(settings)
+        nodes, others = new_server(), new_server()
+        stack.push_async_callback(nodes.stop, 0)
+        stack.push_async_callback(others.stop, 0)
+        node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(ledger, cluster, settings.lease_s), nodes)
+        node_port = _bind_again(nodes, settings, tls, "node_port", before)
+        head_pb2_grpc.add_RouteServiceServicer_to_server(RouteService(overview, commands), others)
+        admin = AdminService(ledger, cluster, overview, commands, changed)
+        head_pb2_grpc.add_AdminServiceServicer_to_server(admin, others)
+        grpc_port = _bind_again(others, settings, tls, "grpc_port", before)
+
+        fleet = ProxyFleet(settings, _at(_reachable(settings.host), grpc_port), overview.proxies_changed, proxy_program)
+        stack.callback(fleet.close)
+        await fleet.prepare()
+        overview.proxies = fleet
+        overview.http_address = _at(settings.http_host, fleet.http_port) if settings.num_proxies else ""
+
+        async with asyncio.TaskGroup() as tasks:
+            loops = [
+                tasks.create_task(ledger.run(), name="ledger"),
+                tasks.create_task(cluster.run_leases(), name="leases"),
+                tasks.create_task(reconciler.run(), name="reconciler"),
+                tasks.create_task(overview.run(changed), name="overview"),
+            ]
+            await nodes.start()
+            await others.start()
+            proxies = tasks.create_task(fleet.run(), name="proxies")
+            endpoint = Endpoint(
+                http=overview.http_address,
+                node=_at(settings.host, node_port),
+                grpc=_at(settings.host, grpc_port),
+                pid=os.getpid(),
+            )
+            path = settings.head_dir / "endpoint.json"
+            try:
+                write_atomic(path, json.dumps(asdict(endpoint)))
+            except OSError as e:
+                raise UserError(f"Cannot write {path}: {e.strerror}.") from e
+            log.info("head_ready", epoch=ledger.epoch, **asdict(endpoint))
+            try:
+                yield endpoint
+            finally:
+                # Proxies first, while there is still a head to ask.
+                await _end(proxies)
+                await fleet.stop()
+                await asyncio.gather(nodes.stop(_GRACE_S), others.stop(_GRACE_S))
+                for loop in loops:
+                    loop.cancel()
+                path.unlink(missing_ok=True)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def check_exposure(settings: HeadSettings) -> Tls | None:
+    """The TLS files to use. UserError if something would listen beyond this machine without credentials."""
+    given = settings.tls
+    tls = Tls(given.cert, given.key, given.ca) if given.cert and given.key and given.ca else None
+    if tls is None and (given.cert or given.key or given.ca):
+        raise UserError("TLS needs all three files: --tls_cert, --tls_key and --tls_ca.")
+    if settings.allow_insecure:
+        return tls
+    if not is_loopback(settings.host) and tls is None:
+        raise UserError(
+            f"Listening on {settings.host} lets anybody who reaches it command this cluster: give --tls_cert, --tls_key"
+            " and --tls_ca, or --allow_insecure if the network is yours alone."
+        )
+    if settings.num_proxies and not is_loopback(settings.http_host) and settings.api_keys_file is None:
+        raise UserError(
+            f"Listening on {settings.http_host} lets anybody who reaches it use your models: give --api_keys_file, or"
+            " --allow_insecure if the network is yours alone."
+        )
+    return tls
+
+
+def _last_ports(settings: HeadSettings) -> Mapping[str, int]:
+    """Where the head before this one listened, if it did not end in order: its proxies and schedulers look there."""
+    try:
+        data = json.loads((settings.head_dir / "endpoint.json").read_text())
+        return {f"{k}_port": int(str(data[k]).rpartition(":")[2]) for k in ("node", "grpc")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _bind_again(
+    server: grpc.aio.Server, settings: HeadSettings, tls: Tls | None, name: str, before: Mapping[str, int]
+) -> int:
+    """Bind to the port of the setting `name`; with 0 to the one that the head before had, if it is free."""
+    port: int = getattr(settings, name)
+    if port == 0 and before.get(name):
+        try:
+            return bind(server, settings.host, before[name], tls, f"--{name}")
+        except UserError:
+            log.info("port_was_taken", name=name, port=before[name])
+    return bind(server, settings.host, port, tls, f"--{name}")
+
+
+def _reachable(host: str) -> str:
+    """Where a process of this machine connects to what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _at(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

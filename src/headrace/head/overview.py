@@ -1,0 +1,158 @@
+"""What the head shows: the route table for proxies and the status for people, made anew at each change."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+import structlog
+
+from headrace import __version__
+from headrace.core import catalog as core_catalog
+from headrace.core import routes as core_routes
+from headrace.core.place import free
+from headrace.core.plan import candidate
+from headrace.core.state import phase_of, status_of, unsaid
+from headrace.core.types import (
+    CatalogEntry,
+    ClusterStatus,
+    DeploymentStatus,
+    NodeStatus,
+    Phase,
+    PlacedReplica,
+    ProxyStatus,
+    RouteState,
+    RouteTable,
+)
+from headrace.head.clock import Clock
+from headrace.head.cluster import Cluster
+from headrace.head.ledger import Ledger
+from headrace.head.topic import Topic
+
+log = structlog.get_logger()
+
+COALESCE_S = 0.02
+
+
+class Proxies(Protocol):
+    """Who keeps proxies alive, as far as the status shows it."""
+
+    def statuses(self, watching: Mapping[str, int]) -> tuple[ProxyStatus, ...]: ...
+
+
+class Overview:
+    """Reads everything, changes nothing.
+
+    `routes_changed` is notified with each new table; `reasons` are the planner's, by deployment.
+    """
+
+    def __init__(
+        self, ledger: Ledger, cluster: Cluster, files: Mapping[str, CatalogEntry], clock: Clock, lease_s: float
+    ) -> None:
+        self._ledger, self._cluster, self._files, self._clock, self._lease_s = ledger, cluster, files, clock, lease_s
+        self._started = clock()
+        self._since = int(time.time())
+        self._failed_since: dict[tuple[str, int], float] = {}
+        self._watching: dict[tuple[str, int], int] = {}
+        self.reasons: Mapping[str, str] = {}
+        self.http_address = ""
+        self.proxies: Proxies | None = None
+        self.table: RouteTable | None = None
+        self.routes_changed = Topic()
+        self.proxies_changed = Topic()
+
+    def catalog(self) -> dict[str, CatalogEntry]:
+        """All models that can be deployed by name; those that were added win."""
+        return core_catalog.merge(self._files, self._ledger.state.entries)
+
+    def deployment(self, name: str) -> DeploymentStatus | None:
+        return self._deployments().get(name)
+
+    def failed_for_s(self, name: str) -> float | None:
+        """How long the newest revision of `name` has been FAILED; None: it is not."""
+        d = self._ledger.state.deployments.get(name)
+        stand = self.deployment(name)
+        if d is None or stand is None or stand.state is not RouteState.FAILED:
+            return None
+        return self._clock() - self._failed_since.get((name, d.revision), self._clock())
+
+    def newest_failed(self, name: str) -> bool:
+        """Whether a replica of the newest revision of `name` was given up."""
+        state, nodes = self._ledger.state, self._cluster.views()
+        d = state.deployments.get(name)
+        mine = [i for i in state.intents.values() if d and (i.deployment, i.revision) == (name, d.revision)]
+        return any(phase_of(i, nodes) is Phase.FAILED for i in mine)
+
+    def _deployments(self) -> dict[str, DeploymentStatus]:
+        return core_routes.deployment_statuses(self._ledger.state, self._cluster.views(), self.reasons)
+
+    def status(self) -> ClusterStatus:
+        state, nodes, now = self._ledger.state, self._cluster.views(), self._clock()
+        watching = dict(list(self._watching))
+        return ClusterStatus(
+            epoch=self._ledger.epoch,
+            version=__version__,
+            http_address=self.http_address,
+            deployments=tuple(self._deployments().values()),
+            replicas=tuple(
+                PlacedReplica(i.node_id, status)
+                for i in sorted(state.intents.values(), key=lambda i: (i.deployment, i.created, i.replica_id))
+                for status in [status_of(i, nodes) or unsaid(i, reason=f"waits to hear from node {i.node_id}")]
+            ),
+            nodes=tuple(
+                NodeStatus(n.info, n.live, round(max(0.0, now - n.heard_at), 1), free(candidate(n, state.intents)))
+                for n in nodes.values()
+            ),
+            proxies=self.proxies.statuses(watching) if self.proxies else (),
+        )
+
+    @contextmanager
+    def watched_by(self, proxy_id: str, pid: int) -> Iterator[None]:
+        """Counts a proxy as watching routes for the length of the block."""
+        key = (proxy_id, pid)
+        self._watching[key] = self._watching.get(key, 0) + 1
+        self.proxies_changed.notify()
+        try:
+            yield
+        finally:
+            self._watching[key] -= 1
+            if not self._watching[key]:
+                del self._watching[key]
+            self.proxies_changed.notify()
+
+    async def run(self, changed: Topic) -> None:
+        """Make a new route table when one is due, until cancelled. Changes within COALESCE_S make one table."""
+        with changed.listen() as news:
+            while True:
+                await self._news_or_settled(news)
+                news.clear()
+                try:
+                    self._publish()
+                except Exception:
+                    log.exception("routes_failed")
+                await asyncio.sleep(COALESCE_S)
+
+    async def _news_or_settled(self, news: asyncio.Event) -> None:
+        """Wait for a change, or for the moment at which the lease of nodes that have not come back is over."""
+        left = self._started + self._lease_s - self._clock()
+        try:
+            await asyncio.wait_for(news.wait(), max(0.0, left) if self.table is None else None)
+        except TimeoutError:
+            return
+
+    def _publish(self) -> None:
+        state, nodes, now = self._ledger.state, self._cluster.views(), self._clock()
+        failed = {n: s for n, s in self._deployments().items() if s.state is RouteState.FAILED}
+        keys = {(n, s.deployment.revision) for n, s in failed.items()}
+        self._failed_since = {k: self._failed_since.get(k, now) for k in keys}
+        if self.table is None and not core_routes.settled(state, nodes, now, self._started, self._lease_s):
+            return
+        routes = core_routes.routes(state, nodes, self.reasons, self.catalog(), self._since)
+        if self.table is not None and self.table.routes == routes:
+            return
+        version = self.table.version + 1 if self.table else 1
+        self.table = RouteTable(self._ledger.epoch, version, routes)
+        self.routes_changed.notify()

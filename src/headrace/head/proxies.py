@@ -1,0 +1,221 @@
+"""Keeps the HTTP proxies of the head's machine alive. They outlive a head that dies, and the next head adopts them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import structlog
+
+from headrace import __version__
+from headrace.core.restart import Restart, RestartPolicy, after_failure
+from headrace.core.types import ProxyStatus
+from headrace.head.http_port import HttpPort, reserve
+from headrace.head.topic import Topic
+from headrace.process import Child, ProcessRecord, child_env, explain_exit, write_atomic
+from headrace.settings import HeadSettings
+
+log = structlog.get_logger()
+
+PROGRAM = (sys.executable, "-P", "-m", "headrace", "proxy")
+_POLICY = RestartPolicy(first_delay_s=0.1, max_delay_s=5.0, steady_s=10.0, max_failures=sys.maxsize)
+_MAX_LOG_BYTES = 16 * 1024 * 1024
+_STOP_S = 4.0
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One proxy that is to run."""
+
+    proxy_id: str
+    child: Child | None = None
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Leftover:
+    """A living proxy of an earlier head."""
+
+    proxy_id: str
+    child: Child
+    argv: list[str]
+    version: str
+    restarts: int
+
+
+class ProxyFleet:
+    """`prepare`, then `run` until cancelled, then `stop`. `changed` is notified when a proxy starts or ends."""
+
+    def __init__(
+        self, settings: HeadSettings, head_address: str, changed: Topic, program: Sequence[str] = PROGRAM
+    ) -> None:
+        self._settings, self._head_address, self._changed = settings, head_address, changed
+        self._program = list(program)
+        self._dir = settings.head_dir / "proxies"
+        self._port: HttpPort | None = None
+        self._slots = [_Slot(f"proxy-{n + 1}") for n in range(settings.num_proxies)]
+
+    @property
+    def http_port(self) -> int:
+        return self._port.port if self._port else 0
+
+    async def prepare(self) -> None:
+        """Adopt the proxies of an earlier head that serve as these would, stop the others, reserve the port.
+
+        UserError if the port is not to be had.
+        """
+        self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = self._leftovers()
+        port = self._settings.http_port or next(filter(None, (_port_of(f.argv) for f in found)), 0)
+        kept = {f.proxy_id: f for f in found if port and self._would_be_the_same(f, port)}
+        await _stop_all([f.child for f in found if f.proxy_id not in kept])
+        if self._slots:
+            self._port = reserve(self._settings.http_host, port, shared=bool(kept))
+        if not kept:
+            shutil.rmtree(self._metrics_dir, ignore_errors=True)
+        self._metrics_dir.mkdir(exist_ok=True, mode=0o700)
+        for slot in self._slots:
+            if there := kept.get(slot.proxy_id):
+                slot.child, slot.restarts = there.child, there.restarts
+                log.info("proxy_adopted", proxy=slot.proxy_id, proxy_pid=there.child.pid)
+
+    async def run(self) -> None:
+        """Keep every proxy running until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for slot in self._slots:
+                tasks.create_task(self._keep(slot))
+
+    async def stop(self) -> None:
+        """End all proxies at once. Call it after `run` has been cancelled."""
+        await _stop_all([s.child for s in self._slots if s.child])
+        for slot in self._slots:
+            self._record_path(slot.proxy_id).unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Give up the port; the proxies stay as they are."""
+        if self._port:
+            self._port.close()
+
+    def statuses(self, watching: Mapping[str, int]) -> tuple[ProxyStatus, ...]:
+        """Ours, then those that merely watch routes. `watching`: pid by proxy id of all that do.
+
+        "running" is one that watches routes; "starting" one that has yet to.
+        """
+        ours = [self._status(s, watching) for s in self._slots]
+        ids = {s.proxy_id for s in self._slots}
+        others = [ProxyStatus(k, pid, "watching") for k, pid in sorted(watching.items()) if k not in ids]
+        return (*ours, *others)
+
+    def _status(self, slot: _Slot, watching: Mapping[str, int]) -> ProxyStatus:
+        if slot.child is None or not slot.child.alive():
+            return ProxyStatus(slot.proxy_id, 0, "restarting", slot.restarts)
+        state = "running" if watching.get(slot.proxy_id) == slot.child.pid else "starting"
+        return ProxyStatus(slot.proxy_id, slot.child.pid, state, slot.restarts)
+
+    async def _keep(self, slot: _Slot) -> None:
+        failures = 0
+        while True:
+            started = time.monotonic()
+            why = await self._run_once(slot)
+            slot.restarts += 1
+            step = after_failure(failures, started, time.monotonic(), random.random(), why, policy=_POLICY)
+            assert isinstance(step, Restart)
+            failures = step.failures
+            log.warning("proxy_ended", proxy=slot.proxy_id, why=why, again_in_s=round(step.delay_s, 2))
+            self._changed.notify()
+            await asyncio.sleep(step.delay_s)
+
+    async def _run_once(self, slot: _Slot) -> str:
+        """Start the proxy, unless it was adopted, and wait for its end; how it ended, in words."""
+        try:
+            if slot.child is None:
+                slot.child = self._spawn(slot)
+                log.info("proxy_started", proxy=slot.proxy_id, proxy_pid=slot.child.pid)
+            self._changed.notify()
+            code = await slot.child.wait()
+            await slot.child.kill_group()
+        except (OSError, TimeoutError) as e:
+            return f"could not be run: {e}"
+        slot.child = None
+        return explain_exit(code)
+
+    def _spawn(self, slot: _Slot) -> Child:
+        argv = self._argv(slot.proxy_id, self.http_port)
+        config = os.environ.get("HEADRACE_CONFIG")
+        output = self._dir / f"{slot.proxy_id}.log"
+        with suppress(FileNotFoundError):
+            if output.stat().st_size > _MAX_LOG_BYTES:
+                os.replace(output, output.with_suffix(".log.1"))
+        child = Child.spawn(argv, env=child_env({"HEADRACE_CONFIG": config} if config else None), output=output)
+        record = asdict(child.record) | {"argv": argv, "version": __version__, "restarts": slot.restarts}
+        try:
+            write_atomic(self._record_path(slot.proxy_id), json.dumps(record))
+        except OSError as e:
+            # It serves all the same; only a next head could not adopt it.
+            log.warning("proxy_not_recorded", proxy=slot.proxy_id, error=str(e))
+        return child
+
+    def _argv(self, proxy_id: str, port: int) -> list[str]:
+        s = self._settings
+        flags: dict[str, object] = {
+            "http_host": s.http_host,
+            "http_port": port,
+            "head_address": self._head_address,
+            "proxy_id": proxy_id,
+            "metrics_dir": self._metrics_dir.absolute(),
+            "log_level": s.log_level,
+        }
+        files = {"api_keys_file": s.api_keys_file, "tls_cert": s.tls.cert, "tls_key": s.tls.key, "tls_ca": s.tls.ca}
+        flags |= {k: path.absolute() for k, path in files.items() if path}
+        switches = ["--allow_insecure"] if s.allow_insecure else []
+        return [*self._program, *(f"--{k}={v}" for k, v in flags.items()), *switches]
+
+    @property
+    def _metrics_dir(self) -> Path:
+        return self._settings.head_dir / "metrics"
+
+    def _record_path(self, proxy_id: str) -> Path:
+        return self._dir / f"{proxy_id}.json"
+
+    def _would_be_the_same(self, f: _Leftover, port: int) -> bool:
+        wanted = f.proxy_id in {s.proxy_id for s in self._slots}
+        return wanted and f.version == __version__ and f.argv == self._argv(f.proxy_id, port)
+
+    def _leftovers(self) -> list[_Leftover]:
+        """The proxies of an earlier head that still run; records of others are removed."""
+        found: list[_Leftover] = []
+        for path in sorted(self._dir.glob("*.json")):
+            try:
+                text = path.read_text()
+                child = Child.adopt(ProcessRecord.from_json(text))
+                data = json.loads(text)
+                if child:
+                    argv, restarts = [str(a) for a in data.get("argv", [])], int(data.get("restarts", 0))
+                    found.append(_Leftover(path.stem, child, argv, str(data.get("version")), restarts))
+                    continue
+            except (OSError, ValueError, TypeError) as e:
+                log.warning("proxy_record_unreadable", path=str(path), error=str(e))
+            path.unlink(missing_ok=True)
+        return found
+
+
+async def _stop_all(children: Sequence[Child]) -> None:
+    ended = await asyncio.gather(*(c.stop(term_s=_STOP_S) for c in children), return_exceptions=True)
+    for child, outcome in zip(children, ended, strict=True):
+        if isinstance(outcome, BaseException):
+            log.error("proxy_does_not_end", proxy_pid=child.pid, error=str(outcome))
+
+
+def _port_of(argv: Sequence[str]) -> int:
+    found = [a.partition("=")[2] for a in argv if a.startswith("--http_port=")]
+    return int(found[0]) if found and found[0].isdigit() else 0

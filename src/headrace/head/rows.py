@@ -1,0 +1,166 @@
+"""The tables of the store, and rows ↔ values. Every row carries a seal, so that damage is found and never served."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sa
+
+from headrace.core.state import Goal, Intent, Revision
+from headrace.core.types import CatalogEntry, Deployment, ModelSpec, NodeId, ReplicaId, Resources
+
+SCHEMA_VERSION = 1
+
+metadata = sa.MetaData()
+
+meta = sa.Table(
+    "meta",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+    sa.Column("seal", sa.Text, nullable=False),
+)
+deployments = sa.Table(
+    "deployments",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("min_replicas", sa.Integer, nullable=False),
+    sa.Column("max_replicas", sa.Integer, nullable=False),
+    sa.Column("replicas", sa.Integer, nullable=False),
+    sa.Column("created_unix_s", sa.BigInteger, nullable=False),
+    sa.Column("seal", sa.Text, nullable=False),
+)
+revisions = sa.Table(
+    "revisions",
+    metadata,
+    sa.Column("deployment", sa.Text, primary_key=True),
+    sa.Column("revision", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("resources", sa.Text, nullable=False),
+    sa.Column("seal", sa.Text, nullable=False),
+)
+intents = sa.Table(
+    "intents",
+    metadata,
+    sa.Column("replica_id", sa.Text, primary_key=True),
+    sa.Column("deployment", sa.Text, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("node_id", sa.Text, nullable=False),
+    sa.Column("resources", sa.Text, nullable=False),
+    sa.Column("gpu_indices", sa.Text, nullable=False),
+    sa.Column("goal", sa.Text, nullable=False),
+    sa.Column("created", sa.Float(53), nullable=False),
+    sa.Column("changed", sa.Float(53), nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("context_tokens", sa.BigInteger, nullable=False),
+    sa.Column("seal", sa.Text, nullable=False),
+)
+entries = sa.Table(
+    "entries",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("resources", sa.Text, nullable=False),
+    sa.Column("seal", sa.Text, nullable=False),
+)
+
+Row = Mapping[str, Any]
+
+
+class Damaged(Exception):
+    """A row is not what was written."""
+
+
+def sealed(table: sa.Table, row: Row) -> dict[str, Any]:
+    return {**row, "seal": _seal(table, row)}
+
+
+def unsealed(table: sa.Table, row: Row) -> dict[str, Any]:
+    """`row` without its seal; Damaged if that does not fit."""
+    rest = {k: v for k, v in row.items() if k != "seal"}
+    if row["seal"] != _seal(table, rest):
+        raise Damaged(f"a row of {table.name} was altered")
+    return rest
+
+
+def _seal(table: sa.Table, row: Row) -> str:
+    return hashlib.sha256(f"{table.name}{_json(dict(row))}".encode(errors="replace")).hexdigest()[:32]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def row_of_deployment(d: Deployment) -> dict[str, Any]:
+    return {
+        "name": d.name,
+        "revision": d.revision,
+        "min_replicas": d.min_replicas,
+        "max_replicas": d.max_replicas,
+        "replicas": d.replicas,
+        "created_unix_s": d.created_unix_s,
+    }
+
+
+def deployment_of_row(row: Row, known: Mapping[tuple[str, int], Revision]) -> Deployment:
+    made = known.get((row["name"], row["revision"]))
+    if made is None:
+        raise Damaged(f"revision {row['revision']} of {row['name']} is missing")
+    return Deployment(**row, model=made.model, resources=made.resources)
+
+
+def row_of_revision(d: Deployment) -> dict[str, Any]:
+    return {
+        "deployment": d.name,
+        "revision": d.revision,
+        "model": _json(asdict(d.model)),
+        "resources": _json(asdict(d.resources)),
+    }
+
+
+def revision_of_row(row: Row) -> Revision:
+    return Revision(row["deployment"], row["revision"], *_model_and_resources(row))
+
+
+def row_of_intent(i: Intent) -> dict[str, Any]:
+    return {
+        **asdict(i),
+        "resources": _json(asdict(i.resources)),
+        "gpu_indices": _json(list(i.gpu_indices)),
+        "goal": i.goal.value,
+    }
+
+
+def intent_of_row(row: Row) -> Intent:
+    given = {
+        "replica_id": ReplicaId(row["replica_id"]),
+        "node_id": NodeId(row["node_id"]),
+        "resources": Resources(**json.loads(row["resources"])),
+        "gpu_indices": tuple(json.loads(row["gpu_indices"])),
+        "goal": Goal(row["goal"]),
+    }
+    return Intent(**{**row, **given})
+
+
+def row_of_entry(e: CatalogEntry) -> dict[str, Any]:
+    return {
+        "name": e.name,
+        "description": e.description,
+        "model": _json(asdict(e.model)),
+        "resources": _json(asdict(e.resources)),
+    }
+
+
+def entry_of_row(row: Row) -> CatalogEntry:
+    model, resources = _model_and_resources(row)
+    return CatalogEntry(row["name"], model, resources, row["description"], origin="added")
+
+
+def _model_and_resources(row: Row) -> tuple[ModelSpec, Resources]:
+    return ModelSpec(**json.loads(row["model"])), Resources(**json.loads(row["resources"]))

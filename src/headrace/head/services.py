@@ -1,0 +1,217 @@
+"""The head's gRPC services: they carry values in and decisions out, and decide nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import structlog
+
+from headrace.core.types import ClusterStatus, ReplicaId
+from headrace.errors import Fenced, InvalidRequest, NotFound, Unavailable
+from headrace.head import node_session as ns
+from headrace.head.cluster import Cluster
+from headrace.head.commands import Commands
+from headrace.head.ledger import Ledger
+from headrace.head.overview import Overview
+from headrace.head.topic import Topic
+from headrace.rpc import convert
+from headrace.rpc.channel import rpc_errors
+from headrace.rpc.v1 import head_pb2, head_pb2_grpc, node_pb2, node_pb2_grpc
+
+log = structlog.get_logger()
+
+Context = grpc.aio.ServicerContext[Any, Any]
+STATUS_INTERVAL_S = 0.2
+
+
+class NodeService(node_pb2_grpc.NodeServiceServicer):
+    def __init__(self, ledger: Ledger, cluster: Cluster, lease_s: float) -> None:
+        self._ledger, self._cluster, self._lease_s = ledger, cluster, lease_s
+
+    @rpc_errors
+    async def Session(  # pyright: ignore[reportIncompatibleMethodOverride]  (gRPC's reader and writer form)
+        self, requests: AsyncIterator[node_pb2.NodeMessage], context: Context
+    ) -> None:
+        """See node.proto. Two tasks: what the node says, and what is said to it; the session ends with either."""
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("message") != "hello":
+            raise InvalidRequest("A node session begins with a hello.")
+        info = convert.node_info_from_pb(first.hello)
+        held = [g for i in self._ledger.state.intents.values() if i.node_id == info.node_id for g in i.gpu_indices]
+        try:
+            session = self._cluster.join(info, held)
+        except Fenced as e:
+            await context.write(self._message(ns.Fence(e.message)))
+            return
+        try:
+            welcome = node_pb2.Welcome(lease_s=self._lease_s, report_interval_s=min(1.0, self._lease_s / 5))
+            await context.write(node_pb2.HeadMessage(epoch=self._ledger.epoch, welcome=welcome))
+            await self._converse(session, requests, context)
+        finally:
+            self._cluster.leave(session)
+
+    async def _converse(
+        self, session: ns.NodeSession, requests: AsyncIterator[node_pb2.NodeMessage], context: Context
+    ) -> None:
+        async def listen() -> None:
+            try:
+                async for message in requests:
+                    self._hear(session, message)
+            finally:
+                session.end()
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                listening = tasks.create_task(listen())
+                while (message := await session.next()) is not None:
+                    await context.write(self._message(message))
+                listening.cancel()
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    def _hear(self, session: ns.NodeSession, message: node_pb2.NodeMessage) -> None:
+        match message.WhichOneof("message"):
+            case "report":
+                if message.report.epoch > self._ledger.epoch:
+                    log.error(
+                        "node_obeys_another_head",
+                        node=session.info.node_id,
+                        its_epoch=message.report.epoch,
+                        our_epoch=self._ledger.epoch,
+                    )
+                self._cluster.report(session, map(convert.replica_status_from_pb, message.report.replicas))
+            case "log":
+                chunk = ns.LogChunk(message.log.data, message.log.end, message.log.error)
+                session.log_chunk(message.log.request, chunk)
+            case other:
+                raise InvalidRequest(f"Unexpected message in a node session: {other}.")
+
+    def _message(self, message: ns.Outgoing) -> node_pb2.HeadMessage:
+        made = node_pb2.HeadMessage(epoch=self._ledger.epoch)
+        match message:
+            case ns.Desired(replicas):
+                made.desired.SetInParent()
+                made.desired.replicas.extend(convert.replica_spec_to_pb(r) for r in replicas)
+            case ns.ReadLog(request, replica_id, tail_lines, follow):
+                made.read_log.CopyFrom(
+                    node_pb2.ReadLog(request=request, replica_id=replica_id, tail_lines=tail_lines, follow=follow)
+                )
+            case ns.StopLog(request):
+                made.stop_log.request = request
+            case ns.Fence(reason):
+                made.fenced.reason = reason
+        return made
+
+
+class RouteService(head_pb2_grpc.RouteServiceServicer):
+    def __init__(self, overview: Overview, commands: Commands) -> None:
+        self._overview, self._commands = overview, commands
+
+    @rpc_errors
+    async def Watch(self, request: head_pb2.WatchRoutesRequest, context: Context) -> AsyncIterator[head_pb2.RouteTable]:
+        """The newest table whenever there is one; a slow watcher misses those between."""
+        sent = 0
+        with self._overview.routes_changed.listen() as news, self._overview.watched_by(request.proxy_id, request.pid):
+            while True:
+                await news.wait()
+                news.clear()
+                table = self._overview.table
+                if table is not None and table.version > sent:
+                    sent = table.version
+                    yield convert.route_table_to_pb(table)
+
+    @rpc_errors
+    async def Ensure(self, request: head_pb2.EnsureRequest, context: Context) -> head_pb2.EnsureResponse:
+        await self._commands.ensure(request.model)
+        return head_pb2.EnsureResponse()
+
+
+class AdminService(head_pb2_grpc.AdminServiceServicer):
+    def __init__(
+        self, ledger: Ledger, cluster: Cluster, overview: Overview, commands: Commands, changed: Topic
+    ) -> None:
+        self._ledger, self._cluster, self._overview = ledger, cluster, overview
+        self._commands, self._changed = commands, changed
+
+    @rpc_errors
+    async def Deploy(self, request: head_pb2.DeployRequest, context: Context) -> head_pb2.Deployment:
+        status = await self._commands.deploy(convert.deploy_request_from_pb(request))
+        return convert.deployment_status_to_pb(status)
+
+    @rpc_errors
+    async def Delete(self, request: head_pb2.DeleteRequest, context: Context) -> head_pb2.DeleteResponse:
+        await self._commands.delete(request.name)
+        return head_pb2.DeleteResponse()
+
+    @rpc_errors
+    async def Scale(self, request: head_pb2.ScaleRequest, context: Context) -> head_pb2.Deployment:
+        status = await self._commands.scale(request.name, request.min_replicas, request.max_replicas)
+        return convert.deployment_status_to_pb(status)
+
+    @rpc_errors
+    async def Status(self, request: head_pb2.StatusRequest, context: Context) -> head_pb2.ClusterStatus:
+        return convert.cluster_status_to_pb(self._overview.status())
+
+    @rpc_errors
+    async def WatchStatus(
+        self, request: head_pb2.StatusRequest, context: Context
+    ) -> AsyncIterator[head_pb2.ClusterStatus]:
+        shown: ClusterStatus | None = None
+        news = asyncio.Event()
+        with self._changed.listen(news), self._overview.proxies_changed.listen(news):
+            while True:
+                await news.wait()
+                news.clear()
+                status = self._overview.status()
+                if shown is None or _still(status) != _still(shown):
+                    shown = status
+                    yield convert.cluster_status_to_pb(status)
+                    await asyncio.sleep(STATUS_INTERVAL_S)
+
+    @rpc_errors
+    async def ListModels(self, request: head_pb2.ListModelsRequest, context: Context) -> head_pb2.ListModelsResponse:
+        entries = self._overview.catalog().values()
+        return head_pb2.ListModelsResponse(models=[convert.catalog_entry_to_pb(e) for e in entries])
+
+    @rpc_errors
+    async def AddModel(self, request: head_pb2.CatalogEntry, context: Context) -> head_pb2.CatalogEntry:
+        added = await self._commands.add_model(convert.catalog_entry_from_pb(request))
+        return convert.catalog_entry_to_pb(added)
+
+    @rpc_errors
+    async def RemoveModel(self, request: head_pb2.RemoveModelRequest, context: Context) -> head_pb2.RemoveModelResponse:
+        await self._commands.remove_model(request.name)
+        return head_pb2.RemoveModelResponse()
+
+    @rpc_errors
+    async def ReadLogs(self, request: head_pb2.ReadLogsRequest, context: Context) -> AsyncIterator[head_pb2.LogData]:
+        replica_id, session = self._find(request.replica_id)
+        async with aclosing(session.read_log(replica_id, request.tail_lines, request.follow)) as pieces:
+            async for data in pieces:
+                yield head_pb2.LogData(data=data)
+
+    def _find(self, asked: str) -> tuple[ReplicaId, ns.NodeSession]:
+        """The one replica whose id is `asked` or begins so, and the session of its node."""
+        intents = self._ledger.state.intents
+        exact = [i for i in intents.values() if i.replica_id == asked]
+        found = exact or [i for i in intents.values() if asked and i.replica_id.startswith(asked)]
+        if len(found) > 1:
+            several = ", ".join(sorted(i.replica_id for i in found)[:20])
+            raise InvalidRequest(f"Several replicas begin with {asked[:100]!r}: {several}.", param="replica_id")
+        if not found:
+            there = ", ".join(sorted(intents)[:50]) or "none"
+            raise NotFound(f"No replica {asked[:100]!r}; there are: {there}.", param="replica_id")
+        session = self._cluster.session(found[0].node_id)
+        if session is None:
+            raise Unavailable(f"Node {found[0].node_id} is not connected; the log of {found[0].replica_id} is there.")
+        return found[0].replica_id, session
+
+
+def _still(status: ClusterStatus) -> ClusterStatus:
+    """Without what moves all the time and is no news."""
+    return replace(status, nodes=tuple(replace(n, silent_s=0.0) for n in status.nodes))
