@@ -1,0 +1,141 @@
+"""Prometheus metrics, named as vLLM names them where they mean the same.
+
+Tokens are counted in plain integers (`Tally`) and carried over once a second, so that a token costs no metric call.
+With a folder that the proxies of one port share, any of them answers /metrics for all.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class Tally:
+    """What the streams of one model have done since the last `Metrics.flush`."""
+
+    __slots__ = ("gap_sum", "gaps", "retries", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.retries = 0
+        self.gaps = [0] * (len(_GAPS) + 1)
+        self.gap_sum = 0.0
+
+    def gap(self, seconds: float, count: int) -> None:
+        """`count` tokens came together, `seconds` after the ones before them."""
+        if count:
+            self.tokens += count
+            self.gaps[bisect_left(_GAPS, seconds / count)] += count
+            self.gap_sum += seconds
+
+
+class Metrics:
+    """All metrics of one proxy process. `folder`: shared with the other proxies of the port; None: on our own."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+        # The client decides between one process and several when it is imported, hence late and once more.
+        import prometheus_client as p
+        from prometheus_client import values
+
+        if folder is not None:
+            values.ValueClass = values.get_value_class()
+        self._folder = folder
+        self._p = p
+        self._own = p.CollectorRegistry()
+        self._tallies: dict[str, Tally] = {}
+
+        def histogram(name: str, text: str, labels: list[str], buckets: tuple[float, ...]) -> Any:
+            return p.Histogram(name, text, labels, buckets=buckets, registry=self._own)
+
+        def counter(name: str, text: str, labels: list[str]) -> Any:
+            return p.Counter(name, text, labels, registry=self._own)
+
+        def gauge(name: str, text: str, labels: list[str], mode: Any) -> Any:
+            return p.Gauge(name, text, labels, registry=self._own, multiprocess_mode=mode)
+
+        m = ["model_name"]
+        self.ttft = histogram("vllm:time_to_first_token_seconds", "Request received to first token.", m, _SECONDS)
+        self.itl = histogram("vllm:inter_token_latency_seconds", "Time between tokens of a stream.", m, _GAPS)
+        self.e2e = histogram("vllm:e2e_request_latency_seconds", "Request received to last word.", m, _SECONDS)
+        self.success = counter("vllm:request_success", "Finished requests.", [*m, "finished_reason"])
+        self.prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens.", m)
+        self.generation_tokens = counter("vllm:generation_tokens", "Tokens generated.", m)
+        self.running = gauge("vllm:num_requests_running", "Running in a replica.", [*m, "replica"], "livemostrecent")
+        self.waiting = gauge("vllm:num_requests_waiting", "Queued in a replica.", [*m, "replica"], "livemostrecent")
+        self.kv_usage = gauge("vllm:kv_cache_usage_perc", "KV cache in use, 0..1.", [*m, "replica"], "livemostrecent")
+        self.in_flight = gauge("headrace_requests_in_flight", "Requests being answered.", [], "livesum")
+        self.unplaced = gauge("headrace_requests_unplaced", "Requests that wait for a replica.", m, "livesum")
+        self.failed = counter("headrace_requests_failed", "Requests ended by an error.", [*m, "kind"])
+        self.cancelled = counter("headrace_requests_cancelled", "Requests whose client left.", m)
+        self.retries = counter("headrace_retries", "Streams tried on another replica.", m)
+        self.responses = counter("headrace_http_responses", "Responses begun.", ["path", "status"])
+        self.slow_clients = counter("headrace_slow_clients_cut", "Clients cut because they did not read.", [])
+        self._replicas: dict[str, set[str]] = {}
+
+    def tally(self, model: str) -> Tally:
+        """The running count of a model's tokens."""
+        tally = self._tallies.get(model)
+        if tally is None:
+            tally = self._tallies[model] = Tally()
+        return tally
+
+    def replicas(self, model: str, loads: Mapping[str, Any]) -> None:
+        """Show the load of a model's replicas; those that are gone go to zero."""
+        for name in self._replicas.get(model, set()) - set(loads):
+            for gauge in (self.running, self.waiting, self.kv_usage):
+                gauge.labels(model, name).set(0)
+        self._replicas[model] = set(loads)
+        for name, load in loads.items():
+            self.running.labels(model, name).set(load.running)
+            self.waiting.labels(model, name).set(load.waiting)
+            self.kv_usage.labels(model, name).set(load.kv_usage)
+
+    def flush(self) -> None:
+        """Carry the tallies over."""
+        for model, t in self._tallies.items():
+            if t.tokens:
+                self.generation_tokens.labels(model).inc(t.tokens)
+                t.tokens = 0
+            if t.retries:
+                self.retries.labels(model).inc(t.retries)
+                t.retries = 0
+            if any(t.gaps):
+                # The client has no public way to add many observations at once.
+                child = self.itl.labels(model)
+                child._sum.inc(t.gap_sum)
+                for i, n in enumerate(t.gaps):
+                    if n:
+                        child._buckets[i].inc(n)
+                        t.gaps[i] = 0
+                t.gap_sum = 0.0
+
+    def render(self) -> tuple[bytes, str]:
+        """The page that /metrics answers with, and its content type."""
+        self.flush()
+        registry = self._own
+        if self._folder is not None:
+            from prometheus_client import multiprocess
+
+            self._forget_dead()
+            registry = self._p.CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry, path=str(self._folder))
+        return self._p.generate_latest(registry), self._p.CONTENT_TYPE_LATEST
+
+    def _forget_dead(self) -> None:
+        """A process that was killed leaves its live gauges behind. Its counters stay: sums never fall."""
+        assert self._folder is not None
+        for file in self._folder.glob("gauge_live*_*.db"):
+            pid = file.stem.rpartition("_")[2]
+            if pid.isdigit() and not psutil.pid_exists(int(pid)):
+                file.unlink(missing_ok=True)

@@ -1,0 +1,164 @@
+"""One request from its parsed form to its last byte."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import structlog
+from starlette.responses import Response
+
+from headrace.core.types import Submit
+from headrace.errors import HeadraceError, Overloaded, RequestTimeout
+from headrace.metrics import Metrics
+from headrace.proxy.admission import Admission
+from headrace.proxy.changed import Changed
+from headrace.proxy.generation import Generation
+from headrace.proxy.server import CONNECTION
+from headrace.proxy.sinks import Answer
+from headrace.proxy.writer import Writer
+from headrace.settings import ProxySettings
+
+log = structlog.get_logger()
+
+RAW_SEND = "headrace.send"  # the scope's keys
+REQUEST_ID = "headrace.request_id"
+RECEIVED_AT = "headrace.received_at"
+T = TypeVar("T")
+
+_CLOSE_S = 5.0
+
+
+class ClientLeft(Exception):
+    """The connection is gone."""
+
+
+@dataclass(slots=True)
+class Serving:
+    """What all requests of this process share. `active`: those being answered now."""
+
+    settings: ProxySettings
+    admission: Admission
+    metrics: Metrics
+    active: set[Generation] = field(default_factory=set)
+    streams: int = 0
+    draining: bool = False
+    idle: Changed = field(default_factory=Changed)
+
+    def fail_all(self, error: HeadraceError) -> None:
+        """End what is left, each with the same error."""
+        for generation in list(self.active):
+            generation.fail(error)
+
+
+async def _until_left(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise ClientLeft
+
+
+async def _gone(receive: Any) -> None:
+    """Wait until the server has noticed that we broke the connection, so that it misses no end of the response."""
+    try:
+        async with asyncio.timeout(_CLOSE_S):
+            await _until_left(receive)
+    except (ClientLeft, TimeoutError):
+        return
+
+
+async def while_connected(receive: Any, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; ClientLeft, with `work` cancelled, as soon as the client has gone."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            watch = tasks.create_task(_until_left(receive))
+            result = await work
+            watch.cancel()
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return result
+
+
+class Answering(Response):
+    """The response of a request that generates. Its tokens go from the frame reader to the server's own `send`."""
+
+    def __init__(
+        self, serving: Serving, model: str, submits: Sequence[Submit], n: int, make: Callable[[Writer], Answer]
+    ) -> None:
+        self.background = None
+        self._serving = serving
+        self._model = model
+        self._submits = submits
+        self._n = n
+        self._make = make
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        serving, settings = self._serving, self._serving.settings
+        count = len(self._submits) * self._n
+        serving.admission.route(self._model)  # NotFound before anything else
+        if serving.streams + count > settings.max_streams:
+            raise Overloaded(
+                f"{serving.streams} streams are running here; at most {settings.max_streams} may.", retry_after_s=1.0
+            )
+        metrics = serving.metrics
+        begin, raw_send = scope[RAW_SEND]
+        writer = Writer(
+            raw_send,
+            scope.get(CONNECTION),
+            start=begin,
+            limit_bytes=settings.stream_buffer_bytes,
+            stall_s=settings.stall_s,
+            on_cut=metrics.slow_clients.inc,
+        )
+        answer = self._make(writer)
+        tally = metrics.tally(self._model)
+        generation = Generation(self._model, self._submits, self._n, answer, serving.admission, tally)
+        unread = RequestTimeout(
+            f"The client left more than {settings.stream_buffer_bytes} bytes unread.", code="client_too_slow"
+        )
+        writer.on_overflow = lambda: generation.fail(unread)
+        serving.active.add(generation)
+        serving.streams += count
+        metrics.in_flight.inc()
+        try:
+            usage = await while_connected(receive, generation.run())
+            metrics.prompt_tokens.labels(self._model).inc(usage.prompt_tokens)
+            metrics.success.labels(self._model, generation.streams[0].reason).inc()
+            metrics.e2e.labels(self._model).observe(asyncio.get_running_loop().time() - scope[RECEIVED_AT])
+            answer.complete(usage)
+            await writer.ended()
+        except ClientLeft:
+            metrics.cancelled.labels(self._model).inc()
+            writer.close()
+        except HeadraceError as e:
+            metrics.failed.labels(self._model, e.kind).inc()
+            if not writer.started:
+                raise
+            log.info("stream_failed", request_id=scope[REQUEST_ID], model=self._model, kind=e.kind, error=e.message)
+            answer.fail(e)
+            await writer.ended()
+            if writer.broken:
+                await _gone(receive)
+        except BaseException:
+            if writer.started:
+                writer.cut()
+            raise
+        finally:
+            if generation.first_at:
+                metrics.ttft.labels(self._model).observe(generation.first_at - scope[RECEIVED_AT])
+            metrics.in_flight.dec()
+            serving.streams -= count
+            serving.active.discard(generation)
+            if not serving.active:
+                serving.idle.notify()
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}{uuid.uuid4().hex}"
+
+
+def unix_now() -> int:
+    return int(time.time())

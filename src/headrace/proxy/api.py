@@ -1,0 +1,223 @@
+"""The HTTP endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from headrace import __version__
+from headrace.core.types import Route, RouteState
+from headrace.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
+from headrace.proxy import docs
+from headrace.proxy.answering import REQUEST_ID, Answering, Serving, new_id, unix_now
+from headrace.proxy.body import content_type, read_body
+from headrace.proxy.edge import error_response
+from headrace.proxy.openai import ChatRequest, CompletionRequest, ModelChatRequest
+from headrace.proxy.parse import UnsupportedMedia, decode_text, parse_json, plain_request
+from headrace.proxy.routes import Routes
+from headrace.proxy.shapes import ChatShape, CompletionShape
+from headrace.proxy.sinks import Answer, Collected, Events, Text
+from headrace.proxy.writer import Writer
+
+log = structlog.get_logger()
+
+
+class MethodNotAllowed(HeadraceError):
+    kind, status, type, default_code = "method_not_allowed", 405, "invalid_request_error", "method_not_allowed"
+
+
+def build(serving: Serving, routes: Routes) -> FastAPI:
+    """The application, without its edge."""
+    app = FastAPI(title="Headrace", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.redirect_slashes = False
+    endpoints = _Endpoints(serving, routes)
+    limit = serving.settings.max_body_bytes
+
+    async def chat(request: Request) -> Response:
+        """Answer a conversation."""
+        _require_json(request)
+        return endpoints.chat(request, parse_json(await read_body(request, limit), ChatRequest))
+
+    async def complete(request: Request) -> Response:
+        """Continue a text, or several."""
+        _require_json(request)
+        return endpoints.complete(request, parse_json(await read_body(request, limit), CompletionRequest))
+
+    async def chat_with(request: Request) -> Response:
+        """Answer a prompt: plain text in, plain text out as it is made; or JSON."""
+        model: str = request.path_params["model"]
+        media, charset = content_type(request)
+        if media in ("text/plain", ""):
+            text = decode_text(await read_body(request, limit), charset or "utf-8")
+            return endpoints.plain(request, model, plain_request(text, request.query_params.multi_items()))
+        if media != "application/json":
+            raise UnsupportedMedia(
+                f"A body of type {media} is not taken here: send Content-Type: text/plain or application/json."
+            )
+        _require_json(request)
+        parsed = parse_json(await read_body(request, limit), ModelChatRequest)
+        if parsed.model and parsed.model != model:
+            raise InvalidRequest(f"'model' is {parsed.model!r}, but the path says {model!r}.", param="model")
+        return endpoints.chat(request, parsed, model)
+
+    app.post("/v1/chat/completions", **docs.chat)(chat)
+    app.post("/v1/chat/{model:path}", **docs.chat_with)(chat_with)
+    app.post("/v1/completions", **docs.complete)(complete)
+    for path, handler, described in (
+        ("/v1/models", endpoints.models, docs.models),
+        ("/v1/models/{name:path}", endpoints.model, docs.model),
+        ("/health", endpoints.health, docs.health),
+        ("/ready", endpoints.ready, docs.ready),
+        ("/metrics", endpoints.metrics, docs.metrics),
+    ):
+        app.get(path, **described)(handler)
+        app.add_route(path, handler, methods=["HEAD"], include_in_schema=False)
+
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(docs.document(app))
+
+    async def page(request: Request) -> Response:
+        return HTMLResponse(docs.page(docs.document(app)))
+
+    app.add_route("/openapi.json", openapi, include_in_schema=False)
+    app.add_route("/docs", page, include_in_schema=False)
+    app.add_exception_handler(HeadraceError, _tell)
+    app.add_exception_handler(HTTPException, _tell_http)
+    app.add_exception_handler(ClientDisconnect, _tell_nobody)
+    app.add_exception_handler(Exception, _tell_unexpected)
+    return app
+
+
+def _require_json(request: Request) -> None:
+    media, charset = content_type(request)
+    if media not in ("application/json", "") or charset not in ("", "utf-8", "utf8"):
+        raise UnsupportedMedia("The body must be JSON in UTF-8: send Content-Type: application/json.")
+
+
+def _respond(error: HeadraceError, more: dict[str, str] | None = None) -> Response:
+    status, headers, body = error_response(error)
+    named = {k.decode(): v.decode() for k, v in headers}
+    return Response(body, status, {**named, **(more or {})})
+
+
+async def _tell(request: Request, error: Any) -> Response:
+    return _respond(error)
+
+
+async def _tell_http(request: Request, error: Any) -> Response:
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        text = f"{request.method} is not possible on {request.url.path}" + (f"; use {allowed}." if allowed else ".")
+        return _respond(MethodNotAllowed(text), {"Allow": allowed} if allowed else None)
+    text = f"There is nothing at {request.url.path[:200]}; /docs lists what there is."
+    return _respond(NotFound(text, code="unknown_url"))
+
+
+async def _tell_nobody(request: Request, error: Any) -> Response:
+    return Response(status_code=400)  # the client left while it sent its body
+
+
+async def _tell_unexpected(request: Request, error: Any) -> Response:
+    log.error("request_failed", request_id=request.scope[REQUEST_ID], path=request.url.path)
+    return _respond(HeadraceError("Internal error; the proxy's log says more under this request's X-Request-Id."))
+
+
+class _Endpoints:
+    def __init__(self, serving: Serving, routes: Routes) -> None:
+        self._serving = serving
+        self._routes = routes
+
+    def _answer(
+        self, request: Request, parsed: ChatRequest | CompletionRequest, model: str, make: Callable[[Writer], Answer]
+    ) -> Response:
+        submits = parsed.submits(request.scope[REQUEST_ID])
+        return Answering(self._serving, model, submits, parsed.choices(), make)
+
+    def chat(self, request: Request, parsed: ChatRequest, model: str = "") -> Response:
+        model = model or parsed.model
+        count = parsed.choices()
+        shape = ChatShape(
+            new_id("chatcmpl-"), model, unix_now(), count, parsed.wants_usage(), logprobs=bool(parsed.logprobs)
+        )
+        return self._answer(request, parsed, model, _maker(shape, parsed, count))
+
+    def complete(self, request: Request, parsed: CompletionRequest) -> Response:
+        count = len(parsed.prompt) * parsed.choices()
+        shape = CompletionShape(
+            new_id("cmpl-"), parsed.model, unix_now(), count, parsed.wants_usage(), parsed.logprobs is not None
+        )
+        return self._answer(request, parsed, parsed.model, _maker(shape, parsed, count))
+
+    def plain(self, request: Request, model: str, parsed: ModelChatRequest) -> Response:
+        if parsed.choices() != 1:
+            raise InvalidRequest("'n' must be 1 for a plain text answer.", param="n")
+        if parsed.logprobs:
+            raise InvalidRequest("'logprobs' cannot be part of a plain text answer; ask with JSON.", param="logprobs")
+        return self._answer(request, parsed, model, lambda writer: Text(writer, []))
+
+    async def models(self, request: Request) -> Response:
+        """All models that can be called."""
+        table = self._table()
+        return JSONResponse({"object": "list", "data": [_model(r) for r in table.routes.values()]})
+
+    async def model(self, request: Request) -> Response:
+        """One model."""
+        self._table()
+        route = self._serving.admission.route(request.path_params["name"])
+        assert route is not None
+        return JSONResponse(_model(route))
+
+    async def health(self, request: Request) -> Response:
+        """Whether the process works."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether a model can be called."""
+        routes = self._routes
+        if self._serving.draining:
+            raise Unavailable("This proxy is shutting down.")
+        callable_now = sorted(
+            r.name
+            for r in self._table().routes.values()
+            if r.state is RouteState.READY or (routes.connected and r.state is RouteState.AVAILABLE)
+        )
+        if not callable_now:
+            raise Unavailable("No model can be called yet.")
+        return JSONResponse({"status": "ready", "models": callable_now})
+
+    async def metrics(self, request: Request) -> Response:
+        """Metrics for Prometheus, of all the proxies of this port."""
+        body, media = self._serving.metrics.render()
+        return Response(body, media_type=media)
+
+    def _table(self) -> Any:
+        if self._routes.table is None:
+            raise Unavailable(
+                f"This proxy has not heard from the head at {self._routes.head_address} yet.", retry_after_s=2.0
+            )
+        return self._routes.table
+
+
+def _maker(shape: Any, parsed: ChatRequest | CompletionRequest, count: int) -> Callable[[Writer], Answer]:
+    if parsed.stream:
+        return lambda writer: Events(writer, shape, count, parsed.wants_usage(), [])
+    return lambda writer: Collected(writer, shape, count, [])
+
+
+def _model(r: Route) -> dict[str, Any]:
+    """OpenAI's model object, with `max_model_len` as vLLM has it, and our state and reason."""
+    return {
+        "id": r.name,
+        "object": "model",
+        "created": r.created_unix_s,
+        "owned_by": "headrace",
+        "max_model_len": r.context_tokens or None,
+        "state": r.state.value,
+        "reason": r.reason or None,
+    }

@@ -1,0 +1,151 @@
+"""The proxy process: HTTP on one side, routes and frame sessions on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from headrace.errors import Unavailable, UserError
+from headrace.metrics import Metrics
+from headrace.process import told_to_stop
+from headrace.proxy import api
+from headrace.proxy.admission import Admission, Patience
+from headrace.proxy.answering import Serving
+from headrace.proxy.edge import Edge
+from headrace.proxy.routes import Routes
+from headrace.proxy.security import Keys, check_bind
+from headrace.proxy.server import Server, listen, new_server
+from headrace.proxy.session import Silence
+from headrace.proxy.sessions import Sessions
+from headrace.rpc.channel import Tls, open_channel
+from headrace.settings import ProxySettings, TlsSettings
+
+log = structlog.get_logger()
+
+_FLUSH_S = 1.0
+_LAST_WORDS_S = 2.0  # for errors of cut streams to be written
+
+
+async def run(settings: ProxySettings) -> None:
+    """Serve until told to stop; then finish what runs, for up to `drain_s` or until told again."""
+    async with serving(settings) as proxy:
+        why = await told_to_stop()
+        log.info("proxy_draining", why=why, requests=len(proxy.serving.active))
+        await proxy.drain(settings.drain_s, told_to_stop())
+    log.info("proxy_stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy that listens. `address`: host:port."""
+
+    address: str
+    serving: Serving
+    routes: Routes
+    sessions: Sessions
+    server: Server
+
+    async def drain(self, limit_s: float, hurry: object = None) -> None:
+        """Take nothing new, and wait for what runs: at most `limit_s`, or until the awaitable `hurry` is done."""
+        self.serving.draining = True
+        self.server.should_exit = True
+        async with asyncio.TaskGroup() as tasks:
+            done = tasks.create_task(self._idle())
+            waits: set[asyncio.Task[object]] = {done}
+            if hurry is not None:
+                waits.add(tasks.create_task(_await(hurry)))
+            await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in waits:
+                task.cancel()
+
+    async def _idle(self) -> None:
+        while self.serving.active:
+            await self.serving.idle.wait()
+
+
+async def _await(what: object) -> None:
+    await what  # type: ignore[misc]
+
+
+def _tls(s: TlsSettings) -> Tls | None:
+    given = [x for x in (s.cert, s.key, s.ca) if x is not None]
+    if not given:
+        return None
+    if s.cert is None or s.key is None or s.ca is None:
+        raise UserError("TLS needs all three files: --tls_cert, --tls_key and --tls_ca.")
+    return Tls(s.cert, s.key, s.ca)
+
+
+@asynccontextmanager
+async def serving(
+    settings: ProxySettings, patience: Patience | None = None, silence: Silence | None = None
+) -> AsyncIterator[Proxy]:
+    """A proxy that listens and serves. Leaving ends what still runs, with an error each."""
+    check_bind(settings)
+    keys = Keys.read(settings.api_keys_file) if settings.api_keys_file else None
+    tls = _tls(settings.tls)
+    proxy_id = settings.proxy_id or f"proxy-{uuid.uuid4().hex[:6]}"
+    metrics = Metrics(settings.metrics_dir)
+    sock = listen(settings.http_host, settings.http_port)
+    host, port = sock.getsockname()[:2]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    async with open_channel(settings.head_address, tls) as channel, asyncio.TaskGroup() as tasks:
+        routes = Routes(channel, settings.head_address, proxy_id)
+        sessions = Sessions(tasks, proxy_id, routes.changed, silence or Silence(), tls)
+        routes.on_table = sessions.apply
+        admission = Admission(
+            tasks, routes, sessions, settings.max_waiting, patience or Patience(model_s=settings.wait_s)
+        )
+        shared = Serving(settings, admission, metrics)
+        server = new_server(Edge(api.build(shared, routes), keys, metrics))
+        background = [
+            tasks.create_task(routes.run(), name="routes"),
+            tasks.create_task(_report(metrics, admission, routes, sessions), name="metrics"),
+        ]
+        web = tasks.create_task(server.serve(sockets=[sock]), name="http")
+        log.info("proxy_listening", address=address, proxy_id=proxy_id, pid=os.getpid(), head=settings.head_address)
+        try:
+            yield Proxy(address, shared, routes, sessions, server)
+        finally:
+            shared.draining = True
+            server.should_exit = True
+            shared.fail_all(Unavailable("This proxy is shutting down.", retry_after_s=1.0))
+            await _end(server, web)
+            for task in background:
+                task.cancel()
+            sessions.close()
+            metrics.flush()
+
+
+async def _end(server: Server, web: asyncio.Task[None]) -> None:
+    """Let the last words be written, then close whatever clients keep open."""
+    try:
+        await asyncio.wait_for(asyncio.shield(web), _LAST_WORDS_S)
+        return
+    except TimeoutError:
+        server.force_exit = True
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
+    await asyncio.wait({web}, timeout=_LAST_WORDS_S)
+    web.cancel()
+
+
+async def _report(metrics: Metrics, admission: Admission, routes: Routes, sessions: Sessions) -> None:
+    """Once a second: tallies and loads into the metrics."""
+    while True:
+        metrics.flush()
+        for model, count in admission.waiting.items():
+            metrics.unplaced.labels(model).set(count)
+        if routes.table is not None:
+            loads = {s.endpoint.replica_id: s.load for s in sessions if s.ready}
+            for route in routes.table.routes.values():
+                metrics.replicas(
+                    route.name, {e.replica_id: loads[e.replica_id] for e in route.endpoints if e.replica_id in loads}
+                )
+        await asyncio.sleep(_FLUSH_S)

@@ -1,0 +1,25 @@
+"""A wake-up for any number of waiters who look at shared state again after every change."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Changed:
+    """`notify` wakes everyone who waits now. Look at the state, then wait, with no await between the two."""
+
+    def __init__(self) -> None:
+        self._next: asyncio.Future[None] | None = None
+
+    def notify(self) -> None:
+        if self._next is not None:
+            if not self._next.done():
+                self._next.set_result(None)
+            self._next = None
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the next change; False if `timeout_s` passed without one."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        done, _ = await asyncio.wait([self._next], timeout=timeout_s)
+        return bool(done)

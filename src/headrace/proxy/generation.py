@@ -1,0 +1,101 @@
+"""One request: all its choices, at one replica where that can be, until the last is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from headrace import errors
+from headrace.core.types import ReplicaId, Submit
+from headrace.metrics import Tally
+from headrace.proxy.admission import Admission
+from headrace.proxy.stream import Sink, Stream, fan_out
+
+_FIRST_TOKEN_WORD_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Generation:
+    """`submits`: one per prompt; each becomes `n` streams, numbered prompt by prompt."""
+
+    def __init__(
+        self, model: str, submits: Sequence[Submit], n: int, sink: Sink, admission: Admission, tally: Tally
+    ) -> None:
+        self.model = model
+        self._n = n
+        self._admission = admission
+        self._sink = sink
+        self._wake = asyncio.Event()
+        self._error: errors.HeadraceError | None = None
+        self._limit = asyncio.timeout(None)
+        self.streams = [
+            Stream(p * n + i, fan_out(submit, i), sink, tally, self._wake.set)
+            for p, submit in enumerate(submits)
+            for i in range(n)
+        ]
+
+    @property
+    def first_at(self) -> float:
+        """Loop time of the first token of any choice; 0.0 before."""
+        return min((s.first_at for s in self.streams if s.first_at), default=0.0)
+
+    def fail(self, error: errors.HeadraceError) -> None:
+        """End the request with an error, from outside. Idempotent."""
+        if self._error is None:
+            self._error = error
+            if not all(s.done for s in self.streams):
+                self._limit.reschedule(0.0)
+
+    async def run(self) -> Usage:
+        """Until every choice is done; HeadraceError if one failed. The replicas are left clean, however it ends."""
+        try:
+            async with self._limit:
+                await self._run()
+        except TimeoutError:
+            raise self._error or errors.HeadraceError("The request ended without a reason.") from None
+        finally:
+            for s in self.streams:
+                s.end("abort")
+        return self._usage()
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            if error := self._error or next((s.error for s in self.streams if s.error), None):
+                raise error
+            if waiting := [s for s in self.streams if s.needs_replica]:
+                await self._place(waiting)
+            elif all(s.done for s in self.streams):
+                return
+            else:
+                await self._sleep()
+
+    async def _place(self, waiting: list[Stream]) -> None:
+        excluded: set[ReplicaId] = {r for s in waiting for r in s.tried}
+        session = await self._admission.session_for(self.model, excluded, self._sink.waiting)
+        for stream in waiting:
+            stream.place(session)
+
+    async def _sleep(self) -> None:
+        if self.first_at:
+            await self._wake.wait()
+            return
+        try:
+            await asyncio.wait_for(self._wake.wait(), _FIRST_TOKEN_WORD_S)
+        except TimeoutError:
+            self._sink.waiting(f"waiting for the first token of {self.model}")
+
+    def _usage(self) -> Usage:
+        prompts = self.streams[:: self._n]
+        return Usage(
+            prompt_tokens=sum(s.prompt_tokens for s in prompts),
+            completion_tokens=sum(s.tokens for s in self.streams),
+            cached_tokens=sum(s.cached_tokens for s in prompts),
+        )

@@ -1,0 +1,243 @@
+"""The frame session between this proxy and one replica.
+
+One reader per replica hands each row of a frame straight to its stream: no task switch, lock or future per token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+import structlog
+
+from headrace.core.types import Endpoint, Failure, Load, Submit
+from headrace.errors import HeadraceError, ReplicaGone
+from headrace.proxy.changed import Changed
+from headrace.rpc import convert
+from headrace.rpc.channel import Tls, from_rpc, open_channel
+from headrace.rpc.v1 import replica_pb2
+from headrace.rpc.v1.replica_pb2_grpc import ReplicaServiceStub
+
+log = structlog.get_logger()
+
+_BACK_OFF_S = (0.1, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """An idle replica sends a frame a second. Seconds without one until it is avoided, and until it is given up."""
+
+    suspect_s: float = 3.0
+    gone_s: float = 8.0
+
+
+class Receiver(Protocol):
+    """What a session tells one stream. After `finished`, `rejected` or `gone` nothing more comes."""
+
+    def started(self, prompt_tokens: int) -> None: ...
+    def delta(self, now: float, position: int, count: int, text: str, logprobs: Any) -> None: ...
+    def finished(self, reason: str, cached_tokens: int, failure: Failure | None) -> None: ...
+    def rejected(self, failure: Failure) -> None: ...
+    def gone(self, error: HeadraceError) -> None: ...
+
+
+class _Silent(Exception):
+    """No frame came for too long."""
+
+
+class _Retired(Exception):
+    """Nobody needs the session any more."""
+
+
+class Session:
+    """One replica's session: opened, kept, opened again, until `retire` and the end of its last stream.
+
+    `ready` once a frame has come, which proves that the peer is the replica that the table names.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, proxy_id: str, changed: Changed, silence: Silence, tls: Tls | None = None
+    ) -> None:
+        self.endpoint = endpoint
+        self.load = Load()
+        self.ready = False
+        self.suspect = False
+        self.draining = False
+        self.retired = False
+        self._proxy_id = proxy_id
+        self._changed = changed
+        self._silence = silence
+        self._tls = tls
+        self._streams: dict[int, Receiver] = {}
+        self._last_stream = 0
+        self._out: asyncio.Queue[replica_pb2.SessionRequest] = asyncio.Queue()
+        self._wake = asyncio.Event()
+        self._last_frame_at = 0.0
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._streams)
+
+    def submit(self, submit: Submit, receiver: Receiver) -> int:
+        """Start a stream; `submit.stream` is replaced by the number returned. ReplicaGone if there is no session."""
+        if not self.ready:
+            raise ReplicaGone(f"Replica {self.endpoint.replica_id} cannot be reached.")
+        self._last_stream += 1
+        number = self._last_stream
+        message = convert.submit_to_pb(submit)
+        message.submit.stream = number
+        self._streams[number] = receiver
+        self._out.put_nowait(message)
+        return number
+
+    def abort(self, number: int) -> None:
+        """Tell the replica to stop a stream, and hear no more of it. Idempotent."""
+        if self._streams.pop(number, None) is not None:
+            self._out.put_nowait(replica_pb2.SessionRequest(abort=replica_pb2.Abort(stream=number)))
+            self._check_idle()
+
+    def retire(self) -> None:
+        """The table no longer names this replica: no new streams; the session ends with the last one."""
+        self.retired = True
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if self.retired and not self._streams:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Serve until retired. Never raises but for cancellation."""
+        replica = self.endpoint.replica_id
+        channel = open_channel(self.endpoint.address, self._tls)
+        delay = _BACK_OFF_S[0]
+        try:
+            while not (self.retired and not self._streams):
+                why = "it ended the session"
+                try:
+                    await self._serve(channel)
+                except* grpc.RpcError as group:
+                    e = group.exceptions[0]
+                    why = from_rpc(e, f"replica {replica}").message if isinstance(e, grpc.RpcError) else str(e)
+                except* _Retired:
+                    why = "the session was closed"
+                except* _Silent:
+                    why = f"nothing came from it for {self._silence.gone_s:g} s"
+                except* Exception:
+                    log.exception("session_failed", replica=replica)
+                    why = "the proxy failed to read from it"
+                if self.ready:
+                    delay = _BACK_OFF_S[0]
+                    if not self._wake.is_set():
+                        log.warning("replica_gone", replica=replica, why=why, streams=len(self._streams))
+                self._lose(ReplicaGone(f"Replica {replica} stopped answering: {why}"))
+                if self.retired:
+                    break
+                try:
+                    await asyncio.wait_for(self._wake.wait(), delay * random.uniform(0.5, 1.0))
+                except TimeoutError:
+                    delay = min(delay * 2, _BACK_OFF_S[1])
+        finally:
+            self._lose(ReplicaGone(f"The session with replica {replica} was closed."))
+            await channel.close()
+
+    def _lose(self, error: ReplicaGone) -> None:
+        self.ready = self.suspect = self.draining = False
+        self._out = asyncio.Queue()
+        streams, self._streams = self._streams, {}
+        for receiver in streams.values():
+            try:
+                receiver.gone(error)
+            except Exception:
+                log.exception("stream_failed", replica=self.endpoint.replica_id)
+        self._changed.notify()
+
+    async def _serve(self, channel: grpc.aio.Channel) -> None:
+        """One session, from hello to its end; raises why it ended in an ExceptionGroup."""
+        call = ReplicaServiceStub(channel).Session()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._last_frame_at = self._loop.time()
+                helpers = [
+                    tasks.create_task(self._write(call, self._out)),
+                    tasks.create_task(self._watch_silence()),
+                    tasks.create_task(self._stop()),
+                ]
+                async for frame in call:
+                    self._on_frame(frame)
+                for helper in helpers:
+                    helper.cancel()
+        finally:
+            call.cancel()
+
+    async def _write(self, call: Any, out: asyncio.Queue[replica_pb2.SessionRequest]) -> None:
+        hello = replica_pb2.SessionHello(proxy_id=self._proxy_id, replica_id=self.endpoint.replica_id)
+        await call.write(replica_pb2.SessionRequest(hello=hello))
+        try:
+            while True:
+                await call.write(await out.get())
+        except asyncio.InvalidStateError:
+            return  # the call has ended; the reader knows why
+
+    async def _stop(self) -> None:
+        await self._wake.wait()
+        raise _Retired
+
+    async def _watch_silence(self) -> None:
+        while True:
+            silent = self._loop.time() - self._last_frame_at
+            if silent >= self._silence.gone_s:
+                raise _Silent
+            if silent >= self._silence.suspect_s and not self.suspect:
+                self.suspect = True
+                log.warning("replica_silent", replica=self.endpoint.replica_id, silent_s=round(silent, 1))
+            limit = self._silence.gone_s if self.suspect else self._silence.suspect_s
+            await asyncio.sleep(limit - silent + 0.001)
+
+    def _on_frame(self, frame: replica_pb2.Frame) -> None:
+        now = self._last_frame_at = self._loop.time()
+        self.suspect = False
+        if frame.HasField("load"):
+            self.load = convert.load_from_pb(frame.load)
+        if frame.draining is not self.draining:
+            self.draining = frame.draining
+            self._changed.notify()
+        if not self.ready:
+            self.ready = True
+            self._changed.notify()
+        streams = self._streams
+        for s in frame.started:
+            if receiver := streams.get(s.stream):
+                self._tell(s.stream, receiver.started, s.prompt_tokens)
+        logprobs = dict(convert.frame_logprobs_from_pb(frame)) if frame.logprobs else {}
+        for number, position, count, text in zip(frame.stream, frame.position, frame.count, frame.text, strict=True):
+            receiver = streams.get(number)
+            if receiver is not None:
+                try:
+                    receiver.delta(now, position, count, text, logprobs.get(number))
+                except Exception:
+                    self._broken(number, receiver)
+        for f in frame.finished:
+            if receiver := streams.pop(f.stream, None):
+                failure = convert.failure_from_pb(f.error) if f.HasField("error") else None
+                self._tell(f.stream, receiver.finished, f.reason, f.cached_tokens, failure)
+        for r in frame.rejected:
+            if receiver := streams.pop(r.stream, None):
+                self._tell(r.stream, receiver.rejected, convert.failure_from_pb(r.error))
+        if self.retired:
+            self._check_idle()
+
+    def _tell(self, number: int, what: Any, *args: object) -> None:
+        try:
+            what(*args)
+        except Exception:
+            log.exception("stream_failed", replica=self.endpoint.replica_id, stream=number)
+
+    def _broken(self, number: int, receiver: Receiver) -> None:
+        """Our own handling of one stream failed: it ends, the others go on."""
+        log.exception("stream_failed", replica=self.endpoint.replica_id, stream=number)
+        self.abort(number)
+        self._tell(number, receiver.gone, HeadraceError("The proxy failed on this stream; its log says why."))

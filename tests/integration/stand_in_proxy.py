@@ -1,0 +1,29 @@
+"""Takes a proxy's place in tests of the head: listens on the shared port, watches routes, and ends when told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+
+import grpc
+
+from headrace.rpc.v1 import head_pb2, head_pb2_grpc
+
+flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:] if "=" in a)
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+sock = socket.socket()
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+sock.bind((flags["http_host"], int(flags["http_port"])))
+sock.listen()
+while True:
+    request = head_pb2.WatchRoutesRequest(proxy_id=flags["proxy_id"], pid=os.getpid())
+    try:
+        with grpc.insecure_channel(flags["head_address"]) as channel:
+            for _ in head_pb2_grpc.RouteServiceStub(channel).Watch(request, wait_for_ready=True):
+                pass
+    except grpc.RpcError:
+        pass

@@ -1,0 +1,175 @@
+"""Models that are not running yet, and a head that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import httpx
+from integration.proxy_fixtures import PATIENCE, Replica, World, answer, eventually, world
+
+from headrace.core.types import RouteState
+from headrace.errors import NotFound
+
+CHAT = {"model": "tinyllama", "messages": [{"role": "user", "content": "hi"}]}
+STREAM = CHAT | {"stream": True}
+
+
+def ask(w: World, body: dict[str, object] = CHAT) -> asyncio.Task[httpx.Response]:
+    return asyncio.create_task(w.client.post("/v1/chat/completions", json=body))
+
+
+async def show(w: World, state: RouteState, reason: str = "") -> None:
+    w.head.state("tinyllama", state, reason)
+    await shown(w, state)
+
+
+async def shown(w: World, state: RouteState) -> None:
+    def there() -> bool:
+        route = w.proxy.routes.table and w.proxy.routes.table.routes.get("tinyllama")
+        return bool(route and route.state is state)
+
+    await eventually(there)
+
+
+def waiting(w: World) -> int:
+    return w.proxy.serving.admission.waiting["tinyllama"]
+
+
+async def test_first_request_deploys_and_waits():
+    async with world(0) as w:
+        await show(w, RouteState.AVAILABLE)
+        w.head.on_ensure = lambda name: w.head.state(name, RouteState.STARTING, "loading, 40 %")
+        requests = [ask(w), ask(w), ask(w, STREAM)]
+        await shown(w, RouteState.STARTING)
+        await eventually(lambda: waiting(w) == 3)
+        replica = await Replica("tinyllama-1-0").start()
+        w.head.ready("tinyllama", replica)
+        whole, _, stream = await asyncio.gather(*requests)
+        assert whole.json()["choices"][0]["message"]["content"] == answer(8)
+        assert "w7 " in stream.text
+        assert w.head.ensured == ["tinyllama"]  # one call for all
+        assert waiting(w) == 0
+        await replica.die()
+
+
+async def test_stream_is_kept_alive_with_comments():
+    async with world(0) as w:
+        await show(w, RouteState.STARTING, "loading, 40 %")
+        async with w.client.stream("POST", "/v1/chat/completions", json=STREAM) as r:
+            assert r.status_code == 200
+            lines = r.aiter_lines()
+            assert await anext(lines) == ": waiting for tinyllama: loading, 40 %"
+            w.head.state("tinyllama", RouteState.STARTING, "loading, 90 %")
+            async for line in lines:
+                if line == ": waiting for tinyllama: loading, 90 %":
+                    break
+            replica = await Replica("tinyllama-1-0").start()
+            w.head.ready("tinyllama", replica)
+            rest = [line async for line in lines]
+            assert rest[-2] == "data: [DONE]"
+            await replica.die()
+
+
+async def test_failure_while_waiting():
+    async with world(0) as w:
+        await show(w, RouteState.STARTING, "loading")
+        whole, stream = ask(w), ask(w, STREAM)
+        await eventually(lambda: waiting(w) == 2)
+        async with w.client.stream("POST", "/v1/chat/completions", json=STREAM) as begun:
+            w.head.state("tinyllama", RouteState.FAILED, "no such folder: /models/x")
+            text = (await begun.aread()).decode()
+        assert '"error"' in text
+        assert "no such folder" in text
+        assert "[DONE]" not in text
+        r = await whole
+        assert r.status_code == 503
+        assert r.json()["error"]["code"] == "model_failed"
+        assert "no such folder: /models/x" in r.json()["error"]["message"]
+        assert "no such folder" in (await stream).text
+        # Failed before it came: at once, and the head is told that somebody wants it.
+        w.head.ensured.clear()
+        r = await ask(w)
+        assert r.status_code == 503
+        await eventually(lambda: w.head.ensured == ["tinyllama"])
+
+
+async def test_plain_text_keeps_its_status_while_waiting():
+    async with world(0) as w:
+        await show(w, RouteState.STARTING, "loading")
+        request = asyncio.create_task(
+            w.client.post("/v1/chat/tinyllama", content="hi", headers={"Content-Type": "text/plain"})
+        )
+        await eventually(lambda: waiting(w) == 1)
+        await asyncio.sleep(0)
+        w.head.state("tinyllama", RouteState.FAILED, "broken")
+        assert (await request).status_code == 503
+
+
+async def test_herd_is_bounded():
+    async with world(0, settings={"max_waiting": 5}) as w:
+        await show(w, RouteState.AVAILABLE)
+        w.head.on_ensure = lambda name: w.head.state(name, RouteState.STARTING, "loading")
+        requests = [ask(w) for _ in range(30)]
+        done, pending = set(), set(requests)
+        while len(done) < 25:
+            done, pending = await asyncio.wait(requests, timeout=0.05)
+        assert {t.result().status_code for t in done} == {429}
+        assert all(t.result().headers["retry-after"] == "5" for t in done)
+        assert len(pending) == waiting(w) == 5
+        replica = await Replica("tinyllama-1-0").start()
+        w.head.ready("tinyllama", replica)
+        assert [(await t).status_code for t in pending] == [200] * 5
+        assert w.head.ensured == ["tinyllama"]
+        await replica.die()
+
+
+async def test_patience_ends():
+    async with world(0, patience=replace(PATIENCE, model_s=0.1)) as w:
+        await show(w, RouteState.STARTING, "loading")
+        r = await ask(w)
+        assert r.status_code == 503
+        assert r.headers["retry-after"] == "10"
+        assert "not ready after 0.1 s" in r.json()["error"]["message"]
+
+
+async def test_head_refuses_to_deploy():
+    async with world(0) as w:
+        await show(w, RouteState.AVAILABLE)
+        w.head.fail_ensure = NotFound("There is no such model in the catalog.", param="model")
+        r = await ask(w)
+        assert (r.status_code, r.json()["error"]["param"]) == (404, "model")
+
+
+async def test_head_away():
+    async with world(1) as w:
+        await show(w, RouteState.AVAILABLE)
+        await w.head.die()
+        await eventually(lambda: not w.proxy.routes.connected)
+        # What runs goes on from the last table.
+        r = await w.client.post("/v1/chat/completions", json=CHAT | {"model": "demo"})
+        assert r.status_code == 200
+        assert (await w.client.get("/ready")).json()["models"] == ["demo"]
+        # What would need the head says so.
+        r = await ask(w)
+        assert r.status_code == 503
+        assert w.head.address in r.json()["error"]["message"]
+        w.head.on_ensure = lambda name: w.head.state(name, RouteState.FAILED, "asked")
+        await w.head.revive()
+        await eventually(lambda: w.proxy.routes.connected)
+        assert "asked" in (await ask(w)).text
+
+
+async def test_lower_epoch_is_refused():
+    async with world(1) as w:
+        w.head.show(epoch=5)
+        await eventually(lambda: w.proxy.routes.table and w.proxy.routes.table.epoch == 5)
+        w.head.table = replace(w.head.table, routes={})
+        w.head.show(epoch=4)
+        await eventually(lambda: not w.proxy.routes.connected)
+        assert w.proxy.routes.table
+        assert "demo" in w.proxy.routes.table.routes
+        assert (await w.client.post("/v1/chat/completions", json=CHAT | {"model": "demo"})).status_code == 200
+        w.head.show(epoch=6)
+        await eventually(lambda: w.proxy.routes.table and w.proxy.routes.table.epoch == 6)
+        assert not w.proxy.routes.table.routes

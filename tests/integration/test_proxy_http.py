@@ -1,0 +1,416 @@
+"""Endpoints and errors over plain HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import struct
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from integration.proxy_fixtures import PATIENCE, World, answer, eventually, raw_request, world
+
+from headrace.core.types import Failure, RouteState
+from headrace.errors import UserError
+from headrace.proxy.app import serving
+from headrace.settings import ProxySettings
+
+CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
+TEXT = {"Content-Type": "text/plain"}
+
+
+def error(r: httpx.Response, status: int, param: str | None = None, code: str | None = None) -> str:
+    """Check an answer to be an error in OpenAI's shape; its message."""
+    assert r.status_code == status, r.text
+    body = r.json()["error"]
+    assert set(body) == {"message", "type", "param", "code"}
+    assert body["param"] == param
+    if code is not None:
+        assert body["code"] == code
+    assert r.headers["x-request-id"]
+    return body["message"]
+
+
+async def test_plain_text():
+    async with world() as w:
+        r = await w.client.post("/v1/chat/demo", content="Explain about Machine Learning?", headers=TEXT)
+        assert (r.status_code, r.text) == (200, answer(8))
+        assert r.headers["content-type"] == "text/plain; charset=utf-8"
+        assert r.headers["transfer-encoding"] == "chunked"
+        sent = w.replicas[0].submits[0]
+        assert json.loads(sent.prompt.messages_json) == [{"role": "user", "content": "Explain about Machine Learning?"}]
+        query = "max_tokens=2&temperature=0.5&stop=a&stop=b&ignore_eos=true&seed=3"
+        r = await w.client.post(
+            f"/v1/chat/demo?{query}",
+            content="é".encode("latin-1"),
+            headers={"Content-Type": "text/plain; charset=ISO-8859-1"},
+        )
+        assert r.text == answer(2)
+        sent = w.replicas[0].submits[1]
+        assert json.loads(sent.prompt.messages_json)[0]["content"] == "é"
+        assert (sent.sampling.temperature, sent.sampling.ignore_eos, sent.sampling.seed) == (0.5, True, 3)
+        assert sent.stop == ("a", "b")
+        # No type at all is text; curl -d without a header is not.
+        r = await w.client.post("/v1/chat/demo", content=b"hi")
+        assert r.text == answer(8)
+        await w.clean()
+
+
+async def test_plain_text_comes_token_by_token():
+    async with (
+        world(step_s=0.02) as w,
+        w.client.stream("POST", "/v1/chat/demo", content="hi", headers=TEXT) as r,
+    ):
+        pieces = [p async for p in r.aiter_raw()]
+        assert len(pieces) >= 4
+        assert b"".join(pieces).decode() == answer(8)
+
+
+async def test_plain_text_errors():
+    async with world() as w:
+        post = w.client.post
+        error(await post("/v1/chat/demo", content="", headers=TEXT), 400, "prompt")
+        error(await post("/v1/chat/demo", content="  \n", headers=TEXT), 400, "prompt")
+        error(await post("/v1/chat/demo?temperature=9", content="x", headers=TEXT), 400, "temperature")
+        error(await post("/v1/chat/demo?temperature=hot", content="x", headers=TEXT), 400, "temperature")
+        error(await post("/v1/chat/demo?nonsense=1", content="x", headers=TEXT), 400, "nonsense")
+        error(await post("/v1/chat/demo?n=2", content="x", headers=TEXT), 400, "n")
+        error(await post("/v1/chat/demo?logprobs=true", content="x", headers=TEXT), 400, "logprobs")
+        error(await post("/v1/chat/demo?model=x", content="x", headers=TEXT), 400, "model")
+        error(await post("/v1/chat/demo?seed=1&seed=2", content="x", headers=TEXT), 400, "seed")
+        error(await post("/v1/chat/demo", content=b"\xff", headers=TEXT), 400)
+        message = error(await post("/v1/chat/demo", data={"a": "b"}), 415, code="unsupported_media_type")
+        assert "text/plain" in message
+        error(await post("/v1/chat/demo", content="x", headers={"Content-Type": "text/plain; charset=klingon"}), 415)
+        error(await post("/v1/chat/demo", content="x", headers={"Content-Type": "text/plain; charset=base64"}), 415)
+        message = error(await post("/v1/chat/other", content="x", headers=TEXT), 404, "model", "model_not_found")
+        assert "demo" in message
+        assert not w.replicas[0].submits
+
+
+async def test_model_path_with_json():
+    async with world() as w:
+        post = w.client.post
+        r = await post("/v1/chat/demo", json={"prompt": "hi", "max_tokens": 3})
+        assert r.json()["choices"][0]["message"]["content"] == answer(3)
+        r = await post("/v1/chat/demo", json={"messages": CHAT["messages"], "stream": True})
+        assert r.headers["content-type"].startswith("text/event-stream")
+        assert r.text.endswith("data: [DONE]\n\n")
+        error(await post("/v1/chat/demo", json={}), 400, "prompt")
+        error(await post("/v1/chat/demo", json={"prompt": "a", "messages": CHAT["messages"]}), 400, "prompt")
+        error(await post("/v1/chat/demo", json={"prompt": "a", "model": "other"}), 400, "model")
+        error(await post("/v1/chat/demo", content=b"", headers={"Content-Type": "application/json"}), 400)
+
+
+async def test_sse_bytes():
+    async with world(tokens=2) as w:
+        r = await w.client.post(
+            "/v1/chat/completions", json=CHAT | {"stream": True, "stream_options": {"include_usage": True}}
+        )
+        events = r.text.split("\n\n")
+        assert events[-2:] == ["data: [DONE]", ""]
+        chunks = [json.loads(e.removeprefix("data: ")) for e in events[:-2]]
+        assert [c["object"] for c in chunks] == ["chat.completion.chunk"] * 5
+        assert [set(c) for c in chunks] == [{"id", "object", "created", "model", "choices", "usage"}] * 5
+        assert chunks[0]["choices"] == [
+            {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        ]
+        assert chunks[1]["choices"] == [
+            {"index": 0, "delta": {"content": "w0 "}, "logprobs": None, "finish_reason": None}
+        ]
+        assert chunks[3]["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
+        assert chunks[4]["choices"] == []
+        assert chunks[4]["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"seed": 2**63}, "seed"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ["a", ""]}, "stop[1]"),
+        ({"stop": "x" * 300}, "stop"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"7": 101}}, "logit_bias.7"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+        ({"logprobs": 5}, "logprobs"),
+        ({"top_logprobs": 5}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"n": 17}, "n"),
+        ({"n": True}, "n"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"temprature": 1}, "temprature"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0].role"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages[0].content[0]",
+        ),
+        ({"model": ""}, "model"),
+        ({"model": 5}, "model"),
+    ],
+)
+async def test_bad_chat_fields(change: dict[str, Any], param: str):
+    async with world() as w:
+        message = error(await w.client.post("/v1/chat/completions", json=CHAT | change), 400, param)
+        assert message.endswith((".", "?"))
+        assert "\n" not in message
+        assert not w.replicas[0].submits
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tools": [], "tool_choice": "none", "functions": None, "response_format": {"type": "text"}},
+        {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "parallel_tool_calls": True},
+        {"stop": [], "logit_bias": {}, "n": None, "temperature": None, "stream": None, "modalities": ["text"]},
+    ],
+)
+async def test_harmless_chat_fields(change: dict[str, Any]):
+    async with world() as w:
+        r = await w.client.post("/v1/chat/completions", json=CHAT | change)
+        assert r.json()["choices"][0]["message"]["content"] == answer(8)
+
+
+async def test_bad_completion_fields():
+    async with world() as w:
+        for change, param in (
+            ({"prompt": []}, "prompt"),
+            ({"prompt": ["a", ""]}, "prompt[1]"),
+            ({"prompt": [1, "a"]}, "prompt"),
+            ({"prompt": [[1], [-1]]}, "prompt[1]"),
+            ({"prompt": ["a"] * 129}, "prompt"),
+            ({"prompt": ["a"] * 64, "n": 3}, "prompt"),
+            ({"logprobs": 21}, "logprobs"),
+            ({"echo": True}, "echo"),
+            ({"suffix": "x"}, "suffix"),
+            ({"best_of": 2}, "best_of"),
+        ):
+            error(await w.client.post("/v1/completions", json={"model": "demo", "prompt": "a"} | change), 400, param)
+        error(await w.client.post("/v1/completions", json={"model": "demo"}), 400, "prompt", "missing_parameter")
+        r = await w.client.post("/v1/completions", json={"model": "demo", "prompt": "a", "n": 2, "best_of": 2})
+        assert r.status_code == 200
+
+
+async def test_bad_bodies():
+    async with world() as w:
+        headers = {"Content-Type": "application/json"}
+
+        async def post(body: bytes, **more: str) -> httpx.Response:
+            return await w.client.post("/v1/chat/completions", content=body, headers=headers | more)
+
+        for body in (b"", b"{", b"[]", b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000, b'{"a": "\\ud800"}'):
+            error(await post(body), 400)
+        error(await post(b"{}", **{"Content-Type": "text/plain"}), 415)
+        error(await post(b"{}", **{"Content-Type": "application/json; charset=utf-16"}), 415)
+        hint = error(await post(json.dumps(CHAT | {"temprature": 1}).encode()), 400, "temprature")
+        assert "'temperature'" in hint
+
+
+async def test_unknown_urls_and_methods():
+    async with world() as w:
+        error(await w.client.get("/v2/nothing"), 404, code="unknown_url")
+        r = await w.client.get("/v1/chat/completions")
+        error(r, 405)
+        assert r.headers["allow"] == "POST"
+        error(await w.client.post("/v1/models"), 405)
+        error(await w.client.post("/v1/chat/completions", json=CHAT | {"model": "x"}), 404, "model")
+
+
+async def test_too_large():
+    async with world(settings={"max_body_bytes": 1000}) as w:
+        error(await w.client.post("/v1/chat/completions", json=CHAT | {"user": "x" * 1000}), 413)
+
+        async def pieces() -> Any:
+            for _ in range(20):
+                yield b"x" * 100
+
+        error(await w.client.post("/v1/chat/demo", content=pieces(), headers=TEXT), 413)
+        r = await w.client.post("/v1/chat/demo", content=b"x" * 1000, headers=TEXT)
+        assert r.status_code == 200
+
+
+async def test_head_limits():
+    async with world() as w:
+        reader, writer = await raw_request(w.proxy.address, "GET /health HTTP/1.1\nHost: x\nX-Big: " + "x" * 70_000)
+        assert (await reader.read()).startswith(b"HTTP/1.1 431 ")
+        writer.close()
+        many = "\n".join(f"X-{i}: 1" for i in range(300))
+        reader, writer = await raw_request(w.proxy.address, f"GET /health HTTP/1.1\nHost: x\n{many}")
+        assert b'"error"' in await reader.read()
+        writer.close()
+        reader, writer = await raw_request(w.proxy.address, "NONSENSE")
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+
+
+async def test_models():
+    async with world() as w:
+        w.head.state("tinyllama", RouteState.AVAILABLE)
+        w.head.state("ns:name", RouteState.FAILED, "no such folder")
+        await eventually(lambda: w.proxy.routes.table and len(w.proxy.routes.table.routes) == 3)
+        listed = (await w.client.get("/v1/models")).json()
+        assert listed["object"] == "list"
+        assert [m["id"] for m in listed["data"]] == ["demo", "tinyllama", "ns:name"]
+        demo = (await w.client.get("/v1/models/demo")).json()
+        assert demo == {
+            "id": "demo",
+            "object": "model",
+            "created": 1_700_000_000,
+            "owned_by": "headrace",
+            "max_model_len": 2048,
+            "state": "ready",
+            "reason": None,
+        }
+        assert (await w.client.get("/v1/models/ns%3Aname")).json()["reason"] == "no such folder"
+        error(await w.client.get("/v1/models/a/b"), 404, "model", "model_not_found")
+
+
+async def test_request_id():
+    async with world() as w:
+        r = await w.client.post("/v1/chat/completions", json=CHAT, headers={"X-Request-Id": "my-id.7"})
+        assert r.headers["x-request-id"] == "my-id.7"
+        assert w.replicas[0].submits[0].request_id == "my-id.7"
+        r = await w.client.post(
+            "/v1/chat/completions", json=CHAT | {"stream": True}, headers={"X-Request-Id": "bad id\u00e9".encode()}
+        )
+        assert r.headers.get_list("x-request-id") == [w.replicas[0].submits[1].request_id]
+        assert r.headers["x-request-id"].startswith("req-")
+
+
+async def test_health_ready_docs():
+    async with world(0) as w:
+        assert (await w.client.get("/health")).status_code == 200
+        assert (await w.client.head("/health")).status_code == 200
+        assert "No model" in error(await w.client.get("/ready"), 503)
+        w.head.state("demo", RouteState.AVAILABLE)
+        await eventually(lambda: w.proxy.routes.table and w.proxy.routes.table.routes)
+        assert (await w.client.get("/ready")).json()["models"] == ["demo"]
+        doc = (await w.client.get("/openapi.json")).json()
+        assert {"/v1/chat/completions", "/v1/completions", "/v1/chat/{model}", "/v1/models"} <= set(doc["paths"])
+        body = doc["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]
+        assert body["schema"] == {"$ref": "#/components/schemas/ChatRequest"}
+        fields = doc["components"]["schemas"]["ChatRequest"]["properties"]
+        assert fields["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
+        page = (await w.client.get("/docs")).text
+        assert "/v1/chat/{model}" in page
+        assert "repetition_penalty" in page
+        assert "http://" not in page
+        assert "https://" not in page
+        assert "<script" not in page
+
+
+async def test_no_word_from_the_head_yet():
+    async with (
+        serving(ProxySettings(http_port=0, head_address="127.0.0.1:1"), PATIENCE) as proxy,
+        httpx.AsyncClient(base_url=f"http://{proxy.address}") as client,
+    ):
+        assert (await client.get("/health")).status_code == 200
+        assert "127.0.0.1:1" in error(await client.get("/ready"), 503)
+        error(await client.get("/v1/models"), 503)
+        assert "127.0.0.1:1" in error(await client.post("/v1/chat/completions", json=CHAT), 503)
+
+
+async def test_api_keys(tmp_path: Path):
+    file = tmp_path / "keys"
+    file.write_text(f"# people\nsecret-one\n\nsha256:{hashlib.sha256(b'secret-two').hexdigest()}\n")
+    async with world(settings={"api_keys_file": file}) as w:
+        for path in ("/v1/models", "/metrics", "/docs", "/v1/nothing", "//health", "/health/../v1/models"):
+            r = await w.client.get(path)
+            error(r, 401, code="invalid_api_key")
+            assert r.headers["www-authenticate"] == "Bearer"
+        for open_path in ("/health", "/ready"):
+            assert (await w.client.get(open_path)).status_code == 200
+        for wrong in ("secret-one", "Bearer secret-on", "Bearer", "Basic secret-one", "Bearer secret-one x"):
+            error(await w.client.get("/v1/models", headers={"Authorization": wrong}), 401)
+        for key in ("secret-one", "secret-two"):
+            r = await w.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+            assert r.status_code == 200
+
+
+async def test_who_may_be_refused_to_start(tmp_path: Path):
+    async def start(**settings: Any) -> None:
+        async with serving(ProxySettings(**{"http_port": 0, "head_address": "127.0.0.1:1"} | settings)):
+            pass
+
+    with pytest.raises(UserError, match="--api_keys_file"):
+        await start(http_host="0.0.0.0")
+    await start(http_host="0.0.0.0", allow_insecure=True)
+    with pytest.raises(UserError, match="Cannot read"):
+        await start(api_keys_file=tmp_path / "none")
+    (tmp_path / "empty").write_text("# nothing\n")
+    with pytest.raises(UserError, match="no key"):
+        await start(api_keys_file=tmp_path / "empty")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="--http_port"):
+            await start(http_port=taken.getsockname()[1])
+
+
+async def metric(w: World, name: str) -> float:
+    for line in (await w.client.get("/metrics")).text.splitlines():
+        if line.startswith(name + " "):
+            return float(line.rpartition(" ")[2])
+    return 0.0
+
+
+async def test_metrics():
+    async with world() as w:
+        for _ in range(3):
+            await w.client.post("/v1/chat/completions", json=CHAT)
+        await w.client.post("/v1/chat/completions", json=CHAT | {"n": 0})
+        w.replicas[0].reject = Failure("overloaded", "Full.", retry_after_s=7.0)
+        r = await w.client.post("/v1/chat/completions", json=CHAT)
+        assert "Full." in error(r, 429)
+        assert r.headers["retry-after"] == "7"
+        await w.clean()
+        model = 'model_name="demo"'
+        assert await metric(w, f'vllm:request_success_total{{finished_reason="stop",{model}}}') == 3
+        assert await metric(w, f"vllm:generation_tokens_total{{{model}}}") == 24
+        assert await metric(w, f"vllm:prompt_tokens_total{{{model}}}") == 15
+        assert await metric(w, f"vllm:time_to_first_token_seconds_count{{{model}}}") == 3
+        assert await metric(w, f"vllm:inter_token_latency_seconds_count{{{model}}}") == 21
+        assert await metric(w, f"vllm:e2e_request_latency_seconds_count{{{model}}}") == 3
+        assert await metric(w, f'headrace_requests_failed_total{{kind="overloaded",{model}}}') == 1
+        assert await metric(w, "headrace_requests_in_flight") == 0
+        path = 'path="/v1/chat/completions"'
+        assert await metric(w, f'headrace_http_responses_total{{{path},status="200"}}') == 3
+        assert await metric(w, f'headrace_http_responses_total{{{path},status="400"}}') == 1
+
+
+async def test_connection_reset_while_sending_the_body():
+    async with world() as w:
+        _, writer = await raw_request(
+            w.proxy.address, "POST /v1/chat/demo HTTP/1.1\nHost: x\nContent-Length: 100\nContent-Type: text/plain", b"x"
+        )
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+        assert (await w.client.get("/health")).status_code == 200
+        assert not w.replicas[0].submits

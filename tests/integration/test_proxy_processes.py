@@ -1,0 +1,122 @@
+"""Proxies as processes: two on one port, their metrics together, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import httpx
+from integration.proxy_fixtures import Head, Replica, answer, eventually, free_port
+
+from headrace.process import LIFELINE_ENV, Child, child_env
+
+CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
+PROGRAM = """
+import asyncio, json, sys, pathlib
+from headrace.proxy.app import run
+from headrace.settings import ProxySettings
+given = json.loads(sys.argv[1])
+given["metrics_dir"] = pathlib.Path(given["metrics_dir"])
+asyncio.run(run(ProxySettings(**given)))
+"""
+
+
+@asynccontextmanager
+async def proxies(
+    count: int, folder: Path, lifeline: int | None = None, **knobs: object
+) -> AsyncIterator[tuple[list[Child], Head, Replica, str]]:
+    """`count` proxy processes on one port, all with a session to one replica."""
+    async with AsyncExitStack() as stack:
+        head = await Head().start()
+        stack.push_async_callback(head.die)
+        replica = await Replica("demo-1-0", **knobs).start()
+        stack.push_async_callback(replica.die)
+        head.ready("demo", replica)
+        port, holder = free_port()
+        stack.callback(holder.close)
+        settings = {"http_port": port, "head_address": head.address, "metrics_dir": str(folder / "metrics")}
+        children: list[Child] = []
+        for _ in range(count):
+            child = Child.spawn(
+                [sys.executable, "-c", PROGRAM, json.dumps(settings)],
+                env=child_env({LIFELINE_ENV: str(lifeline)} if lifeline is not None else {}),
+                output=folder / "proxy.log",
+                pass_fds=() if lifeline is None else (lifeline,),
+            )
+            children.append(child)
+            stack.push_async_callback(child.stop, 2.0)
+        await eventually(lambda: replica.sessions == count)
+        yield children, head, replica, f"http://127.0.0.1:{port}"
+
+
+async def ask(url: str) -> None:
+    async with httpx.AsyncClient(base_url=url, timeout=20) as client:  # a connection of its own
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+
+
+async def success(url: str) -> float:
+    async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        page = (await client.get("/metrics")).text
+    line = next((x for x in page.splitlines() if x.startswith("vllm:request_success_total{")), "x 0")
+    return float(line.rpartition(" ")[2])
+
+
+async def test_two_proxies_share_a_port_and_sum_their_metrics(tmp_path: Path):
+    async with proxies(2, tmp_path) as (children, _, replica, url):
+        for _ in range(30):
+            await ask(url)
+        assert len({s.request_id for s in replica.submits}) == 30
+        # Whichever of the two answers, the sum is the same.
+        assert [await success(url) for _ in range(6)] == [30] * 6
+        # One dies: the other goes on, and what the dead one counted is kept.
+        os.kill(children[0].pid, signal.SIGKILL)
+        await children[0].wait()
+        for _ in range(5):
+            await ask(url)
+        assert await success(url) == 35
+        assert len(list((tmp_path / "metrics").glob("gauge_live*"))) <= len(
+            {x.name.rpartition("_")[0] for x in (tmp_path / "metrics").glob("gauge_live*")}
+        )
+
+
+async def test_term_finishes_streams_then_exits(tmp_path: Path):
+    async with (
+        proxies(1, tmp_path, tokens=100, step_s=0.005) as (children, _, replica, url),
+        httpx.AsyncClient(base_url=url, timeout=20) as client,
+    ):
+        request = asyncio.create_task(client.post("/v1/chat/demo", content="x", headers={"Content-Type": "text/plain"}))
+        await eventually(lambda: replica.live)
+        os.kill(children[0].pid, signal.SIGTERM)
+        assert (await request).text == answer(100)
+        assert await children[0].wait() == 0
+
+
+async def test_second_term_ends_streams_with_an_error(tmp_path: Path):
+    async with (
+        proxies(1, tmp_path, tokens=1_000_000, step_s=0.005) as (children, _, replica, url),
+        httpx.AsyncClient(base_url=url, timeout=20) as client,
+    ):
+        request = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT | {"stream": True}))
+        await eventually(lambda: replica.live)
+        os.kill(children[0].pid, signal.SIGTERM)
+        await eventually(lambda: "proxy_draining" in (tmp_path / "proxy.log").read_text())
+        os.kill(children[0].pid, signal.SIGTERM)
+        assert '"error"' in (await request).text
+        assert await children[0].wait() == 0
+
+
+async def test_proxy_ends_with_its_parent(tmp_path: Path):
+    read_end, write_end = os.pipe()
+    try:
+        async with proxies(1, tmp_path, lifeline=read_end) as (children, _, _, url):
+            await ask(url)
+            os.close(write_end)
+            assert await children[0].wait() == 0
+    finally:
+        os.close(read_end)
