@@ -87,3 +87,26 @@ class ProxySettings:
     drain_s: float = 30.0
     metrics_dir: Path | None = None  # shared by the proxies of one port, so that /metrics sums them
     log_level: str = "INFO"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpSettings:
+    """A head and a scheduler on this machine, and the models to begin with."""
+
+    model: tuple[str, ...] = ("demo",)
+    engine: str = "auto"
+    http_host: str = "127.0.0.1"
+    http_port: int = 8000
+    node_port: int = 50051
+    grpc_port: int = 50052
+    num_proxies: int = 2
+    num_cpus: float | None = None
+    num_gpus: int | None = None
+    memory_bytes: int | None = None
+    state_dir: Path = field(default_factory=default_state_dir)
+    cache_dir: Path = field(default_factory=default_cache_dir)
+    catalog: Path | None = None
+    api_keys_file: Path | None = None
+    allow_insecure: bool = False
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    log_level: str = "INFO"

@@ -1,0 +1,132 @@
+"""A conversation with a model over the HTTP API: history, streaming, errors as sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from headrace.cli.words import one_line
+from headrace.errors import HeadraceError, Unavailable, UserError
+
+_CONNECT_S = 5.0
+
+
+def _nothing(_: str) -> None:
+    pass
+
+
+class Conversation:
+    """A context manager. Use it from one thread; leaving an answer's iterator early stops the answer."""
+
+    def __init__(
+        self, base: str, model: str, api_key: str | None, system: str | None, options: Mapping[str, Any]
+    ) -> None:
+        self.base, self.model = base, model
+        self._system = [{"role": "system", "content": system}] if system else []
+        self._options = options
+        self._messages: list[dict[str, str]] = []
+        try:
+            url = httpx.URL(base)
+        except httpx.InvalidURL as e:
+            raise UserError(f"{base!r} is not a URL: {e}.") from e
+        # The environment's proxy is for the world outside.
+        local = url.host in ("localhost", "::1") or url.host.startswith("127.")
+        self._client = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(None, connect=_CONNECT_S),
+            trust_env=not local,
+        )
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        self._messages = []
+
+    def check(self) -> None:
+        """HeadraceError if the model cannot be asked: no such model, no key, nothing there."""
+        with self._errors():
+            _raise_for(self._client.get(f"/v1/models/{self.model}", timeout=10.0))
+
+    def ask(self, text: str, waiting: Callable[[str], None] = _nothing) -> Iterator[str]:
+        """The answer in pieces. What was answered is remembered, also if it was stopped; a failed turn is not.
+
+        `waiting` is told what the server says while there is no answer yet, and "" when there is.
+        """
+        turn = [*self._messages, {"role": "user", "content": text}]
+        body = {"model": self.model, "messages": [*self._system, *turn], "stream": True, **self._options}
+        pieces: list[str] = []
+        failed = waits = False
+        try:
+            with self._errors(), self._client.stream("POST", "/v1/chat/completions", json=body) as response:
+                if response.status_code != 200:
+                    response.read()
+                _raise_for(response)
+                for line in response.iter_lines():
+                    if line.startswith(":") and not pieces:
+                        waits = True
+                        waiting(one_line(line[1:]))
+                    piece = _piece(line)
+                    if piece:
+                        if waits:
+                            waits = False
+                            waiting("")
+                        pieces.append(piece)
+                        yield piece
+        except HeadraceError:
+            failed = True
+            raise
+        finally:
+            if waits:
+                waiting("")
+            if pieces and not failed:
+                self._messages = [*turn, {"role": "assistant", "content": "".join(pieces)}]
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.ConnectError as e:
+            raise Unavailable(f"Cannot reach Headrace at {self.base}; is it running? Start it with: headrace up") from e
+        except httpx.UnsupportedProtocol as e:
+            raise UserError(f"{self.base!r} is not an HTTP address.") from e
+        except httpx.HTTPError as e:
+            raise Unavailable(f"The connection to {self.base} broke off: {str(e) or type(e).__name__}.") from e
+
+
+def _raise_for(response: httpx.Response) -> None:
+    if response.status_code != 200:
+        raise _error(response.content, f"{response.url.host} answered with status {response.status_code}.")
+
+
+def _error(body: bytes | str, otherwise: str) -> HeadraceError:
+    try:
+        return HeadraceError(str(json.loads(body)["error"]["message"]))
+    except (ValueError, KeyError, TypeError):
+        return HeadraceError(otherwise)
+
+
+def _piece(line: str) -> str:
+    """The text that one line of the event stream brings. HeadraceError if it brings an error."""
+    data = line.removeprefix("data:").strip()
+    if not line.startswith("data:") or data == "[DONE]":
+        return ""
+    try:
+        event = json.loads(data)
+    except ValueError:
+        raise HeadraceError(f"The answer is not an event stream: {data[:80]!r}.") from None
+    if "error" in event:
+        raise _error(data, "The answer broke off.")
+    return "".join(choice.get("delta", {}).get("content") or "" for choice in event.get("choices") or ())

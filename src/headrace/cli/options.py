@@ -1,0 +1,212 @@
+"""Every flag of every command, in one table; a settings class becomes options, and options become settings.
+
+A value comes from the flag, else from HEADRACE_<FLAG>, else from the TOML file of --config, else it is the default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from headrace.cli.config import read_table
+from headrace.core.catalog import ENGINES, parse_size
+from headrace.errors import UserError
+from headrace.settings import TlsSettings
+
+
+class _Size(click.ParamType):
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(str(value))
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+
+
+class _File(click.ParamType):
+    """An absolute path; "~" is ours to expand where no shell did it."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return Path(os.path.abspath(Path(value).expanduser()))
+
+
+def _called(kind: click.ParamType, name: str) -> click.ParamType:
+    kind.name = name  # for --help
+    return kind
+
+
+PORT = _called(click.IntRange(0, 65535), "port")
+SIZE = _Size()
+FILE = _File()
+SECONDS = _called(click.FloatRange(min=0), "seconds")
+COUNT = _called(click.IntRange(min=0), "n")
+AMOUNT = _called(click.FloatRange(min=0), "x")
+LEVEL = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False)
+ENGINE = click.Choice(ENGINES)
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One row of the table. `env` is the variable's name after HEADRACE_ where it is not the flag's own."""
+
+    help: str
+    type: Any = str
+    name: str = ""  # where the flag is not called as the field is; the field's name works as well
+    env: str = ""
+    switch: bool = False
+    many: bool = False
+
+
+FLAGS: dict[str, Flag] = {
+    "model": Flag("Model to serve: a catalog name, a folder, or hf://org/name. Repeatable.", many=True),
+    "http_host": Flag("Address that the HTTP proxies listen on."),
+    "http_port": Flag("Port of the HTTP API.", PORT),
+    "host": Flag("Address that the gRPC ports listen on."),
+    "node_port": Flag("Port where schedulers connect.", PORT),
+    "grpc_port": Flag("Port for proxies and for the command line.", PORT),
+    "num_proxies": Flag("HTTP proxy processes to keep alive.", COUNT),
+    "state_dir": Flag("Where state, logs and process records are kept.", FILE),
+    "cache_dir": Flag("Where weights and conversions are kept; safe to delete.", FILE),
+    "catalog": Flag("YAML file of models that adds to the built-in catalog.", FILE),
+    "api_keys_file": Flag("File of API keys, one a line; without it no key is asked for.", FILE),
+    "allow_insecure": Flag("Allow wide ports without TLS or API keys.", switch=True),
+    "tls_cert": Flag("PEM certificate of this process, for gRPC.", FILE),
+    "tls_key": Flag("PEM key of that certificate.", FILE),
+    "tls_ca": Flag("PEM certificate of the authority that signed all of them.", FILE),
+    "lease_s": Flag("Seconds of silence after which a node counts as lost.", SECONDS),
+    "drain_s": Flag("Seconds that running streams get to finish.", SECONDS),
+    "log_level": Flag("How much is logged.", LEVEL),
+    "node_id": Flag("Name of this machine among the nodes."),
+    "head_address": Flag("Where the head is."),
+    "port": Flag("The head's node_port.", PORT),
+    "num_cpus": Flag("CPUs that replicas may use; without it, what the machine has.", AMOUNT),
+    "num_gpus": Flag("GPUs that replicas may use; without it, what the machine has.", COUNT),
+    "memory_bytes": Flag("Memory that replicas may use, such as 8GiB; without it, what there is.", SIZE, name="memory"),
+    "keep_replicas": Flag("Leave replicas running when told to stop, for the next scheduler.", switch=True),
+    "engine": Flag("Engine that runs the models.", ENGINE),
+    "proxy_id": Flag("Name of this proxy."),
+    "max_body_bytes": Flag("Largest HTTP request body.", SIZE),
+    "max_waiting": Flag("Requests per model that may wait for a replica.", COUNT),
+    "max_streams": Flag("Streams in flight in this process.", COUNT),
+    "wait_s": Flag("Seconds that a request may wait for its model to start.", SECONDS),
+    "stream_buffer_bytes": Flag("Unread text that one slow client may have.", SIZE),
+    "stall_s": Flag("Seconds after which a client that reads nothing is cut.", SECONDS),
+    "metrics_dir": Flag("Folder in which the proxies of one port share their metrics.", FILE),
+}
+
+_TLS = ("tls_cert", "tls_key", "tls_ca")
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Settings = TypeVar("_Settings")
+
+
+class _Option(click.Option):
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        found = self.resolve_envvar_value(ctx)
+        # Kubernetes sets HEADRACE_PORT=tcp://… beside a service of that name.
+        return None if found is None or found.startswith("tcp://") else super().value_from_envvar(ctx)
+
+
+def option(field: str, flag: Flag, default: Any = None, **more: Any) -> Callable[[_Command], _Command]:
+    """A click option for one row of the table; its parameter is called `field`."""
+    name = flag.name or field
+    names = [f"--{name}"] + ([f"--{field}"] if field != name else [])
+    kind: dict[str, Any] = {"is_flag": True} if flag.switch else {"type": flag.type, "multiple": flag.many}
+    return click.option(
+        *names,
+        field,
+        cls=_Option,
+        envvar=f"HEADRACE_{flag.env or name.upper()}",
+        default=default,
+        show_default=default not in (None, "") and not flag.switch,
+        help=flag.help,
+        **kind,
+        **more,
+    )
+
+
+def flag_options(*names: str, **defaults: Any) -> Callable[[_Command], _Command]:
+    """Options for rows of the table, as a decorator."""
+
+    def decorate(command: _Command) -> _Command:
+        for name in reversed(names):
+            command = option(name, FLAGS[name], defaults.get(name))(command)
+        return command
+
+    return decorate
+
+
+def field_names(cls: type) -> list[str]:
+    """The options of a settings class, in order; `tls` stands for three."""
+    return [n for f in fields(cls) for n in (_TLS if f.name == "tls" else (f.name,))]
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def settings_options(cls: type) -> Callable[[_Command], _Command]:
+    """Options for every field of a settings class, and --config."""
+
+    def decorate(command: _Command) -> _Command:
+        defaults = {f.name: _default(f) for f in fields(cls)}
+        for name in reversed(field_names(cls)):
+            command = option(name, FLAGS[name], defaults.get(name))(command)
+        return click.option(
+            "--config",
+            type=FILE,
+            envvar="HEADRACE_CONFIG",
+            is_eager=True,
+            callback=_use_config,
+            help="TOML file with a table for this command.",
+        )(command)
+
+    return decorate
+
+
+def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None:
+        names = {
+            opt.lstrip("-"): str(p.name)
+            for p in ctx.command.params
+            if isinstance(p, click.Option) and p.name != "config"
+            for opt in p.opts
+        }
+        many = {p.name for p in ctx.command.params if isinstance(p, click.Option) and p.multiple}
+        ctx.default_map = {
+            name: [value] if name in many and isinstance(value, str) else value
+            for name, value in read_table(path, str(ctx.command.name), names).items()
+        }
+    return path
+
+
+def build(cls: type[_Settings], params: Mapping[str, Any]) -> _Settings:
+    """The settings that the options of `settings_options(cls)` say. UserError where they contradict each other."""
+    values: dict[str, Any] = {}
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name == "tls":
+            values["tls"] = tls_settings(params)
+        else:
+            value = params[field.name]
+            values[field.name] = tuple(value) if isinstance(value, list | tuple) else value
+    return cls(**values)
+
+
+def tls_settings(params: Mapping[str, Any]) -> TlsSettings:
+    """The files of --tls_cert, --tls_key and --tls_ca; UserError if only some are given, or one is no file."""
+    given = {name: params[name] for name in _TLS if params[name] is not None}
+    if given and len(given) < len(_TLS):
+        missing = ", ".join(f"--{n}" for n in _TLS if n not in given)
+        raise UserError(f"TLS needs --tls_cert, --tls_key and --tls_ca together; {missing} is missing.")
+    for name, path in given.items():
+        if not path.is_file():
+            raise UserError(f"--{name}: there is no file {path}.")
+    return TlsSettings(cert=params["tls_cert"], key=params["tls_key"], ca=params["tls_ca"])

@@ -1,0 +1,146 @@
+"""ClusterStatus as plain text. Pure; no line is wider than `width`, whatever the lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from headrace.cli.waiting import doing
+from headrace.cli.words import number, one_line, size, wrapped
+from headrace.core.types import CatalogEntry, ClusterStatus, DeploymentStatus, NodeStatus, Phase, PlacedReplica
+
+WIDTH = 100
+_GAP = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Cells, and sentences that go below them."""
+
+    cells: Sequence[str]
+    notes: Sequence[str] = field(default=())
+
+
+def table(heads: Sequence[str], rows: Sequence[Row], width: int = WIDTH) -> list[str]:
+    """Columns as wide as they need to be. Heads that begin with ">" are right-aligned.
+
+    The first column holds names that people copy: one that is too long gets a line of its own and stays whole.
+    The last column is cut to what is left.
+    """
+    right = [h.startswith(">") for h in heads]
+    titles = [h.lstrip(">") for h in heads]
+    cells = [[one_line(c) for c in row.cells] for row in rows]
+    widths = [max([len(t), *(len(c[i]) for c in cells)]) for i, t in enumerate(titles)]
+    middle = sum(widths[1:-1]) + len(_GAP) * (len(heads) - 1)
+    last = max(len(titles[-1]), min(widths[-1], 24))
+    widths[0] = max(len(titles[0]), min(widths[0], width - middle - last))
+    widths[-1] = min(widths[-1], max(0, width - widths[0] - middle))
+
+    def line(parts: Sequence[str]) -> str:
+        return _GAP.join(
+            _cut(p, w).rjust(w) if r else _cut(p, w).ljust(w) for p, w, r in zip(parts, widths, right, strict=True)
+        ).rstrip()
+
+    lines = [line(titles)]
+    for row, parts in zip(rows, cells, strict=True):
+        if len(parts[0]) > widths[0]:
+            lines += [parts[0][i : i + width] for i in range(0, len(parts[0]), width)]
+            parts = ["", *parts[1:]]
+        lines.append(line(parts))
+        for note in row.notes:
+            lines += wrapped(note, width, "    ")
+    return lines
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"[:width]
+
+
+def status_lines(status: ClusterStatus, width: int = WIDTH) -> list[str]:
+    """Everything `headrace status` shows."""
+    alive = sum(n.alive for n in status.nodes)
+    where = f"HTTP at {status.http_address}" if status.http_address else "no HTTP proxy"
+    lines = wrapped(f"Headrace {status.version}, {where}, {_count(alive, 'node')}", width, "")
+    lines += ["", *deployment_lines(status.deployments, width)]
+    if status.replicas:
+        lines += ["", *replica_lines(status.replicas, width)]
+    if status.proxies:
+        rows = [Row((p.proxy_id, p.state, str(p.pid), str(p.restarts))) for p in status.proxies]
+        lines += ["", *table(("PROXY", "STATE", ">PID", ">RESTARTS"), rows, width)]
+    return lines
+
+
+def deployment_lines(deployments: Sequence[DeploymentStatus], width: int = WIDTH) -> list[str]:
+    if not deployments:
+        return ["Nothing is deployed. `headrace models` lists what could be; `headrace deploy MODEL` deploys it."]
+    rows: list[Row] = []
+    for s in deployments:
+        d = s.deployment
+        low, high = d.min_replicas, d.max_replicas
+        scale = str(low) if low == high else f"{low} to {high}"
+        cells = (d.name, s.state.upper(), f"{s.ready}/{d.replicas}", scale, str(d.revision), d.model.engine)
+        rows.append(Row((*cells, d.model.source), (s.reason,)))
+    return table(("DEPLOYMENT", "STATE", ">READY", ">REPLICAS", ">REV", "ENGINE", "SOURCE"), rows, width)
+
+
+def replica_lines(replicas: Sequence[PlacedReplica], width: int = WIDTH) -> list[str]:
+    rows: list[Row] = []
+    for placed in replicas:
+        s, load = placed.status, placed.status.load
+        busy = s.phase in (Phase.READY, Phase.DRAINING)
+        rows.append(
+            Row(
+                (
+                    s.replica_id,
+                    s.phase.value,
+                    str(s.pid) if s.pid else "",
+                    str(s.restarts),
+                    str(load.running) if busy else "",
+                    str(load.waiting) if busy else "",
+                    f"{load.kv_usage * 100:.0f} %" if busy else "",
+                    placed.node_id,
+                ),
+                (_note(placed),),
+            )
+        )
+    heads = ("REPLICA", "PHASE", ">PID", ">RESTARTS", ">RUNNING", ">WAITING", ">KV", "NODE")
+    return table(heads, rows, width)
+
+
+def _note(placed: PlacedReplica) -> str:
+    s = placed.status
+    return s.reason if not s.activity and s.progress < 0 else doing(s)
+
+
+def node_lines(nodes: Sequence[NodeStatus], width: int = WIDTH) -> list[str]:
+    """Everything `headrace nodes` shows; resources as free of total."""
+    if not nodes:
+        return ["No node has joined. Start one with: headrace scheduler --node_id=1 --head_address=HOST --port=50051"]
+    rows: list[Row] = []
+    for n in nodes:
+        total, free = n.info.resources, n.free
+        notes = [f"silent for {n.silent_s:.0f} s"] if not n.alive else []
+        notes += [
+            f"GPU {g.index}: {g.name}, {size(g.memory_free_bytes)} of {size(g.memory_bytes)} free" for g in n.info.gpus
+        ]
+        cells = (
+            n.info.node_id,
+            "ALIVE" if n.alive else "LOST",
+            f"{number(free.cpus)}/{number(total.cpus)}",
+            f"{size(free.memory_bytes)}/{size(total.memory_bytes)}",
+            f"{free.gpus}/{total.gpus}",
+            n.info.version,
+            n.info.hostname,
+        )
+        rows.append(Row(cells, (*notes, f"engines: {', '.join(n.info.engines) or 'none'}")))
+    return table(("NODE", "STATE", ">CPUS", ">MEMORY", ">GPUS", "VERSION", "HOST"), rows, width)
+
+
+def model_lines(models: Sequence[CatalogEntry], width: int = WIDTH) -> list[str]:
+    """Everything `headrace models` shows."""
+    rows = [Row((m.name, m.origin, m.model.engine, m.model.source), (m.description,)) for m in models]
+    return table(("MODEL", "ORIGIN", "ENGINE", "SOURCE"), rows, width) if rows else ["The catalog is empty."]
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

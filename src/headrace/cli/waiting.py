@@ -1,0 +1,67 @@
+"""How a deployment stands for somebody who waits for it. Pure functions of ClusterStatus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from headrace.core.types import ClusterStatus, DeploymentStatus, Phase, PlacedReplica, ReplicaStatus, RouteState
+
+_COMING = (Phase.READY, Phase.LOADING, Phase.STARTING, Phase.PENDING)
+
+
+class Outcome(Enum):
+    WAITING = "waiting"
+    READY = "ready"
+    FAILED = "failed"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One deployment while it loads. `text`: what is going on, or why it failed. `progress`: 0..1, or None."""
+
+    name: str
+    outcome: Outcome
+    text: str
+    progress: float | None = None
+
+
+def standing(status: ClusterStatus, name: str, revision: int, replicas: int = 1) -> Standing:
+    """How `name` stands for somebody who waits for `replicas` replicas of `revision` (or a newer one) to be ready."""
+    found = next((d for d in status.deployments if d.deployment.name == name), None)
+    if found is None or found.deployment.revision < revision:
+        # A head that has just started again may not say yet; one that knows others does.
+        gone = found is None and bool(status.deployments)
+        return Standing(name, Outcome.DELETED if gone else Outcome.WAITING, "was deleted" if gone else "waiting")
+    newest = found.deployment.revision
+    mine = [r for r in status.replicas if r.status.deployment == name and r.status.revision == newest]
+    ready = sum(r.status.phase is Phase.READY for r in mine)
+    if ready >= min(replicas, found.deployment.replicas):
+        return Standing(name, Outcome.READY, "ready", 1.0)
+    failed = [r for r in mine if r.status.phase is Phase.FAILED]
+    coming = [r for r in mine if r.status.phase in _COMING and r.status.phase is not Phase.READY]
+    if failed and not coming and not (ready and len(mine) < found.deployment.replicas):
+        return Standing(name, Outcome.FAILED, failed[0].status.reason or found.reason or "no reason was given")
+    if found.state is RouteState.FAILED and not mine:
+        return Standing(name, Outcome.FAILED, found.reason or "no reason was given")
+    return _on_the_way(found, coming, ready, min(replicas, found.deployment.replicas))
+
+
+def _on_the_way(found: DeploymentStatus, coming: list[PlacedReplica], ready: int, wanted: int) -> Standing:
+    name = found.deployment.name
+    if not coming:
+        return Standing(name, Outcome.WAITING, found.reason or "waiting for a place")
+    nearest = max(coming, key=lambda r: (_COMING[::-1].index(r.status.phase), r.status.progress)).status
+    text = doing(nearest)
+    if wanted > 1:
+        text = f"{ready} of {wanted} ready; {text}"
+    return Standing(name, Outcome.WAITING, text, nearest.progress if nearest.progress >= 0 else None)
+
+
+def doing(replica: ReplicaStatus) -> str:
+    """What a replica is doing, in a few words: "loading 40 %", "starting", "pending: starts again in 2 s"."""
+    text = replica.activity or replica.phase.value.lower()
+    if replica.progress >= 0:
+        text += f" {replica.progress:.0%}".replace("%", " %")
+    return f"{text}: {replica.reason}" if replica.reason else text

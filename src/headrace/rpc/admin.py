@@ -1,0 +1,87 @@
+"""The head's AdminService for callers: our own values in and out, HeadraceErrors for whatever goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import grpc
+
+from headrace.core import types as t
+from headrace.rpc import convert
+from headrace.rpc.channel import Tls, from_rpc, open_channel
+from headrace.rpc.v1 import head_pb2, head_pb2_grpc
+
+_CALL_S = 20.0
+
+
+class AdminClient:
+    """One connection to a head. An async context manager; calls may overlap."""
+
+    def __init__(self, address: str, tls: Tls | None = None) -> None:
+        self.address = address
+        self._channel = open_channel(address, tls)
+        self._stub = head_pb2_grpc.AdminServiceStub(self._channel)
+
+    async def __aenter__(self) -> AdminClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as e:
+            raise from_rpc(e, f"the head at {self.address}") from e
+
+    async def deploy(self, request: t.DeployRequest) -> t.DeploymentStatus:
+        with self._errors():
+            answer = await self._stub.Deploy(convert.deploy_request_to_pb(request), timeout=_CALL_S)
+        return convert.deployment_status_from_pb(answer)
+
+    async def delete(self, name: str) -> None:
+        with self._errors():
+            await self._stub.Delete(head_pb2.DeleteRequest(name=name), timeout=_CALL_S)
+
+    async def scale(self, name: str, min_replicas: int, max_replicas: int) -> t.DeploymentStatus:
+        request = head_pb2.ScaleRequest(name=name, min_replicas=min_replicas, max_replicas=max_replicas)
+        with self._errors():
+            answer = await self._stub.Scale(request, timeout=_CALL_S)
+        return convert.deployment_status_from_pb(answer)
+
+    async def status(self) -> t.ClusterStatus:
+        with self._errors():
+            answer = await self._stub.Status(head_pb2.StatusRequest(), timeout=_CALL_S)
+        return convert.cluster_status_from_pb(answer)
+
+    async def watch_status(self) -> AsyncIterator[t.ClusterStatus]:
+        """The status now and after every change, without end."""
+        with self._errors():
+            async for answer in self._stub.WatchStatus(head_pb2.StatusRequest()):
+                yield convert.cluster_status_from_pb(answer)
+
+    async def models(self) -> list[t.CatalogEntry]:
+        with self._errors():
+            answer = await self._stub.ListModels(head_pb2.ListModelsRequest(), timeout=_CALL_S)
+        return [convert.catalog_entry_from_pb(m) for m in answer.models]
+
+    async def add_model(self, entry: t.CatalogEntry) -> t.CatalogEntry:
+        with self._errors():
+            answer = await self._stub.AddModel(convert.catalog_entry_to_pb(entry), timeout=_CALL_S)
+        return convert.catalog_entry_from_pb(answer)
+
+    async def remove_model(self, name: str) -> None:
+        with self._errors():
+            await self._stub.RemoveModel(head_pb2.RemoveModelRequest(name=name), timeout=_CALL_S)
+
+    async def read_logs(self, replica_id: str, tail_lines: int, follow: bool) -> AsyncIterator[bytes]:
+        """The end of a replica's log, piece by piece; with `follow`, and then what is added to it."""
+        request = head_pb2.ReadLogsRequest(replica_id=replica_id, tail_lines=tail_lines, follow=follow)
+        with self._errors():
+            async for answer in self._stub.ReadLogs(request):
+                yield answer.data

@@ -1,0 +1,113 @@
+"""Kill -9 of one part at a time while streams run: those through the survivors are whole, and all is back by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from cli_fixtures import run_cli
+from up_fixtures import Up, eventually, running, stream
+
+from headrace.core import simulated
+
+STREAMS = 8
+TOKENS = 150
+
+
+def expected(prompt: str) -> str:
+    """What the simulated engine answers."""
+    ids = simulated.encode(simulated.chat_prompt([{"role": "user", "content": prompt}]))
+    key = simulated.digest(ids, None)
+    return simulated.decode([simulated.token_at(key, i) for i in range(TOKENS)])
+
+
+async def streams(url: str) -> dict[str, str]:
+    """Eight answers at once, by prompt."""
+    prompts = [f"question {i}" for i in range(STREAMS)]
+    async with asyncio.TaskGroup() as group:
+        tasks = {p: group.create_task(stream(url, "sim", p, TOKENS)) for p in prompts}
+    return {p: "".join(t.result()) for p, t in tasks.items()}
+
+
+async def settled(up: Up) -> bool:
+    """True when the deployment is ready, a proxy runs and the node is alive, as the head sees it."""
+    got = await run_cli("status", "--json", f"--state_dir={up.state_dir}")
+    if got.code != 0:
+        return False
+    now = json.loads(got.out)
+    return (
+        [d["ready"] for d in now["deployments"]] == [1]
+        and any(p["state"] == "running" for p in now["proxies"])
+        and [n["alive"] for n in now["nodes"]] == [True]
+    )
+
+
+@pytest.mark.parametrize("part", ["head", "scheduler"])
+async def test_streams_do_not_notice(tmp_path: Path, part: str) -> None:
+    async with running(tmp_path, "--model=sim") as up:
+        url = await up.ready()
+        before = up.replicas() | up.proxies()
+        victim = up.part(part)
+        async with asyncio.TaskGroup() as group:
+            answers = group.create_task(streams(url))
+            await asyncio.sleep(1.0)  # in the middle of answers that take three seconds
+            victim.kill()
+        for prompt, text in answers.result().items():
+            assert text == expected(prompt)
+        await up.until(rf"The {part} ended \(was killed by SIGKILL\)")
+        await eventually(lambda: settled(up), "was well again")
+        assert up.replicas() | up.proxies() == before  # adopted: the same processes
+        assert up.part(part).pid != victim.pid
+        assert (await streams(url))["question 0"] == expected("question 0")
+        records = up.everything()
+        assert await up.end(signal.SIGTERM) == 0
+        assert not [r for r in records if r.alive()]
+
+
+async def test_a_proxy_comes_back_and_the_streams_of_the_other_are_whole(tmp_path: Path) -> None:
+    async with running(tmp_path, "--model=sim", "--num_proxies=2") as up:
+        url = await up.ready()
+
+        async def two() -> bool:
+            return len(up.proxies()) == 2
+
+        await eventually(two, "had two proxies")
+        before = up.proxies()
+        victim = sorted(before, key=lambda r: r.pid)[0]
+
+        async def one(prompt: str) -> str | None:
+            try:
+                return "".join(await stream(url, "sim", prompt, TOKENS))
+            except Exception:
+                return None
+
+        async with asyncio.TaskGroup() as group:
+            tasks = {p: group.create_task(one(p)) for p in (f"question {i}" for i in range(STREAMS))}
+            await asyncio.sleep(1.0)
+            os.kill(victim.pid, signal.SIGKILL)
+        results = {p: t.result() for p, t in tasks.items()}
+        for prompt, text in results.items():
+            assert text in (None, expected(prompt))
+        await eventually(two, "had two proxies again")
+        assert (before - {victim}) <= up.proxies()
+        assert (await streams(url))["question 1"] == expected("question 1")
+        assert await up.end(signal.SIGTERM) == 0
+
+
+async def test_both_die_and_all_is_back(tmp_path: Path) -> None:
+    async with running(tmp_path, "--model=sim") as up:
+        url = await up.ready()
+        before = up.replicas() | up.proxies()
+        for part in ("head", "scheduler"):
+            up.part(part).kill()
+        await eventually(lambda: settled(up), "was well again")
+        assert up.replicas() | up.proxies() == before
+        assert len(await stream(url, "sim", "hello")) > 10
+        got = await run_cli("status", f"--state_dir={up.state_dir}")
+        assert re.search(r"sim +READY +1/1", got.out)
+        assert await up.end(signal.SIGTERM) == 0
