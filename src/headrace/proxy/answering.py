@@ -98,7 +98,8 @@ class Answering(Response):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         serving, settings = self._serving, self._serving.settings
         count = len(self._submits) * self._n
-        serving.admission.route(self._model)  # NotFound before anything else
+        known = serving.admission.route(self._model) is not None  # NotFound before anything else
+        label = self._model if known else ""  # a metric's label is never just what a client says
         if serving.streams + count > settings.max_streams:
             raise Overloaded(
                 f"{serving.streams} streams are running here; at most {settings.max_streams} may.", retry_after_s=1.0
@@ -114,7 +115,7 @@ class Answering(Response):
             on_cut=metrics.slow_clients.inc,
         )
         answer = self._make(writer)
-        tally = metrics.tally(self._model)
+        tally = metrics.tally(label)
         generation = Generation(self._model, self._submits, self._n, answer, serving.admission, tally)
         unread = RequestTimeout(
             f"The client left more than {settings.stream_buffer_bytes} bytes unread.", code="client_too_slow"
@@ -125,16 +126,16 @@ class Answering(Response):
         metrics.in_flight.inc()
         try:
             usage = await while_connected(receive, generation.run())
-            metrics.prompt_tokens.labels(self._model).inc(usage.prompt_tokens)
-            metrics.success.labels(self._model, generation.streams[0].reason).inc()
-            metrics.e2e.labels(self._model).observe(asyncio.get_running_loop().time() - scope[RECEIVED_AT])
+            metrics.prompt_tokens.labels(label).inc(usage.prompt_tokens)
+            metrics.success.labels(label, generation.streams[0].reason).inc()
+            metrics.e2e.labels(label).observe(asyncio.get_running_loop().time() - scope[RECEIVED_AT])
             answer.complete(usage)
             await writer.ended()
         except ClientLeft:
-            metrics.cancelled.labels(self._model).inc()
+            metrics.cancelled.labels(label).inc()
             writer.close()
         except HeadraceError as e:
-            metrics.failed.labels(self._model, e.kind).inc()
+            metrics.failed.labels(label, e.kind).inc()
             if not writer.started:
                 raise
             log.info("stream_failed", request_id=scope[REQUEST_ID], model=self._model, kind=e.kind, error=e.message)
@@ -148,7 +149,7 @@ class Answering(Response):
             raise
         finally:
             if generation.first_at:
-                metrics.ttft.labels(self._model).observe(generation.first_at - scope[RECEIVED_AT])
+                metrics.ttft.labels(label).observe(generation.first_at - scope[RECEIVED_AT])
             metrics.in_flight.dec()
             serving.streams -= count
             serving.active.discard(generation)

@@ -88,7 +88,8 @@ class Generation:
             await self._wake.wait()
             return
         try:
-            await asyncio.wait_for(self._wake.wait(), _FIRST_TOKEN_WORD_S)
+            async with asyncio.timeout(_FIRST_TOKEN_WORD_S):
+                await self._wake.wait()
         except TimeoutError:
             self._sink.waiting(f"waiting for the first token of {self.model}")
 

@@ -10,7 +10,8 @@ import pydantic
 import pydantic_core
 
 from headrace.errors import HeadraceError, InvalidRequest
-from headrace.proxy.openai import Common, ModelChatRequest, Rejected
+from headrace.proxy.fields import Rejected
+from headrace.proxy.openai import Common, ModelChatRequest
 
 M = TypeVar("M", bound=Common)
 

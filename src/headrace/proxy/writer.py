@@ -93,11 +93,12 @@ class Writer:
         self._drive(self._send_start({"type": "http.response.start", "status": status, "headers": headers}))
 
     def write(self, data: bytes) -> None:
-        """Send now, or hold. Held data beyond the limit is dropped, after `on_overflow`."""
+        """Send now, or hold. After an overflow all is dropped, also if the reader is back: better an end than a gap."""
+        if self._finished or self.overflowed:
+            return
         if self._blocked is None:
-            if not self._finished:
-                self._drive(self._send({"type": "http.response.body", "body": data, "more_body": True}))
-        elif not self.overflowed:
+            self._drive(self._send({"type": "http.response.body", "body": data, "more_body": True}))
+        else:
             self._hold(data)
 
     def end(self, data: bytes = b"") -> None:

@@ -34,7 +34,7 @@ _OPTIONS: list[tuple[str, int]] = [
 ]
 _SERVER_OPTIONS: list[tuple[str, int]] = [
     *_OPTIONS,
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     # Two servers on one port must be an error, not a coin toss.
     ("grpc.so_reuseport", 0),
 ]
@@ -131,7 +131,7 @@ def from_rpc(e: grpc.RpcError, peer: str) -> errors.HeadraceError:
     """Our error that a call ended with, or Unavailable naming `peer` ("the head at …") if the call itself failed."""
     if isinstance(e, grpc.aio.AioRpcError):
         for key, value in e.trailing_metadata() or ():
-            if key == _ERROR_KEY:
+            if key == _ERROR_KEY and isinstance(value, bytes):
                 return from_info(types_pb2.ErrorInfo.FromString(value))
         if e.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.RequestTimeout(f"No answer from {peer} in time.")
