@@ -74,16 +74,19 @@ async def terminal(module: str, tmp_path: Path, *flags: str) -> AsyncIterator[as
         )
     try:
         yield process
-        assert process.returncode is None, f"{module} ended with {process.returncode}:\n{log.read_text()}"
-        process.terminate()
-        await asyncio.wait_for(process.wait(), 30)
+        assert process.returncode is None, f"{module} ended with {process.returncode}"
     except BaseException:
         print(log.read_text()[-5000:])
         raise
     finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        try:
+            if process.returncode is None:
+                process.terminate()
+                await asyncio.wait_for(process.wait(), 30)
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
 
 
 @asynccontextmanager

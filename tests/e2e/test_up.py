@@ -62,8 +62,15 @@ async def test_progress_is_told_in_lines(tmp_path: Path) -> None:
         assert await up.end(signal.SIGTERM) == 0
 
 
-@pytest.mark.parametrize("moment", ["head", "scheduler", "loading"])
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("moment", "signum"),
+    [
+        ("head", signal.SIGINT),
+        ("scheduler", signal.SIGTERM),
+        ("loading", signal.SIGHUP),
+        ("loading", signal.SIGINT),
+    ],
+)
 async def test_ending_during_the_start_leaves_nothing(tmp_path: Path, moment: str, signum: int) -> None:
     async with running(tmp_path, "--model=slow") as up:
         if moment == "loading":
@@ -185,6 +192,17 @@ async def test_a_model_that_fails_says_why_and_ends_it_if_it_was_the_only_one(tm
         assert not up.everything()
 
 
+async def test_a_missing_engine_is_told_with_what_to_install(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text("import sys\nsys.modules['openvino_genai'] = None\n")
+    async with running(tmp_path, "--engine=openvino", PYTHONPATH=str(site)) as up:
+        assert await up.ended() == 1
+        assert re.search(r"^Error: .*OpenVINO engine is not installed.*pip install 'headrace\[cpu\]'", up.said, re.M)
+        assert up.said.count("Error:") == 1
+        assert not up.everything()
+
+
 async def test_a_model_that_fails_leaves_the_others_serving(tmp_path: Path) -> None:
     async with running(tmp_path, "--model=broken", "--model=sim") as up:
         url = await up.ready()
@@ -222,3 +240,21 @@ async def test_deployments_last_until_the_next_time(tmp_path: Path) -> None:
         records: set[ProcessRecord] = up.everything()
         assert await up.end() == 130
         assert not [r for r in records if r.alive()]
+
+
+async def test_one_file_reaches_every_part_and_nohup_is_respected(tmp_path: Path) -> None:
+    config = tmp_path / "headrace.toml"
+    config.write_text('[up]\nmodel = "sim"\n[scheduler]\nnum_cpus = 1.5\n[proxy]\nmax_body_bytes = "4KiB"\n')
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited, as from nohup
+    try:
+        async with running(tmp_path, f"--config={config}") as up:
+            url = await up.ready()
+            up.process.send_signal(signal.SIGHUP)
+            assert "/1.5 " in (await run_cli("nodes", f"--state_dir={up.state_dir}")).out
+            async with httpx.AsyncClient(trust_env=False) as client:
+                answer = await client.post(f"{url}/v1/chat/sim", content="x" * 5000)
+            assert answer.status_code == 413
+            assert up.process.returncode is None
+            assert await up.end(signal.SIGTERM) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -9,6 +9,7 @@ import re
 import signal
 from pathlib import Path
 
+import httpx
 import pytest
 from cli_fixtures import run_cli
 from up_fixtures import Up, eventually, running, stream
@@ -26,12 +27,36 @@ def expected(prompt: str) -> str:
     return simulated.decode([simulated.token_at(key, i) for i in range(TOKENS)])
 
 
-async def streams(url: str) -> dict[str, str]:
-    """Eight answers at once, by prompt."""
-    prompts = [f"question {i}" for i in range(STREAMS)]
-    async with asyncio.TaskGroup() as group:
-        tasks = {p: group.create_task(stream(url, "sim", p, TOKENS)) for p in prompts}
-    return {p: "".join(t.result()) for p, t in tasks.items()}
+class Streams:
+    """Eight answers at once. `flowing` is set when every one of them has begun and is far from its end."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._counts = dict.fromkeys((f"question {i}" for i in range(STREAMS)), 0)
+        self.flowing = asyncio.Event()
+
+    async def run(self) -> dict[str, str | None]:
+        """The answers by prompt; None for one that broke off."""
+        async with asyncio.TaskGroup() as group:
+            tasks = {p: group.create_task(self._one(p)) for p in self._counts}
+        return {p: t.result() for p, t in tasks.items()}
+
+    async def _one(self, prompt: str) -> str | None:
+        def count() -> None:
+            self._counts[prompt] += 1
+            if min(self._counts.values()) >= 10:
+                self.flowing.set()
+
+        try:
+            return "".join(await stream(self._url, "sim", prompt, TOKENS, count))
+        except httpx.HTTPError:
+            return None
+
+
+async def all_whole(url: str) -> None:
+    """Eight answers from begin to end."""
+    for prompt, text in (await Streams(url).run()).items():
+        assert text == expected(prompt)
 
 
 async def settled(up: Up) -> bool:
@@ -54,16 +79,18 @@ async def test_streams_do_not_notice(tmp_path: Path, part: str) -> None:
         before = up.replicas() | up.proxies()
         victim = up.part(part)
         async with asyncio.TaskGroup() as group:
-            answers = group.create_task(streams(url))
-            await asyncio.sleep(1.0)  # in the middle of answers that take three seconds
+            streams = Streams(url)
+            answers = group.create_task(streams.run())
+            await asyncio.wait_for(streams.flowing.wait(), 60)
             victim.kill()
+            assert not answers.done()
         for prompt, text in answers.result().items():
             assert text == expected(prompt)
         await up.until(rf"The {part} ended \(was killed by SIGKILL\)")
         await eventually(lambda: settled(up), "was well again")
         assert up.replicas() | up.proxies() == before  # adopted: the same processes
         assert up.part(part).pid != victim.pid
-        assert (await streams(url))["question 0"] == expected("question 0")
+        await all_whole(url)
         records = up.everything()
         assert await up.end(signal.SIGTERM) == 0
         assert not [r for r in records if r.alive()]
@@ -80,22 +107,16 @@ async def test_a_proxy_comes_back_and_the_streams_of_the_other_are_whole(tmp_pat
         before = up.proxies()
         victim = sorted(before, key=lambda r: r.pid)[0]
 
-        async def one(prompt: str) -> str | None:
-            try:
-                return "".join(await stream(url, "sim", prompt, TOKENS))
-            except Exception:
-                return None
-
         async with asyncio.TaskGroup() as group:
-            tasks = {p: group.create_task(one(p)) for p in (f"question {i}" for i in range(STREAMS))}
-            await asyncio.sleep(1.0)
+            streams = Streams(url)
+            answers = group.create_task(streams.run())
+            await asyncio.wait_for(streams.flowing.wait(), 60)
             os.kill(victim.pid, signal.SIGKILL)
-        results = {p: t.result() for p, t in tasks.items()}
-        for prompt, text in results.items():
+        for prompt, text in answers.result().items():
             assert text in (None, expected(prompt))
         await eventually(two, "had two proxies again")
         assert (before - {victim}) <= up.proxies()
-        assert (await streams(url))["question 1"] == expected("question 1")
+        await all_whole(url)
         assert await up.end(signal.SIGTERM) == 0
 
 

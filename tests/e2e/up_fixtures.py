@@ -8,8 +8,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,9 @@ class Up:
     def part(self, name: str) -> psutil.Process:
         """The head or the scheduler."""
         for p in psutil.Process(self.process.pid).children():
-            if name in p.cmdline():
-                return p
+            with suppress(psutil.Error):  # one that was just killed
+                if name in p.cmdline():
+                    return p
         raise AssertionError(f"no {name} among {psutil.Process(self.process.pid).children()}")
 
     def everything(self) -> set[ProcessRecord]:
@@ -155,7 +156,9 @@ async def eventually(check: Any, what: str, patience_s: float = 60.0) -> Any:
         raise AssertionError(f"never {what}; last: {value!r}") from None
 
 
-async def stream(url: str, model: str, prompt: str, tokens: int = 150) -> list[str]:
+async def stream(
+    url: str, model: str, prompt: str, tokens: int = 150, on_piece: Callable[[], None] = lambda: None
+) -> list[str]:
     """The pieces of one answer over HTTP; AssertionError if it does not end as an answer does."""
     body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "stream": True}
     pieces: list[str] = []
@@ -172,6 +175,7 @@ async def stream(url: str, model: str, prompt: str, tokens: int = 150) -> list[s
                 event = json.loads(last)
                 assert "error" not in event, event
                 pieces += [c["delta"].get("content") or "" for c in event["choices"]]
+                on_piece()
         assert response.status_code == 200, response.status_code
         assert last == "[DONE]", last
     return [p for p in pieces if p]

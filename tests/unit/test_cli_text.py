@@ -25,6 +25,7 @@ from headrace.core.types import (
     DeploymentStatus,
     Gpu,
     Load,
+    ModelInfo,
     ModelSpec,
     NodeId,
     NodeInfo,
@@ -176,7 +177,7 @@ def test_a_usual_status_reads_well() -> None:
     )
     status = replace(status, proxies=(ProxyStatus("proxy-1", 77, "running", 2),))
     assert status_lines(status) == [
-        "Headrace 0.1.0, HTTP at 127.0.0.1:8000, 0 nodes",
+        "Headrace 0.1.0, http://127.0.0.1:8000, 0 nodes",
         "",
         "DEPLOYMENT  STATE  READY  REPLICAS  REV  ENGINE    SOURCE",
         "demo        READY    1/1         1    1  openvino  builtin:demo",
@@ -189,6 +190,15 @@ def test_a_usual_status_reads_well() -> None:
         "PROXY    STATE    PID  RESTARTS",
         "proxy-1  running   77         2",
     ]
+
+
+def test_the_engine_that_was_chosen_is_shown() -> None:
+    auto = deployment()
+    auto = replace(auto, deployment=replace(auto.deployment, model=ModelSpec("builtin:demo")))
+    placed = replica(Phase.READY)
+    known = replace(placed, status=replace(placed.status, model=ModelInfo("openvino", "2026.4", 1024, 4096)))
+    for replicas, engine in (([placed], "auto"), ([known], "openvino")):
+        assert f" {engine} " in status_lines(cluster([auto], replicas))[3]
 
 
 def test_empty_tables_say_what_to_do() -> None:

@@ -12,6 +12,7 @@ from headrace.cli.loading import BarProgress, PlainProgress
 from headrace.cli.waiting import Outcome, Standing, standing
 from headrace.core.catalog import resolve
 from headrace.core.types import ClusterStatus, DeployRequest, RouteState
+from headrace.engines_here import HOW_TO_INSTALL, installed, pick
 from headrace.errors import HeadraceError, RequestTimeout, Unavailable, UserError
 from headrace.rpc.admin import AdminClient
 
@@ -55,9 +56,10 @@ class FirstModels:
     async def load(self, models: Sequence[str], engine: str | None) -> list[str]:
         """Names of the models that are ready. UserError if none is: then what was new is deleted again.
 
-        NotFound, and nothing deployed, if one of them is in no catalog."""
+        NotFound or UserError, and nothing deployed, if one of them is in no catalog or its engine is not installed.
+        """
         before = {d.deployment.name for d in (await insist(self._admin.status)).deployments}
-        await self._check(models)
+        await self._check(models, engine)
         wanted: dict[str, int] = {}
         for model in models:
             request = DeployRequest(model=model, engine=engine)
@@ -75,16 +77,24 @@ class FirstModels:
             self._progress.say(sentence)
         return [s.name for s in standings if s.outcome is Outcome.READY]
 
-    async def _check(self, models: Sequence[str]) -> None:
-        # All of them before any is deployed: a wrong word must not leave half of what was asked for.
+    async def _check(self, models: Sequence[str], engine: str | None) -> None:
+        # All of them before any is deployed: a wrong word must not leave half of what was asked for. What is missing
+        # here could come with another node, so the head would wait for one.
         catalog = {m.name: m for m in await insist(self._admin.models)}
+        here = installed()
         for model in models:
-            resolve(DeployRequest(model=model), catalog)
+            wanted = resolve(DeployRequest(model=model, engine=engine), catalog)
+            needed, _ = pick(wanted.model.engine, here, wanted.resources.gpus)
+            if needed not in here:
+                raise UserError(HOW_TO_INSTALL[needed])
 
     async def _wait(self, wanted: dict[str, int]) -> tuple[list[Standing], bool]:
         async for status in watch(self._admin):
-            if any(n.alive for n in status.nodes):
-                self._node_is_alive()
+            if not any(n.alive for n in status.nodes):
+                # The head would have a person start a scheduler; ours is on its way.
+                self._progress.show([Standing(n, Outcome.WAITING, "waiting for the scheduler") for n in wanted])
+                continue
+            self._node_is_alive()
             standings = [standing(status, name, revision) for name, revision in wanted.items()]
             self._progress.show(standings)
             if all(s.outcome is not Outcome.WAITING for s in standings):

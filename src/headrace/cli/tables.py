@@ -59,9 +59,9 @@ def _cut(text: str, width: int) -> str:
 def status_lines(status: ClusterStatus, width: int = WIDTH) -> list[str]:
     """Everything `headrace status` shows."""
     alive = sum(n.alive for n in status.nodes)
-    where = f"HTTP at {status.http_address}" if status.http_address else "no HTTP proxy"
+    where = f"http://{status.http_address}" if status.http_address else "no HTTP proxy"
     lines = wrapped(f"Headrace {status.version}, {where}, {_count(alive, 'node')}", width, "")
-    lines += ["", *deployment_lines(status.deployments, width)]
+    lines += ["", *deployment_lines(status.deployments, status.replicas, width)]
     if status.replicas:
         lines += ["", *replica_lines(status.replicas, width)]
     if status.proxies:
@@ -70,15 +70,20 @@ def status_lines(status: ClusterStatus, width: int = WIDTH) -> list[str]:
     return lines
 
 
-def deployment_lines(deployments: Sequence[DeploymentStatus], width: int = WIDTH) -> list[str]:
+def deployment_lines(
+    deployments: Sequence[DeploymentStatus], replicas: Sequence[PlacedReplica] = (), width: int = WIDTH
+) -> list[str]:
+    """Deployments; the engine is the one that runs, where it was left open and a replica has chosen."""
     if not deployments:
         return ["Nothing is deployed. `headrace models` lists what could be; `headrace deploy MODEL` deploys it."]
     rows: list[Row] = []
+    chosen = {r.status.deployment: r.status.model.engine for r in replicas if r.status.model}
     for s in deployments:
         d = s.deployment
         low, high = d.min_replicas, d.max_replicas
         scale = str(low) if low == high else f"{low} to {high}"
-        cells = (d.name, s.state.upper(), f"{s.ready}/{d.replicas}", scale, str(d.revision), d.model.engine)
+        engine = chosen.get(d.name, "auto") if d.model.engine == "auto" else d.model.engine
+        cells = (d.name, s.state.upper(), f"{s.ready}/{d.replicas}", scale, str(d.revision), engine)
         rows.append(Row((*cells, d.model.source), (s.reason,)))
     return table(("DEPLOYMENT", "STATE", ">READY", ">REPLICAS", ">REV", "ENGINE", "SOURCE"), rows, width)
 
