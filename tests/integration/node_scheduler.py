@@ -1,14 +1,18 @@
-"""A scheduler as a process of its own, with stand-in replicas: HEAD_PORT STATE_DIR NODE_ID [keep]."""
+"""A scheduler as a process of its own, with stand-in replicas unless they are to be real.
+
+HEAD_PORT STATE_DIR NODE_ID [keep] [real]
+"""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 
+import uvloop
+
 from headrace import log
 from headrace.errors import UserError
-from headrace.node.agent import serve
+from headrace.node.agent import run, serve
 from headrace.process import told_to_stop
 from headrace.settings import SchedulerSettings
 
@@ -26,6 +30,6 @@ if __name__ == "__main__":
         keep_replicas="keep" in sys.argv[4:],
     )
     try:
-        asyncio.run(serve(settings, told_to_stop, STAND_IN))
+        uvloop.run(run(settings) if "real" in sys.argv[4:] else serve(settings, told_to_stop, STAND_IN))
     except UserError as e:
         sys.exit(e.message)

@@ -176,8 +176,8 @@ class RunningReplica:
         finally:
             call.cancel()
 
-    async def status_when(self, condition: Callable[[ReplicaStatus], object]) -> ReplicaStatus:
-        async with asyncio.timeout(WAIT_S), contextlib.aclosing(self.statuses()) as statuses:
+    async def status_when(self, condition: Callable[[ReplicaStatus], object], wait_s: float = WAIT_S) -> ReplicaStatus:
+        async with asyncio.timeout(wait_s), contextlib.aclosing(self.statuses()) as statuses:
             async for status in statuses:
                 if condition(status):
                     return status

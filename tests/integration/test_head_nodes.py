@@ -20,12 +20,14 @@ async def test_a_model_is_deployed_placed_served_and_deleted(tmp_path: Path) -> 
         assert {r.state for r in table.routes.values()} == {RouteState.AVAILABLE}
         assert set(table.routes) == {"demo", "gpt2", "phi2", "tinyllama"}
 
-        deployed = await admin.deploy("gpt2", min_replicas=2)
-        assert (deployed.deployment.name, deployed.deployment.revision, deployed.deployment.replicas) == ("gpt2", 1, 2)
+        await admin.deploy("demo", cpus=100.0)
         status = await admin.status_when(lambda s: s.deployments[0].reason.startswith("no scheduler"))
         assert status.deployments[0].state is RouteState.STARTING
 
         async with SchedulerDouble(head.node, "1") as one, SchedulerDouble(head.node, "2") as two:
+            await admin.status_when(lambda s: len(s.nodes) == 2)
+            d = (await admin.deploy("gpt2", min_replicas=2)).deployment
+            assert (d.name, d.revision, d.replicas) == ("gpt2", 1, 2)
             table = await admin.table_when(lambda t: len(t.routes["gpt2"].endpoints) == 2)
             assert table.routes["gpt2"].state is RouteState.READY
             assert table.routes["gpt2"].context_tokens == 512
@@ -39,7 +41,10 @@ async def test_a_model_is_deployed_placed_served_and_deleted(tmp_path: Path) -> 
                 ("1", True, 7.0),
                 ("2", True, 7.0),
             ]
-            assert status.deployments[0].ready == 2
+            assert [(d.ready, d.reason) for d in status.deployments] == [
+                (0, "needs 100 CPUs; node 1 has 7 free of 8, node 2 has 7 free of 8"),
+                (2, ""),
+            ]
 
             await admin.delete("gpt2")
             table = await admin.table_when(lambda t: t.routes["gpt2"].state is RouteState.AVAILABLE)

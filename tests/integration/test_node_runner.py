@@ -100,7 +100,7 @@ async def test_it_goes_while_it_starts(tmp_path: Path) -> None:
 
 
 async def test_a_shorter_time_to_drain_overrides_a_longer_one(tmp_path: Path) -> None:
-    async with running(tmp_path, spec("r-1", drains_s=600)) as w:
+    async with running(tmp_path, spec("r-1", drains_s=600, overruns=True)) as w:
         await w.phase(Phase.READY)
         w.runner.go(600)
         await w.phase(Phase.DRAINING)

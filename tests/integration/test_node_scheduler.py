@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -14,9 +15,12 @@ from integration.node_fixtures import Head, head_double, scheduler, settings, sp
 
 from headrace.core.types import Phase, ReplicaStatus
 from headrace.errors import UserError
+from headrace.node import agent
 from headrace.node.agent import serve
+from headrace.node.epoch import next_incarnation
 from headrace.process import Child, ProcessRecord
 from headrace.rpc.v1 import node_pb2
+from headrace.settings import TlsSettings
 
 
 @pytest.fixture
@@ -141,6 +145,8 @@ async def test_replicas_can_be_kept_over_a_polite_restart(head: Head, tmp_path: 
     before = await ready(head, "r-1")
     assert await first.stop(term_s=30) == 0
     assert ProcessRecord.of(before["r-1"].pid)
+    await head.until(lambda: head.clean_ends == 1)
+    assert head.seen["r-1"].phase is Phase.READY  # or the head would think that it has gone
     second = spawn_scheduler(head, tmp_path)
     await head.until(lambda: len(head.hellos) == 2 and "r-1" in head.seen)
     assert head.seen["r-1"].pid == before["r-1"].pid
@@ -201,6 +207,29 @@ async def test_a_scheduler_may_come_before_its_head(head: Head, tmp_path: Path) 
     assert words.read_text().count("no head at") == 1
 
 
+async def test_a_replica_that_cannot_be_ended_does_not_hold_up_the_end(
+    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stuck(self: Child, term_s: float = 0, kill_s: float = 0) -> None:
+        await asyncio.Event().wait()
+
+    async with scheduler(head, tmp_path):
+        head.want(spec("r-1"))
+        before = await ready(head, "r-1")
+        os.kill(before["r-1"].pid, signal.SIGSTOP)
+        monkeypatch.setattr(Child, "stop", stuck)
+        monkeypatch.setattr(agent, "_DRAIN_S", 0.0)
+        monkeypatch.setattr(agent, "_END_S", 0.3)
+    monkeypatch.undo()
+    left = Child.adopt(ProcessRecord(before["r-1"].pid, _start_time(tmp_path, "r-1")))
+    assert left
+    await left.kill_group()
+
+
+def _start_time(state: Path, name: str) -> float:
+    return float(json.loads((folder(state, name) / "process.json").read_text())["start_time"])
+
+
 async def test_without_a_head_it_ends_as_well(head: Head, tmp_path: Path) -> None:
     child = spawn_scheduler(head, tmp_path)
     head.want(spec("r-1"))
@@ -232,6 +261,13 @@ async def test_an_older_leader_is_not_obeyed_also_after_a_restart(head: Head, tm
     assert await first.stop(term_s=30) == 0
 
 
+def test_incarnations_grow_even_when_the_clock_is_set_back(tmp_path: Path) -> None:
+    path = tmp_path / "incarnation"
+    assert [next_incarnation(path, now) for now in (100, 200, 150, 150, 300)] == [100, 200, 201, 202, 300]
+    path.write_text("damaged")
+    assert next_incarnation(path, 400) == 400
+
+
 async def test_a_damaged_epoch_file_is_not_guessed(head: Head, tmp_path: Path) -> None:
     (tmp_path / "nodes" / "1").mkdir(parents=True)
     (tmp_path / "nodes" / "1" / "epoch").write_text("7x")
@@ -254,9 +290,11 @@ async def test_old_folders_are_deleted_and_the_newest_kept_for_their_logs(head: 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"host": "192.0.2.1"}, "--allow-insecure"),
+        ({"host": "192.0.2.1"}, "--allow_insecure"),
         ({"host": "0.0.0.0", "allow_insecure": True}, "no address that others can reach"),
         ({"node_id": "../up"}, "--node_id"),
+        ({"tls": TlsSettings(cert=Path("a.pem"))}, "all three files"),
+        ({"tls": TlsSettings(cert=Path("/a"), key=Path("/b"), ca=Path("/c"))}, "Cannot read the TLS file"),
         ({"num_gpus": 99}, "--num_gpus=99"),
     ],
 )

@@ -114,7 +114,7 @@ async def many_streams_of_two_proxies(a: ProxySide, b: ProxySide) -> None:
     steps = [f.load.step for f in a.frames if f.streams and f.load]
     assert len(steps) == len(set(steps)), "a step has one frame"
     assert max(len(f.streams) for f in a.frames) > 1, "with all its streams"
-    assert a.load.running == a.load.waiting == 0
+    await a.until(lambda: a.load.running == a.load.waiting == 0)
 
 
 async def a_stop_string(p: ProxySide) -> None:
@@ -290,6 +290,22 @@ async def test_faults_on_demand(tmp_path: Path) -> None:
                 assert not seen.over
                 assert seen.tokens == (expected(IDS, len(seen.tokens)) if how == "token" else [])
             assert await replica.exit_code() == -signal.SIGKILL
+
+
+async def test_a_dead_engine_ends_its_replica(tmp_path: Path) -> None:
+    async with running(a_spec(options=FAST | {"die_at_token": 5}), tmp_path) as replica:
+        await replica.ready()
+        async with replica.session() as proxy:
+            number = await proxy.start(TokenPrompt(IDS), sampling=Sampling(ignore_eos=True))
+            seen = await proxy.end_of(number)
+            assert seen.tokens == expected(IDS, 5)
+            assert seen.finished is not None
+            assert seen.finished.failure is not None
+            assert seen.finished.failure.kind == "replica_gone"
+            status = await replica.status_when(lambda s: s.phase is Phase.FAILED)
+            assert status.reason == "The simulated engine died at token 5."
+        assert await replica.exit_code() == 1
+        assert json.loads((tmp_path / "failure.json").read_text())["permanent"] is False
 
 
 async def test_a_hanging_engine_stays_and_stops_stepping(tmp_path: Path) -> None:

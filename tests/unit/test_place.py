@@ -140,8 +140,7 @@ def test_free_never_goes_below_zero() -> None:
         (Resources(0, 99 * GIB), [node()], "needs 99.0 GiB of memory; node 1 has 64.0 GiB"),
         (Resources(9, 0, 1), [node("a", gpus=1), node("b", cpus=16)],
          "needs 9 CPUs and 1 GPU; node a has 8 CPUs, node b has 0 GPUs"),
-        (Resources(), [node(engines=())], "needs an engine; node 1 has none"),
-        (Resources(), [node(engines=("simulated",))], "needs an engine; node 1 has simulated"),
+        (Resources(9), [node("a"), node("b", cpus=16, engines=())], "needs 9 CPUs; node a has 8"),
     ],
 )  # fmt: skip
 def test_says_what_is_missing(need: Resources, nodes: list[NodeInfo], said: str) -> None:
@@ -156,3 +155,11 @@ def test_says_what_is_free_of_what_there_is() -> None:
 
 def test_an_engine_that_no_node_has_is_named() -> None:
     assert reason(Resources(), node(), engine="vllm") == "needs the engine vllm; node 1 has openvino"
+    assert reason(Resources(), node(engines=()), engine="simulated") == "needs the engine simulated; node 1 has none"
+
+
+def test_auto_prefers_nodes_with_an_engine_for_models_and_else_takes_any() -> None:
+    bare = Candidate(node("a", cpus=1, engines=("simulated",)))
+    good = Candidate(node("b"))
+    assert choose("d", Resources(1.0), "auto", [bare, good]) == Placement(NodeId("b"), ())
+    assert choose("d", Resources(1.0), "auto", [bare]) == Placement(NodeId("a"), ())

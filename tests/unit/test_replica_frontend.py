@@ -137,6 +137,8 @@ def test_gaps_are_filled_by_the_model_then_neutrally() -> None:
     s = prepare(front_end(None), TextPrompt("a"), sampling=Sampling(top_p=0.3)).request.sampling
     assert (s.temperature, s.top_k, s.top_p) == (0.5, 7, 0.3)
     assert complete(Sampling(), Sampling()) == NEUTRAL
+    asked = prepare(front_end(None), TextPrompt("a"), sampling=Sampling(temperature=0.0, top_k=0)).request.sampling
+    assert (asked.temperature, asked.top_k) == (0.0, 0), "what was asked for wins, also when it is nothing"
 
 
 GIVEN = {

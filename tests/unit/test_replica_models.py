@@ -96,7 +96,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
             bar.update(50)
             bar.close()
             list(bars(range(2)))
-        a_folder(state.folder, *state.files)
+        a_folder(state.folder, *(n for n in state.files if "/" not in n))
         return str(state.folder)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
@@ -271,7 +271,7 @@ def test_openvinos_options_and_cache_size() -> None:
     llama = {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32}
     gib = 2**30
     # 1 KiB a token, 32 KiB a block
-    assert openvino.kv_blocks(llama, options, 2 * gib, 0, 2**20) == gib // (32 * 1024)
+    assert openvino.kv_blocks(llama, options, 2 * gib, 0, 2**18) == gib // (32 * 1024)
     assert openvino.kv_blocks(llama, options, 0, gib, 2**20) == 2**20 // 32 + 2, "one context fits at least"
     assert openvino.kv_blocks(llama, options, 2 * gib, 0, 64) == 256 * 4, "no more than the batch can use"
     gpt2 = {"n_layer": 12, "n_head": 12, "n_embd": 768}

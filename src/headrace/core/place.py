@@ -83,9 +83,12 @@ def free(node: Candidate) -> Resources:
 def choose(deployment: str, need: Resources, engine: str, nodes: Iterable[Candidate]) -> Placement | NoPlace:
     """A node for one replica of `deployment`: the one with fewest of its replicas, then the tightest fit, then by id.
 
-    The outcome depends on the set of nodes, not on their order. Among a node's GPUs the tightest fit goes first.
+    The outcome depends on the set of nodes, not on their order. Among a node's GPUs the tightest fit goes first. Where
+    no node at all has an engine for "auto", any will do: the replica then fails at once, and says what to install.
     """
     found = sorted(nodes, key=lambda n: n.info.node_id)
+    if engine == "auto":
+        found = [n for n in found if _can_run(engine, n.info.engines)] or found
     if not found:
         return NoPlace(_NO_SCHEDULER)
     fitting = [n for n in found if not _shortages(need, engine, n)]
@@ -116,9 +119,8 @@ def _shortages(need: Resources, engine: str, node: Candidate) -> dict[str, tuple
     """What is needed → (what the node has of it, the unit), in words, for each thing that it is short of."""
     left, total = free(node), node.info.resources
     short: dict[str, tuple[str, str]] = {}
-    if not _can_run(engine, node.info.engines):
-        what = "an engine" if engine == "auto" else f"the engine {engine}"
-        short[what] = (", ".join(node.info.engines) or "none", "as engines")
+    if engine != "auto" and not _can_run(engine, node.info.engines):
+        short[f"the engine {engine}"] = (", ".join(node.info.engines) or "none", "as engines")
     if need.gpus > left.gpus:
         short[_count(need.gpus, "GPU")] = (_of(str(left.gpus), str(total.gpus)), "GPUs")
     elif need.gpus:

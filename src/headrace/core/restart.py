@@ -53,6 +53,6 @@ def after_failure(
     steady = ready_since is not None and now - ready_since >= policy.steady_s
     in_a_row = 1 if steady else failures + 1
     if in_a_row >= policy.max_failures:
-        return GiveUp(f"gave up after {in_a_row} failures in a row; the last one {reason}")
+        return GiveUp(f"gave up after {in_a_row} failures in a row: {reason}")
     doubled = policy.first_delay_s * 2.0 ** min(in_a_row - 1, 32)
     return Restart(min(policy.max_delay_s, doubled * (1.0 + jitter)), in_a_row)

@@ -49,14 +49,10 @@ def deployment_statuses(state: State, nodes: Nodes, reasons: Mapping[str, str]) 
     }
 
 
-def routes(
-    state: State, nodes: Nodes, reasons: Mapping[str, str], catalog_names: Iterable[str], since: int = 0
-) -> dict[str, Route]:
-    """Every public name. `since`: Unix time that is said to be when catalogued models were created."""
+def routes(state: State, nodes: Nodes, reasons: Mapping[str, str], catalog_names: Iterable[str]) -> dict[str, Route]:
+    """Every public name. Those that are only catalogued have no time of creation."""
     found: dict[str, Route] = {
-        name: Route(name, RouteState.AVAILABLE, created_unix_s=since)
-        for name in catalog_names
-        if name not in state.deployments
+        name: Route(name, RouteState.AVAILABLE) for name in catalog_names if name not in state.deployments
     }
     running = _running(state)
     for d in state.deployments.values():
@@ -120,11 +116,13 @@ def _stand(d: Deployment, seen: Sequence[_Seen], reason: str) -> DeploymentStatu
     updated = sum(s.phase is Phase.READY for s in current)
     if ready or _endpoints(d, seen):
         return DeploymentStatus(d, ready, RouteState.READY, _while_ready(d, seen, current, updated, reason))
-    if failed and not any(s.phase in _COMING for s in current):
+    if failed and not any(p in _COMING for p in phases):
         return DeploymentStatus(d, 0, RouteState.FAILED, failed.reason or "its replica failed; its log says why")
     if d.replicas == 0 and not seen:
         return DeploymentStatus(d, 0, RouteState.AVAILABLE, "scaled to 0")
-    return DeploymentStatus(d, 0, RouteState.STARTING, _progress(current) or reason or "waits to be placed")
+    return DeploymentStatus(
+        d, 0, RouteState.STARTING, _progress([s.status for s in seen if s.status]) or reason or "waits to be placed"
+    )
 
 
 def _while_ready(

@@ -45,19 +45,20 @@ class Cluster:
             self._nodes.setdefault(node_id, _Node(NodeInfo(node_id, 0, "", "", Resources()), self._clock()))
 
     def join(self, info: NodeInfo, held_gpus: Collection[int] = ()) -> NodeSession:
-        """A scheduler says hello: it gets the node's session. Fenced if one with this node id has started later.
+        """A scheduler says hello: it gets the node's session. Fenced if one that started later holds the node's lease.
 
         held_gpus: indices of the node's GPUs that our replicas hold, so that memory in use is ours.
         """
         now = self._clock()
         node = self._nodes.setdefault(info.node_id, _Node(info, now))
-        if info.incarnation < node.info.incarnation:
+        # Not for ever: a machine whose clock was set back starts "earlier" schedulers.
+        if info.incarnation < node.info.incarnation and not node.lost:
             raise Fenced(
                 f"Another scheduler with node id {info.node_id} has started later (on {node.info.hostname}); give each"
                 " its own --node_id."
             )
         if node.session is not None:
-            newer = info.incarnation > node.info.incarnation
+            newer = info.incarnation != node.info.incarnation
             # With the same incarnation it is the same scheduler, whose old connection we have yet to miss.
             node.session.end(
                 f"Another scheduler with node id {info.node_id} has started on {info.hostname}." if newer else ""

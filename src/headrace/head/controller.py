@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import grpc
 import structlog
 
-from headrace.errors import HeadraceError, UserError
+from headrace.errors import UserError
 from headrace.head.catalog import load_catalog
 from headrace.head.clock import steady_clock
 from headrace.head.cluster import Cluster
@@ -37,7 +37,7 @@ _GRACE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a head listens; the contents of endpoint.json. host:port each; http is "" without proxies."""
+    """Where a head listens, host:port each; the contents of endpoint.json. http: where proxies do, ours or others."""
 
     http: str
     node: str
@@ -47,21 +47,12 @@ class Endpoint:
 
 async def run(settings: HeadSettings) -> None:
     """Be the head until told to stop. UserError if that cannot be, in a sentence."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            told = tasks.create_task(told_to_stop(), name="told_to_stop")
-            # Its signal handlers are in place before there is anything to end in order.
-            await asyncio.sleep(0)
-            async with serving(settings):
-                log.info("head_stops", reason=await told)
-    except BaseExceptionGroup as group:
-        if said := group.subgroup(HeadraceError):
-            raise _first(said) from None
-        raise
-
-
-def _first(error: BaseException) -> BaseException:
-    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+    async with _one_error(), asyncio.TaskGroup() as tasks:
+        told = tasks.create_task(told_to_stop(), name="told_to_stop")
+        # Its signal handlers are in place before there is anything to end in order.
+        await asyncio.sleep(0)
+        async with serving(settings):
+            log.info("head_stops", reason=await told)
 
 
 @asynccontextmanager
@@ -102,9 +93,9 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
         stack.callback(fleet.close)
         await fleet.prepare()
         overview.proxies = fleet
-        overview.http_address = _at(settings.http_host, fleet.http_port) if settings.num_proxies else ""
+        overview.http_address = _at(settings.http_host, fleet.http_port or settings.http_port)
 
-        async with asyncio.TaskGroup() as tasks:
+        async with _one_error(), asyncio.TaskGroup() as tasks:
             loops = [
                 tasks.create_task(ledger.run(), name="ledger"),
                 tasks.create_task(cluster.run_leases(), name="leases"),
@@ -136,6 +127,17 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
                 for loop in loops:
                     loop.cancel()
                 path.unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def _one_error() -> AsyncIterator[None]:
+    """An error that comes alone is raised as itself, not as a group."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
@@ -54,7 +53,6 @@ class Overview:
     ) -> None:
         self._ledger, self._cluster, self._files, self._clock, self._lease_s = ledger, cluster, files, clock, lease_s
         self._started = clock()
-        self._since = int(time.time())
         self._failed_since: dict[tuple[str, int], float] = {}
         self._watching: dict[tuple[str, int], int] = {}
         self.reasons: Mapping[str, str] = {}
@@ -150,7 +148,7 @@ class Overview:
         self._failed_since = {k: self._failed_since.get(k, now) for k in keys}
         if self.table is None and not core_routes.settled(state, nodes, now, self._started, self._lease_s):
             return
-        routes = core_routes.routes(state, nodes, self.reasons, self.catalog(), self._since)
+        routes = core_routes.routes(state, nodes, self.reasons, self.catalog())
         if self.table is not None and self.table.routes == routes:
             return
         version = self.table.version + 1 if self.table else 1

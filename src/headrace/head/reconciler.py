@@ -50,19 +50,22 @@ class Reconciler:
                     loop.call_later(RETRY_S, news.set)
 
     async def _round(self) -> None:
+        made: list[Change] = []
+        before = self._ledger.state
         try:
-            await self._ledger.transact(self._decide)
+            await self._ledger.transact(lambda state: self._decide(state, made))
+            for change in made:
+                _log_change(change, before)
         finally:
             # Nodes are told what is recorded, also when nothing more can be recorded.
             self._tell_nodes(self._ledger.state)
 
-    def _decide(self, state: State) -> tuple[Change, ...]:
+    def _decide(self, state: State, into: list[Change]) -> tuple[Change, ...]:
         made = plan(state, self._cluster.views(), self._clock(), new_replica_id)
         if made.reasons != self._overview.reasons:
             self._overview.reasons = made.reasons
             self._changed.notify()
-        for change in made.changes:
-            _log_change(change, state)
+        into.extend(made.changes)
         return made.changes
 
     def _tell_nodes(self, state: State) -> None:
@@ -76,7 +79,7 @@ def _log_change(change: Change, state: State) -> None:
     match change:
         case PutIntent(i) if i.replica_id not in state.intents:
             log.info("replica_placed", replica=i.replica_id, node=i.node_id, gpus=i.gpu_indices)
-        case PutIntent(i) if i.goal is not state.intents[i.replica_id].goal and i.goal is Goal.STOP:
+        case PutIntent(i) if i.goal is Goal.STOP and state.intents[i.replica_id].goal is Goal.RUN:
             log.info("replica_to_stop", replica=i.replica_id, node=i.node_id)
         case DropIntent(replica_id):
             log.info("replica_forgotten", replica=replica_id)

@@ -105,12 +105,17 @@ class SqliteStore:
                 f"The head cannot write its state ({e.orig}); nothing was changed. Free the disk of {self._path.parent}"
                 " or make it writable, then try again."
             ) from e
+        self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Best effort: nothing that was acknowledged is then in the -wal file alone, which nobody checks for damage."""
+        connection = self._engine.raw_connection()
         try:
-            # Outside of the file there is then nothing that could be lost with the -wal file.
-            with self._engine.connect() as c:
-                c.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all()
-        except sa_exc.DBAPIError as e:
-            log.warning("store_checkpoint_failed", error=str(e.orig))
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as e:
+            log.warning("store_checkpoint_failed", error=str(e))
+        finally:
+            connection.close()
 
 
 async def _in_thread(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:

@@ -1,0 +1,79 @@
+"""The scheduler with real replica processes (and the simulated engine)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration.node_fixtures import Head, head_double, spawn_scheduler
+
+from headrace.core.types import ModelSpec, Phase, ReplicaId, ReplicaSpec, Resources
+from headrace.process import ProcessRecord
+from headrace.rpc.channel import open_channel
+from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc
+
+
+@pytest.fixture
+async def head() -> AsyncIterator[Head]:
+    async with head_double() as double:
+        yield double
+
+
+def simulated(name: str, source: str = "builtin:demo", **options: Any) -> ReplicaSpec:
+    model = ModelSpec(source, engine="simulated", engine_options_json=json.dumps(options))
+    return ReplicaSpec(ReplicaId(name), "demo", 1, model, Resources(1.0), drain_s=5.0)
+
+
+async def test_start_adoption_crash_and_end(head: Head, tmp_path: Path) -> None:
+    first = spawn_scheduler(head, tmp_path, "real")
+    head.want(simulated("r-1"))
+    before = await head.phase("r-1", Phase.READY)
+    assert before.model is not None
+    assert before.model.engine == "simulated"
+    assert "simulated" in head.hellos[0].engines
+    os.kill(first.pid, signal.SIGKILL)
+    await first.wait()
+    second = spawn_scheduler(head, tmp_path, "real")
+    await head.until(lambda: len(head.hellos) == 2)
+    reports = len(head.reports)
+    await head.until(lambda: len(head.reports) > reports)
+    assert (head.seen["r-1"].phase, head.seen["r-1"].pid) == (Phase.READY, before.pid)
+    assert head.seen["r-1"].model == before.model
+    async with open_channel(before.address) as channel:  # what it is asked is answered by the one that was expected
+        watch = replica_pb2_grpc.ReplicaServiceStub(channel).Watch(replica_pb2.WatchReplicaRequest(replica_id="r-1"))
+        async for status in watch:
+            assert status.pid == before.pid
+            break
+        watch.cancel()
+    os.kill(before.pid, signal.SIGKILL)
+    await head.until(lambda: head.seen["r-1"].phase is Phase.READY and head.seen["r-1"].pid != before.pid)
+    last = head.seen["r-1"].pid
+    assert await second.stop(term_s=30) == 0
+    assert not ProcessRecord.of(last)
+    assert head.seen["r-1"].phase is Phase.STOPPED
+
+
+async def test_failures_in_the_replicas_own_words_and_a_polite_end(head: Head, tmp_path: Path) -> None:
+    child = spawn_scheduler(head, tmp_path, "real")
+    head.want(
+        simulated("good"),
+        simulated("bad", fail_load="The weights are for another model.", permanent=True),
+        simulated("stuck", refuse_to_stop=True),
+    )
+    failed = await head.phase("bad", Phase.FAILED)
+    assert failed.permanent
+    assert "The weights are for another model." in failed.reason
+    assert failed.restarts == 0
+    stuck = await head.phase("stuck", Phase.READY)
+    await head.phase("good", Phase.READY)
+    head.want(simulated("stuck", refuse_to_stop=True))
+    await head.phase("good", Phase.STOPPED)
+    await head.phase("bad", Phase.STOPPED)
+    assert ProcessRecord.of(stuck.pid)
+    assert await child.stop(term_s=30) == 0
+    assert not ProcessRecord.of(stuck.pid)
