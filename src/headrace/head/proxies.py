@@ -21,7 +21,7 @@ from headrace.core.restart import Restart, RestartPolicy, after_failure
 from headrace.core.types import ProxyStatus
 from headrace.head.http_port import HttpPort, reserve
 from headrace.head.topic import Topic
-from headrace.process import Child, ProcessRecord, child_env, explain_exit, write_atomic
+from headrace.process import LIFELINE_ENV, Child, ProcessRecord, child_env, explain_exit, write_atomic
 from headrace.settings import HeadSettings
 
 log = structlog.get_logger()
@@ -151,12 +151,13 @@ class ProxyFleet:
 
     def _spawn(self, slot: _Slot) -> Child:
         argv = self._argv(slot.proxy_id, self.http_port)
-        config = os.environ.get("HEADRACE_CONFIG")
+        # A proxy's settings may come as variables or from a file, as with one started by hand; our flags go before them.
+        settings = {k: v for k, v in os.environ.items() if k.startswith("HEADRACE_") and k != LIFELINE_ENV}
         output = self._dir / f"{slot.proxy_id}.log"
         with suppress(FileNotFoundError):
             if output.stat().st_size > _MAX_LOG_BYTES:
                 os.replace(output, output.with_suffix(".log.1"))
-        child = Child.spawn(argv, env=child_env({"HEADRACE_CONFIG": config} if config else None), output=output)
+        child = Child.spawn(argv, env=child_env(settings), output=output)
         record = asdict(child.record) | {"argv": argv, "version": __version__, "restarts": slot.restarts}
         try:
             write_atomic(self._record_path(slot.proxy_id), json.dumps(record))
