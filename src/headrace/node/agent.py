@@ -18,7 +18,7 @@ from headrace.core.types import NAME_PATTERN, NodeId, NodeInfo
 from headrace.errors import UserError
 from headrace.node import devices
 from headrace.node.conditions import Conditions
-from headrace.node.epoch import EpochFile
+from headrace.node.epoch import EpochFile, next_incarnation
 from headrace.node.link import HeadLink
 from headrace.node.lock import exclusive
 from headrace.node.node import Node
@@ -47,7 +47,7 @@ async def serve(
         here = devices.detect(settings.num_cpus, settings.num_gpus, settings.memory_bytes)
         info = NodeInfo(
             NodeId(settings.node_id),
-            time.time_ns(),
+            next_incarnation(node_dir / "incarnation", time.time_ns()),
             socket.gethostname(),
             headrace.__version__,
             here.resources,
@@ -75,6 +75,7 @@ async def _serve(
     fenced = ""
     async with asyncio.TaskGroup() as tasks:
         stop = tasks.create_task(_text(told()))
+        await asyncio.sleep(0)  # its signal handlers are in place before there is anything to end in order
         node = Node(conditions, tasks, lambda: link.changed())
         link = HeadLink(
             _address(settings.head_address, settings.port),
@@ -123,15 +124,17 @@ def check(settings: SchedulerSettings) -> Tls | None:
         raise UserError(f"{settings.node_id!r} cannot be a --node_id: use letters, digits, '.', '_', ':' and '-'.")
     files = (settings.tls.cert, settings.tls.key, settings.tls.ca)
     if any(files) and not all(files):
-        raise UserError("TLS needs all three of --tls-cert, --tls-key and --tls-ca.")
+        raise UserError("TLS needs all three files: --tls_cert, --tls_key and --tls_ca.")
     cert, key, ca = files
     tls = Tls(cert, key, ca) if cert and key and ca else None
+    if tls:
+        tls.client()  # so that a file that cannot be read is told now
     if _is_wildcard(settings.host):
         raise UserError(f"--host={settings.host} is no address that others can reach: give one of this machine's own.")
     if not is_loopback(settings.host) and tls is None and not settings.allow_insecure:
         raise UserError(
-            f"--host={settings.host} would let everybody on that network use the replicas of this node: add --tls-cert,"
-            " --tls-key and --tls-ca, or --allow-insecure if the network is yours alone."
+            f"--host={settings.host} would let everybody on that network use the replicas here: give --tls_cert,"
+            " --tls_key and --tls_ca, or --allow_insecure if the network is yours alone."
         )
     return tls
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class Conditions:
             "CUDA_VISIBLE_DEVICES": ",".join(map(str, spec.gpu_indices)),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's order, which gpu_indices are in
             "PYTHONUNBUFFERED": "1",
+            "PYTHONSAFEPATH": "1",  # where we were started from must not decide what a replica imports
+            "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "NONE"),  # its core logs every peer that goes away
         }
         return Child.spawn([*self.command, str(folder.path)], env=child_env(extra | dict(self.env)), output=folder.log)
 

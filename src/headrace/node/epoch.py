@@ -1,4 +1,5 @@
-"""The highest epoch that this node has obeyed, kept over restarts. An older leader's commands are refused."""
+"""Numbers that must only grow, kept over restarts: the highest epoch that this node has obeyed (an older leader's
+commands are refused), and the incarnation of its scheduler (of two the newer wins)."""
 
 from __future__ import annotations
 
@@ -36,3 +37,17 @@ class EpochFile:
             except OSError as e:  # a full disk must not cut us off from the head
                 log.error("epoch_unwritten", epoch=epoch, error=str(e))
         return True
+
+
+def next_incarnation(path: Path, now_ns: int) -> int:
+    """The number of this start of a scheduler: the time, or one more than last time if the clock was set back."""
+    try:
+        last = int(path.read_text())
+    except (OSError, ValueError):
+        last = 0
+    incarnation = max(now_ns, last + 1)
+    try:
+        write_atomic(path, f"{incarnation}\n")
+    except OSError as e:
+        log.error("incarnation_unwritten", error=str(e))
+    return incarnation

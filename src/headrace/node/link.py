@@ -173,15 +173,15 @@ class HeadLink:
         path, error = self._log_of(ask.replica_id), ""
         try:
             if path is None:
-                error = f"There is no log of replica {ask.replica_id} on node {self._info.node_id}."
+                error = f"there is none on node {self._info.node_id}"
             elif len(session.logs) > _MAX_LOGS:
-                error = f"Node {self._info.node_id} is sending {_MAX_LOGS} logs already."
+                error = f"node {self._info.node_id} is sending {_MAX_LOGS} logs already"
             else:
                 async with aclosing(logs.read(path, ask.tail_lines, ask.follow)) as pieces:
                     async for piece in pieces:
                         await session.write(_chunk(ask, data=piece))
         except OSError as e:
-            error = f"The log of replica {ask.replica_id} cannot be read: {e.strerror}."
+            error = e.strerror or str(e)
         except _CallOver:
             return
         finally:

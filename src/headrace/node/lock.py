@@ -19,7 +19,7 @@ def exclusive(node_dir: Path, node_id: str) -> Iterator[None]:
         fd = os.open(node_dir / "lock", os.O_RDWR | os.O_CREAT, 0o640)
     except OSError as e:
         raise UserError(
-            f"Cannot use the state directory {node_dir}: {e.strerror}. Choose another with --state-dir."
+            f"Cannot use the state directory {node_dir}: {e.strerror}. Choose another with --state_dir."
         ) from e
     try:
         try:

@@ -30,7 +30,7 @@ class Node:
     def __init__(self, on: Conditions, tasks: asyncio.TaskGroup, changed: Callable[[], None]) -> None:
         self._on, self._tasks, self._changed = on, tasks, changed
         self._runners: dict[ReplicaId, Runner] = {}
-        # STOPPED (or never startable), until the head's next word leaves them out.
+        # Last words on replicas without a runner (STOPPED, left running, never startable), until the head speaks again.
         self._gone: dict[ReplicaId, ReplicaStatus] = {}
         self._wanted: dict[ReplicaId, ReplicaSpec] | None = None  # None: the head has not spoken yet
         self._owners: set[asyncio.Task[None]] = set()
@@ -122,8 +122,7 @@ class Node:
         await runner.run()
         replica_id = runner.spec.replica_id
         del self._runners[replica_id]
-        if runner.status.phase is Phase.STOPPED:
-            self._gone[replica_id] = runner.status
+        self._gone[replica_id] = runner.status
         self._forget_old_folders()
         self._changed()
         self._converge()  # it may be wanted again by now
