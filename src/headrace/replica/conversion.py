@@ -98,6 +98,7 @@ def _run_converter(source: Path, target: Path, form: str, report: Report) -> Non
                     report(f"converting to OpenVINO: {news['activity']}", float(news["progress"]))
             except (ValueError, AttributeError):
                 log.info("converter", line=line.rstrip()[:300])
+        child.wait()  # it still ends: closing its input now, as the block's end does, would kill it
     if child.returncode != 0:
         shutil.rmtree(target, ignore_errors=True)
         raise HeadraceError(

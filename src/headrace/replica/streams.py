@@ -69,7 +69,13 @@ class Streams:
                     self._warm(row)
                 continue
             touched.add(stream.session)
-            self._row(stream, row)
+            try:
+                self._row(stream, row)
+            except Exception:  # must end this stream, and no other
+                log.exception("row_failed", stream=stream.number, proxy=stream.session.proxy_id)
+                self._engine.abort(stream.engine_id)
+                failure = Failure("internal", "The replica failed to make text of the answer; its log says more.")
+                self._finish(stream, Finished(stream.number, "error", 0, failure))
         now = self._loop.time()
         for session in touched:
             session.send(step.load, self.draining, now)

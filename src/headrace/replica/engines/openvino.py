@@ -3,8 +3,8 @@
 Facts that shaped this (openvino-genai 2026.4):
 - generated ids include the end-of-sequence token;
 - a request that is cancelled, or does not fit in the cache, ends without an output;
-- unseeded requests all use seed 0; random numbers belong to a request, so that a seed gives the same tokens in any batch,
-  but not when a request goes on from delivered tokens;
+- unseeded requests all use seed 0; random numbers belong to a request: a seed gives the same tokens in any batch, but
+  not when a request goes on from delivered tokens;
 - presence and frequency penalties do not see the prompt, repetition penalty does;
 - with an 8-bit KV cache a continuation differs from the whole run.
 """

@@ -36,9 +36,14 @@ class SimulatedOptions:
     crash_at_token: int = -1  # SIGKILL to itself instead of producing a stream's token of this index
     crash_marker: str = ""  # SIGKILL to itself when a prompt with this text is admitted
     hang_at_token: int = -1  # never steps again, instead of producing that token
+    die_at_token: int = -1  # the engine dies, the process does not
     refuse_to_stop: bool = False  # `close` never returns
     fail_load: str = ""  # loading fails with this reason
     permanent: bool = False  # and trying again cannot help
+
+
+class _Died(Exception):
+    """The engine was told to die."""
 
 
 @dataclass(slots=True)
@@ -85,7 +90,7 @@ class SimulatedEngine:
         self._thread = threading.Thread(target=self._run, name="simulated-engine", daemon=True)
 
     def start(self, on_step: Callable[[Step], None], on_death: Callable[[str], None]) -> None:
-        self._on_step = on_step
+        self._on_step, self._on_death = on_step, on_death
         self._thread.start()
 
     def submit(self, request: EngineRequest) -> None:
@@ -121,29 +126,36 @@ class SimulatedEngine:
         )
 
     def _run(self) -> None:
-        while True:
+        try:
+            while self._turn():
+                pass
+        except _Died as e:
+            self._on_death(str(e))
+
+    def _turn(self) -> bool:
+        """Wait for something to do and do one step. False: closed."""
+        with self._changed:
+            while not (self._inbox.new or self._inbox.aborted or self._inbox.closed or self._busy()):
+                self._changed.wait()
+            inbox, self._inbox = self._inbox, _Inbox()
+        if inbox.closed:
+            return False
+        rows: list[Row] = []
+        self._take_in(inbox, rows)
+        if self._busy():
             with self._changed:
-                while not (self._inbox.new or self._inbox.aborted or self._inbox.closed or self._busy()):
-                    self._changed.wait()
-                inbox, self._inbox = self._inbox, _Inbox()
-            if inbox.closed:
-                return
-            rows: list[Row] = []
-            self._take_in(inbox, rows)
-            if self._busy():
-                with self._changed:
-                    # A step takes its time, but for closing.
-                    self._changed.wait_for(lambda: self._inbox.closed, self._delay_s())
-                self._admit(rows)
-                self._prefill()
-                self._decode(rows)
-            ended = sum(row.finish is not None for row in rows)
-            with self._changed:
-                self._pending -= ended
-                tokens = self._load.tokens_total + sum(len(r.tokens) for r in rows)
-                self._load = Load(step=self._load.step + 1, tokens_total=tokens)
-                load = self._load = self._now()
-            self._on_step(Step(rows, load))
+                # A step takes its time, but for closing.
+                self._changed.wait_for(lambda: self._inbox.closed, self._delay_s())
+            self._admit(rows)
+            self._prefill()
+            self._decode(rows)
+        with self._changed:
+            self._pending -= sum(row.finish is not None for row in rows)
+            tokens = self._load.tokens_total + sum(len(r.tokens) for r in rows)
+            self._load = Load(step=self._load.step + 1, tokens_total=tokens)
+            load = self._load = self._now()
+        self._on_step(Step(rows, load))
+        return True
 
     def _busy(self) -> bool:
         return bool(self._waiting or self._running)
@@ -211,6 +223,8 @@ class SimulatedEngine:
                 os.kill(os.getpid(), signal.SIGKILL)
             if s.index == o.hang_at_token:
                 threading.Event().wait()
+            if s.index == o.die_at_token:
+                raise _Died(f"The simulated engine died at token {s.index}.")
             if s.index >= s.end:
                 rows.append(Row(s.request.id, (), "stop"))
                 self._release(s)
