@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-_MODULES = {"vllm": "vllm", "openvino": "openvino_genai"}
+_MODULES = {"openvino": "openvino_genai"}
 
 HOW_TO_INSTALL = {
     "openvino": "The OpenVINO engine is not installed: pip install 'headrace[cpu]'",
-    "vllm": "The vLLM engine is not installed.",
+    "vllm": "The vLLM engine is not supported yet: use --engine openvino, or auto.",
 }
 
 
 def installed() -> list[str]:
-    """Engines whose packages are here, best for a GPU first. "simulated" is always last."""
+    """Engines that can run here, best for a GPU first. "simulated" is always last."""
     return [name for name, module in _MODULES.items() if find_spec(module) is not None] + ["simulated"]
 
 
@@ -28,5 +28,5 @@ def pick(asked: str, available: Sequence[str], gpus: int) -> tuple[str, str]:
     if gpus > 0 and "vllm" in available:
         return "vllm", "a GPU is present and vLLM is installed"
     if gpus > 0:
-        return "openvino", "vLLM is not installed"
+        return "openvino", "there is no vLLM here"
     return "openvino", "no GPU is given to it"

@@ -1,4 +1,4 @@
-"""What each long-lived part is told at its start. The command line, HEADRACE_* variables and a TOML file fill these in."""
+"""What each long-lived part is told at its start, from the command line, HEADRACE_* variables and a TOML file."""
 
 from __future__ import annotations
 

@@ -40,11 +40,9 @@ def grpc_address(head_address: str | None, state_dir: Path) -> str:
 def open_admin(address: str, tls: TlsSettings) -> AdminClient:
     """A client for the head at `address`."""
     from headrace.rpc.admin import AdminClient
-    from headrace.rpc.channel import Tls
+    from headrace.rpc.channel import tls_of
 
-    if tls.cert and tls.key and tls.ca:
-        return AdminClient(address, Tls(tls.cert, tls.key, tls.ca))
-    return AdminClient(address)
+    return AdminClient(address, tls_of(tls))
 
 
 def is_unreachable(error: Unavailable) -> bool:

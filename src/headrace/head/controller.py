@@ -26,7 +26,7 @@ from headrace.head.services import AdminService, NodeService, RouteService
 from headrace.head.store import SqliteStore
 from headrace.head.topic import Topic
 from headrace.process import told_to_stop, write_atomic
-from headrace.rpc.channel import Tls, bind, is_loopback, new_server
+from headrace.rpc.channel import Tls, bind, is_loopback, new_server, tls_of
 from headrace.rpc.v1 import head_pb2_grpc, node_pb2_grpc
 from headrace.settings import HeadSettings
 
@@ -147,10 +147,7 @@ async def _end(task: asyncio.Task[None]) -> None:
 
 def check_exposure(settings: HeadSettings) -> Tls | None:
     """The TLS files to use. UserError if something would listen beyond this machine without credentials."""
-    given = settings.tls
-    tls = Tls(given.cert, given.key, given.ca) if given.cert and given.key and given.ca else None
-    if tls is None and (given.cert or given.key or given.ca):
-        raise UserError("TLS needs all three files: --tls_cert, --tls_key and --tls_ca.")
+    tls = tls_of(settings.tls)
     if settings.allow_insecure:
         return tls
     if not is_loopback(settings.host) and tls is None:

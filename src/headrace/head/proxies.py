@@ -151,7 +151,7 @@ class ProxyFleet:
 
     def _spawn(self, slot: _Slot) -> Child:
         argv = self._argv(slot.proxy_id, self.http_port)
-        # A proxy's settings may come as variables or from a file, as with one started by hand; our flags go before them.
+        # Its settings may come as variables or from a file, as with one started by hand; our flags go before them.
         settings = {k: v for k, v in os.environ.items() if k.startswith("HEADRACE_") and k != LIFELINE_ENV}
         output = self._dir / f"{slot.proxy_id}.log"
         with suppress(FileNotFoundError):

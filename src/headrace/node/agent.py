@@ -23,7 +23,7 @@ from headrace.node.link import HeadLink
 from headrace.node.lock import exclusive
 from headrace.node.node import Node
 from headrace.process import told_to_stop
-from headrace.rpc.channel import Tls, is_loopback
+from headrace.rpc.channel import Tls, is_loopback, tls_of
 from headrace.settings import SchedulerSettings
 
 log = structlog.get_logger()
@@ -122,13 +122,7 @@ def check(settings: SchedulerSettings) -> Tls | None:
     """The TLS files to use. UserError for settings that cannot be, or that would open the node to anybody."""
     if not NAME_PATTERN.fullmatch(settings.node_id):
         raise UserError(f"{settings.node_id!r} cannot be a --node_id: use letters, digits, '.', '_', ':' and '-'.")
-    files = (settings.tls.cert, settings.tls.key, settings.tls.ca)
-    if any(files) and not all(files):
-        raise UserError("TLS needs all three files: --tls_cert, --tls_key and --tls_ca.")
-    cert, key, ca = files
-    tls = Tls(cert, key, ca) if cert and key and ca else None
-    if tls:
-        tls.client()  # so that a file that cannot be read is told now
+    tls = tls_of(settings.tls)
     if _is_wildcard(settings.host):
         raise UserError(f"--host={settings.host} is no address that others can reach: give one of this machine's own.")
     if not is_loopback(settings.host) and tls is None and not settings.allow_insecure:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from headrace.errors import Unavailable, UserError
+from headrace.errors import Unavailable
 from headrace.metrics import Metrics
 from headrace.process import told_to_stop
 from headrace.proxy import api
@@ -24,8 +24,8 @@ from headrace.proxy.security import Keys, check_bind
 from headrace.proxy.server import Server, listen, new_server
 from headrace.proxy.session import Silence
 from headrace.proxy.sessions import Sessions
-from headrace.rpc.channel import Tls, open_channel
-from headrace.settings import ProxySettings, TlsSettings
+from headrace.rpc.channel import open_channel, tls_of
+from headrace.settings import ProxySettings
 
 log = structlog.get_logger()
 
@@ -77,15 +77,6 @@ async def _await(what: object) -> None:
     await what  # type: ignore[misc]
 
 
-def _tls(s: TlsSettings) -> Tls | None:
-    given = [x for x in (s.cert, s.key, s.ca) if x is not None]
-    if not given:
-        return None
-    if s.cert is None or s.key is None or s.ca is None:
-        raise UserError("TLS needs all three files: --tls_cert, --tls_key and --tls_ca.")
-    return Tls(s.cert, s.key, s.ca)
-
-
 @asynccontextmanager
 async def serving(
     settings: ProxySettings, patience: Patience | None = None, silence: Silence | None = None
@@ -93,7 +84,7 @@ async def serving(
     """A proxy that listens and serves. Leaving ends what still runs, with an error each."""
     check_bind(settings)
     keys = Keys.read(settings.api_keys_file) if settings.api_keys_file else None
-    tls = _tls(settings.tls)
+    tls = tls_of(settings.tls)
     proxy_id = settings.proxy_id or f"proxy-{uuid.uuid4().hex[:6]}"
     metrics = Metrics(settings.metrics_dir)
     sock = listen(settings.http_host, settings.http_port)

@@ -19,7 +19,7 @@ def main() -> None:
         sys.exit("usage: python -m headrace.replica DIR")
     telemetry.forbid()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    log.setup("replica")
+    log.setup("replica", os.environ.get("HEADRACE_LOG_LEVEL", "INFO"))
     from headrace.replica import server
 
     async def run() -> None:

@@ -14,6 +14,7 @@ import structlog
 
 from headrace import errors
 from headrace.rpc.v1 import types_pb2
+from headrace.settings import TlsSettings
 
 log = structlog.get_logger()
 
@@ -76,6 +77,17 @@ class Tls:
     def server(self) -> grpc.ServerCredentials:
         key, cert, ca = self._read()
         return grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=True)
+
+
+def tls_of(given: TlsSettings) -> Tls | None:
+    """The TLS files to use, or None without any. UserError if they are not all there or cannot be read."""
+    if not (given.cert or given.key or given.ca):
+        return None
+    if not (given.cert and given.key and given.ca):
+        raise errors.UserError("TLS needs all three files: --tls_cert, --tls_key and --tls_ca.")
+    tls = Tls(given.cert, given.key, given.ca)
+    tls.client()  # so that a file that cannot be read is told now
+    return tls
 
 
 def open_channel(address: str, tls: Tls | None = None) -> grpc.aio.Channel:
@@ -144,7 +156,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def rpc_errors(handler: F) -> F:
-    """Decorates a servicer's method: HeadraceErrors travel with all their fields; others are logged, told as internal."""
+    """Decorates a servicer's method: HeadraceErrors travel with all their fields, others are logged."""
 
     async def _abort(context: grpc.aio.ServicerContext[Any, Any], e: Exception) -> None:
         if not isinstance(e, errors.HeadraceError):

@@ -34,9 +34,7 @@ def open_engine(spec: ModelSpec, resources: Resources, cache_dir: Path, report: 
         from headrace.replica.engines.simulated import SimulatedEngine
 
         return Opened(SimulatedEngine(options, spec.context_tokens, report), Model(None))
-    if name == "vllm":
-        raise UserError("The vLLM engine is not supported yet: deploy with --engine openvino, or auto without GPUs.")
-    if name != "openvino":
+    if name not in HOW_TO_INSTALL:
         raise UserError(f"There is no engine {name!r}: use auto, openvino, vllm or simulated.")
     if name not in installed():
         raise UserError(HOW_TO_INSTALL[name])
