@@ -59,9 +59,9 @@ async def test_no_routes_before_the_nodes_have_reported_or_had_their_time(tmp_pa
         status = await admin.status_when(lambda s: s.deployments[1].reason)
         assert status.replicas[0].status.reason == "waits to hear from node 1"
         assert not first.done()
-        async with SchedulerDouble(head.node) as node:
-            node.replicas = replicas
-            await node.report()
+        back = SchedulerDouble(head.node)
+        back.replicas = replicas  # before it says hello: its first report counts
+        async with back:
             assert (await first).routes["demo"].endpoints
     async with serving(settings) as head, Admin(head.grpc) as admin:
         table = await admin.table_when(lambda t: True)

@@ -61,6 +61,7 @@ class Sim:
     fails: Callable[[ReplicaStatus], bool] = lambda status: False
     counter: itertools.count[int] = field(default_factory=itertools.count)
     reasons: dict[str, str] = field(default_factory=dict)
+    stuck: set[str] = field(default_factory=set)
 
     def deploy(self, name: str = "d", replicas: int = 1, need: Resources | None = None, tag: str = "") -> None:
         need = need or Resources(1.0)
@@ -90,7 +91,8 @@ class Sim:
 
         made = plan(self.state, self.views(), self.now, new_id)
         self.state = apply(self.state, made.changes)
-        self.reasons = dict(made.reasons)
+        self.reasons = {name: why.reason for name, why in made.reasons.items()}
+        self.stuck = {name for name, why in made.reasons.items() if why.stuck}
         self.check_commitments()
         again = plan(self.state, self.views(), self.now, new_id)
         assert again.changes == (), "not idempotent"
@@ -214,6 +216,7 @@ def test_a_stopping_replica_holds_its_place_until_its_node_says_that_it_is_gone(
     sim.step()
     assert sim.running("b") == []
     assert "b" in sim.reasons
+    assert not sim.stuck
     sim.nodes[NodeId("1")].connected = True
     sim.settle()
     assert len(sim.ready("b")) == 1
@@ -224,8 +227,10 @@ def test_says_why_when_nothing_fits() -> None:
     sim.deploy(replicas=1, need=Resources(1.0, 0, 1))
     sim.plan()
     assert sim.reasons == {"d": "needs 1 GPU; node 1 has 0"}
+    assert sim.stuck == {"d"}
     sim.nodes.clear()
     sim.plan()
+    assert not sim.stuck  # a scheduler may be on its way
     assert sim.reasons == {"d": "no scheduler has joined; start one with: headrace scheduler"}
 
 
@@ -490,3 +495,16 @@ def test_converges_whatever_happened_before(script: list[tuple[str, str, int]], 
     for _ in range(5):
         sim.step()
     assert sim.state == before, "a settled cluster stays as it is"
+
+
+def test_what_fits_once_another_has_gone_waits_and_is_not_stuck() -> None:
+    sim = cluster(1)
+    sim.deploy("a")
+    sim.settle()
+    sim.delete("a")
+    sim.deploy("b")
+    sim.plan()
+    assert sim.reasons == {"b": "waits for another replica to stop"}
+    assert not sim.stuck
+    sim.settle()
+    assert len(sim.ready("b")) == 1

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from headrace.core.routes import deployment_statuses, routes, settled
-from headrace.core.state import Goal, Intent, NodeView, PutDeployment, PutIntent, State, apply, desired_on
+from headrace.core.state import Goal, Intent, NodeView, PutDeployment, PutIntent, State, Unplaced, apply, desired_on
 from headrace.core.types import (
     Deployment,
     ModelInfo,
@@ -59,8 +59,8 @@ def world(
     return state, nodes
 
 
-def route(state: State, nodes: Mapping[NodeId, NodeView], reason: str = "") -> Route:
-    return routes(state, nodes, {"d": reason} if reason else {}, ["c", "d"])["d"]
+def route(state: State, nodes: Mapping[NodeId, NodeView], reason: str = "", stuck: bool = False) -> Route:
+    return routes(state, nodes, {"d": Unplaced(reason, stuck)} if reason else {}, ["c", "d"])["d"]
 
 
 def endpoints(r: Route) -> list[tuple[str, str, bool]]:
@@ -139,10 +139,9 @@ def test_how_a_deployment_stands(
 
 def test_why_nothing_could_be_placed_is_told() -> None:
     state, nodes = world()
-    assert (
-        deployment_statuses(state, nodes, {"d": "needs 1 GPU; node 1 has 0"})["d"].reason == "needs 1 GPU; node 1 has 0"
-    )
-    assert route(state, nodes, "needs 1 GPU; node 1 has 0").reason == "needs 1 GPU; node 1 has 0"
+    why = "needs 1 GPU; node 1 has 0"
+    assert deployment_statuses(state, nodes, {"d": Unplaced(why)})["d"].reason == why
+    assert route(state, nodes, why).reason == why
 
 
 def test_scaled_to_zero_is_available() -> None:
@@ -163,3 +162,11 @@ def test_desired_names_what_is_to_run_on_a_node_and_nothing_else() -> None:
     assert [s.replica_id for s in desired_on(state, NodeId("1"), 3.0)] == ["r1a", "r1b"]
     stopping, _ = world(("r1a", "1", None), goal=Goal.STOP)
     assert desired_on(stopping, NodeId("1"), 3.0) == ()
+
+
+def test_what_fits_nowhere_fails_for_callers_until_something_is_coming() -> None:
+    why = "needs 1 GPU; node 1 has 0"
+    assert route(*world(), why, stuck=True) == Route("d", RouteState.FAILED, why, created_unix_s=7)
+    assert route(*world(), why).state is RouteState.STARTING
+    assert route(*world(("r1a", "1", Phase.LOADING), wanted=2), why, stuck=True).state is RouteState.STARTING
+    assert route(*world(("r1a", "1", Phase.READY), wanted=2), why, stuck=True).state is RouteState.READY

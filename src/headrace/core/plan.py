@@ -21,6 +21,7 @@ from headrace.core.state import (
     NodeView,
     PutIntent,
     State,
+    Unplaced,
     phase_of,
     status_of,
 )
@@ -36,7 +37,7 @@ class Plan:
     """Changes to commit, and for each deployment that cannot have all its replicas, why."""
 
     changes: tuple[Change, ...]
-    reasons: Mapping[str, str]
+    reasons: Mapping[str, Unplaced]
 
 
 def plan(state: State, nodes: Nodes, now: float, new_id: NewId, forget_s: float = FORGET_S) -> Plan:
@@ -225,19 +226,19 @@ def _in_the_way(d: Deployment, old: Sequence[Intent], step: _Step) -> list[Inten
     return min(options, key=lambda o: o[:2])[2] if options else []
 
 
-def _why(d: Deployment, step: _Step) -> str:
+def _why(d: Deployment, step: _Step) -> Unplaced:
     """Why no further replica of `d` can be placed now."""
     if _fits(d, step):
-        return "waits for another replica to stop"
+        return Unplaced("waits for another replica to stop")
     anywhere = step.candidates()
     where = choose(d.name, d.resources, d.model.engine, anywhere)
     lost = {i.node_id for i in step.running(d.name) if step.is_lost(i)}
     if not anywhere:
         lost |= {n for n, view in step.nodes.items() if view.lost}
     if not lost:
-        return where.reason if isinstance(where, NoPlace) else ""
+        return Unplaced(where.reason if isinstance(where, NoPlace) else "", stuck=bool(anywhere))
     names = sorted(lost)[:5]
     said = f"node {names[0]} does not answer" if len(lost) == 1 else f"nodes {', '.join(names)} do not answer"
     if isinstance(where, NoPlace) and anywhere:
-        return f"{said}; {where.reason}"
-    return f"{said}; start its scheduler again"
+        return Unplaced(f"{said}; {where.reason}")
+    return Unplaced(f"{said}; start its scheduler again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from headrace.core.state import Goal, Intent, Nodes, State, status_of
+from headrace.core.state import Goal, Intent, Nodes, State, Unplaced, status_of
 from headrace.core.types import (
     Deployment,
     DeploymentStatus,
@@ -40,16 +40,18 @@ def settled(state: State, nodes: Nodes, now: float, started: float, lease_s: flo
     return all(n in nodes and nodes[n].reported_at > 0 for n in wanted)
 
 
-def deployment_statuses(state: State, nodes: Nodes, reasons: Mapping[str, str]) -> dict[str, DeploymentStatus]:
+def deployment_statuses(state: State, nodes: Nodes, reasons: Mapping[str, Unplaced]) -> dict[str, DeploymentStatus]:
     """How each deployment stands. `reasons`: why the plan could not place all of one."""
     running = _running(state)
     return {
-        name: _stand(d, _see(running.get(name, ()), nodes), reasons.get(name, ""))
+        name: _stand(d, _see(running.get(name, ()), nodes), reasons.get(name))
         for name, d in sorted(state.deployments.items())
     }
 
 
-def routes(state: State, nodes: Nodes, reasons: Mapping[str, str], catalog_names: Iterable[str]) -> dict[str, Route]:
+def routes(
+    state: State, nodes: Nodes, reasons: Mapping[str, Unplaced], catalog_names: Iterable[str]
+) -> dict[str, Route]:
     """Every public name. Those that are only catalogued have no time of creation."""
     found: dict[str, Route] = {
         name: Route(name, RouteState.AVAILABLE) for name in catalog_names if name not in state.deployments
@@ -57,7 +59,7 @@ def routes(state: State, nodes: Nodes, reasons: Mapping[str, str], catalog_names
     running = _running(state)
     for d in state.deployments.values():
         seen = _see(running.get(d.name, ()), nodes)
-        stand = _stand(d, seen, reasons.get(d.name, ""))
+        stand = _stand(d, seen, reasons.get(d.name))
         found[d.name] = Route(
             name=d.name,
             state=stand.state,
@@ -108,7 +110,8 @@ def _context_tokens(seen: Sequence[_Seen]) -> int:
     return min([n for n in sizes if n] or [s.intent.context_tokens for s in seen if s.intent.context_tokens], default=0)
 
 
-def _stand(d: Deployment, seen: Sequence[_Seen], reason: str) -> DeploymentStatus:
+def _stand(d: Deployment, seen: Sequence[_Seen], unplaced: Unplaced | None) -> DeploymentStatus:
+    reason = unplaced.reason if unplaced else ""
     current = [s.status for s in seen if s.intent.revision == d.revision and s.status]
     phases = [s.status.phase for s in seen if s.status]
     ready = sum(p is Phase.READY for p in phases)
@@ -120,6 +123,8 @@ def _stand(d: Deployment, seen: Sequence[_Seen], reason: str) -> DeploymentStatu
         return DeploymentStatus(d, 0, RouteState.FAILED, failed.reason or "its replica failed; its log says why")
     if d.replicas == 0 and not seen:
         return DeploymentStatus(d, 0, RouteState.AVAILABLE, "scaled to 0")
+    if unplaced and unplaced.stuck and not any(p in _COMING for p in phases):
+        return DeploymentStatus(d, 0, RouteState.FAILED, reason)
     return DeploymentStatus(
         d, 0, RouteState.STARTING, _progress([s.status for s in seen if s.status]) or reason or "waits to be placed"
     )

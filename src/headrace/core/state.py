@@ -204,3 +204,12 @@ def phase_of(intent: Intent, nodes: Nodes) -> Phase | None:
     """The phase of `status_of`; None: not known yet."""
     status = status_of(intent, nodes)
     return status.phase if status else None
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """Why a deployment cannot have all its replicas now. `stuck`: every node answers, and none could hold another one
+    even after all that is stopping has gone; so waiting will not help, but a new node might."""
+
+    reason: str
+    stuck: bool = False

@@ -75,7 +75,7 @@ class Commands:
                     raise Unavailable(f"{model} is scaled to 0; start it with: headrace scale {model} 1")
                 return [PutDeployment(replace(d, replicas=1))]
             failed_s = self._overview.failed_for_s(model)
-            if failed_s is not None and failed_s > RETRY_FAILED_S:
+            if failed_s is not None and failed_s > RETRY_FAILED_S and self._overview.newest_failed(model):
                 return [PutDeployment(replace(d, revision=next_revision(state, model)))]
             return []
 

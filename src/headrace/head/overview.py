@@ -14,7 +14,7 @@ from headrace.core import catalog as core_catalog
 from headrace.core import routes as core_routes
 from headrace.core.place import free
 from headrace.core.plan import candidate
-from headrace.core.state import phase_of, status_of, unsaid
+from headrace.core.state import Unplaced, phase_of, status_of, unsaid
 from headrace.core.types import (
     CatalogEntry,
     ClusterStatus,
@@ -55,7 +55,7 @@ class Overview:
         self._started = clock()
         self._failed_since: dict[tuple[str, int], float] = {}
         self._watching: dict[tuple[str, int], int] = {}
-        self.reasons: Mapping[str, str] = {}
+        self.reasons: Mapping[str, Unplaced] = {}
         self.http_address = ""
         self.proxies: Proxies | None = None
         self.table: RouteTable | None = None
