@@ -60,6 +60,7 @@ class FirstModels:
         """
         before = {d.deployment.name for d in (await insist(self._admin.status)).deployments}
         await self._check(models, engine)
+        await self._node()
         wanted: dict[str, int] = {}
         for model in models:
             request = DeployRequest(model=model, engine=engine)
@@ -88,13 +89,15 @@ class FirstModels:
             if needed not in here:
                 raise UserError(HOW_TO_INSTALL[needed])
 
+    async def _node(self) -> None:
+        """Wait for a node: without one the head would have a person start a scheduler, and ours is on its way."""
+        async for status in watch(self._admin):
+            if any(n.alive for n in status.nodes):
+                self._node_is_alive()
+                return
+
     async def _wait(self, wanted: dict[str, int]) -> tuple[list[Standing], bool]:
         async for status in watch(self._admin):
-            if not any(n.alive for n in status.nodes):
-                # The head would have a person start a scheduler; ours is on its way.
-                self._progress.show([Standing(n, Outcome.WAITING, "waiting for the scheduler") for n in wanted])
-                continue
-            self._node_is_alive()
             standings = [standing(status, name, revision) for name, revision in wanted.items()]
             self._progress.show(standings)
             if all(s.outcome is not Outcome.WAITING for s in standings):

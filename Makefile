@@ -1,0 +1,61 @@
+# Everything here works in a fresh clone on a machine with Python 3.11 or newer (its venv module included) and make.
+# PYTHON=python3.12 chooses the interpreter; ARGS="tests/unit -k route" goes to pytest.
+PYTHON ?= python3
+VENV ?= .venv
+# PyTorch converts models in tests; one release, so that conversions are the same everywhere. CONTRIBUTING.md says how to
+# get its smaller CPU build on Linux.
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help up test check format bench chaos protos
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: $(VENV)/.up ## install what is needed and start everything on this machine
+	$(BIN)/headrace up
+
+test: $(VENV)/.test ## install what is needed and run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## lint, format, types, layers, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	PYTHON=$(BIN)/python scripts/generate_protos.sh --check
+
+format: $(VENV)/.dev ## format the code, mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## run the benchmarks; takes minutes
+	PYTHON=$(BIN)/python scripts/bench.sh
+
+chaos: $(VENV)/.test ## the tests that kill processes
+	$(BIN)/python -m pytest tests/chaos $(ARGS)
+
+protos: $(VENV)/.dev ## generate src/headrace/rpc/v1 from protos/
+	PYTHON=$(BIN)/python scripts/generate_protos.sh
+
+# Each stamp says what the environment has: what a user needs, what a developer needs, and what all tests need.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Headrace needs Python 3.11 or newer, and $(PYTHON) is %d.%d: say make PYTHON=..." % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.up: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[cpu]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[cpu,dev]'
+	@touch $@ $(VENV)/.up
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(PIP) install '$(TORCH)'
+	$(PIP) install -e '.[cpu,convert,dev]'
+	@touch $@ $(VENV)/.dev $(VENV)/.up

@@ -1,0 +1,47 @@
+"""Every test leaves no process behind, also none that was orphaned on the way."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+_PR_SET_CHILD_SUBREAPER = 36
+_GRACE_S = 10.0
+
+
+def pytest_configure() -> None:
+    # Orphans become our children instead of PID 1's, so that the leak check below sees them.
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _living() -> dict[int, str]:
+    found: dict[int, str] = {}
+    for p in psutil.Process().children(recursive=True):
+        try:
+            if p.status() != psutil.STATUS_ZOMBIE:
+                found[p.pid] = " ".join(p.cmdline())[:200]
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """Fails a test that ends with processes it did not find; ends them, so that the next test starts clean."""
+    before = set(_living())
+    yield
+    end = time.monotonic() + _GRACE_S
+    while (left := {k: v for k, v in _living().items() if k not in before}) and time.monotonic() < end:
+        time.sleep(0.02)
+    for pid in left:
+        try:
+            psutil.Process(pid).kill()
+        except psutil.NoSuchProcess:
+            continue
+    assert not left, f"processes left behind: {left}"

@@ -1,0 +1,80 @@
+"""Small real models for tests, made once and kept in pytest's cache until the programs that make them change.
+
+A test module asks for them with `pytest_plugins = ["model_fixtures"]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TypedDict
+
+import pytest
+
+from headrace.replica import convert
+
+_MAKER = Path(__file__).with_name("models") / "make_small_models.py"
+_NEEDED = {"torch": "torch", "transformers": "transformers", "optimum-intel": "optimum"}  # distribution: module
+_LIMIT_S = 300
+
+
+class SmallModel(TypedDict):
+    """`hf`: Hugging Face folder with safetensors. `ov`: the same as OpenVINO IR. `greedy`: JSON file with what
+    transformers itself generates, a list of objects with prompt, prompt_ids, ids and text."""
+
+    hf: Path
+    ov: Path
+    greedy: Path
+
+
+def _key() -> str:
+    """Changes with the maker, our converter, and the versions of what they use."""
+    versions = "".join(f"{name}={importlib.metadata.version(name)};" for name in (*_NEEDED, "openvino"))
+    return hashlib.sha256(_MAKER.read_bytes() + Path(convert.__file__).read_bytes() + versions.encode()).hexdigest()[
+        :16
+    ]
+
+
+def _make(folder: Path) -> None:
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+    env = {k: v for k, v in os.environ.items() if not k.startswith("COV_")} | {"HF_HUB_OFFLINE": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, str(_MAKER), str(partial)], env=env, capture_output=True, text=True, timeout=_LIMIT_S
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{_MAKER.name} exited with code {done.returncode}:\n{done.stderr[-4000:]}")
+        try:
+            partial.rename(folder)
+        except OSError:  # another run was first; its models are the same
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def small_models(request: pytest.FixtureRequest) -> dict[str, SmallModel]:
+    """Random models "gpt2", "llama" (grouped-query attention, chat template) and "phi" (partial rotary), by name."""
+    missing = [name for name, module in _NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        pytest.skip(f"small models need {', '.join(missing)}: pip install '.[convert]'")
+    cache = request.config.cache
+    assert cache is not None
+    home = cache.mkdir("small_models")
+    folder = home / _key()
+    if not folder.is_dir():
+        _make(folder)
+        for old in home.iterdir():
+            if old != folder and "." not in old.name:
+                shutil.rmtree(old, ignore_errors=True)
+    return {
+        name: {"hf": folder / "hf" / name, "ov": folder / "ov" / name, "greedy": folder / "greedy" / f"{name}.json"}
+        for name in ("gpt2", "llama", "phi")
+    }
