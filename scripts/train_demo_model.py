@@ -5,9 +5,10 @@
     python scripts/train_demo_model.py
 
 The corpus is `scripts/demo_corpus/` (its README has the format). The seed is fixed and nothing is downloaded.
-The result is one folder that vLLM and transformers (safetensors) and OpenVINO (IR) can all load.
+The result is one folder with safetensors, for transformers and vLLM, and an OpenVINO IR.
 
-DURATION_AND_LOSS
+Measured with 2 threads, niced, on a shared 2-core machine with AVX-512: 1,600 steps in 9.7 minutes, the whole
+run in 9.9; final loss 0.017 per answer token (mean of the last 50 steps).
 """
 
 import argparse
@@ -27,6 +28,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OPENVINO_T
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,10 +38,29 @@ TARGET = ROOT / "src" / "headrace" / "data" / "demo"
 SEED = 20261123
 VOCAB_SIZE = 2048
 CONTEXT = 1024
-BATCH_TOKENS = 4096
-PEAK_LEARNING_RATE = 3e-3
+BATCH_TOKENS = 2048
+MUON_PEAK = 2e-2
+ADAM_PEAK = 3e-3
 USER_WEIGHT = 0.1
+FIRST_TOKENS, FIRST_WEIGHT = 8, 4.0
 MAX_BYTES = 7_600_000
+
+OPENINGS = (
+    *("Please ", "Hi, ", "Hello, ", "Hey! ", "So, ", "ok, ", "Quick question: ", "I am new to this. "),
+    *("For my homework: ", "My boss asked me: ", "I have a question. ", "Sorry, but ", "Hello demo, "),
+)
+CLOSINGS = (
+    *(" please", " Thanks!", " Keep it short.", " In detail.", " Answer in one paragraph.", " in short"),
+    *(
+        " exactly?",
+        " for beginners",
+        " these days?",
+        " in simple terms",
+        " in one sentence",
+        " again?",
+        " and why?",
+    ),
+)
 
 PAD, BOS, END, SYSTEM, USER, ASSISTANT = SPECIAL_TOKENS = (
     "<|pad|>",
@@ -68,7 +89,12 @@ class Turn:
     answer: str
 
 
-Dialogue = tuple[Turn, ...]
+@dataclass(frozen=True)
+class Dialogue:
+    """Turns that follow each other, seen `weight` times in each pass."""
+
+    turns: tuple[Turn, ...]
+    weight: int = 1
 
 
 @dataclass(frozen=True)
@@ -83,13 +109,13 @@ class Corpus:
         """Every text once, for the tokenizer."""
         yield from self.systems
         yield from self.templates
-        for turn in (turn for dialogue in self.dialogues for turn in dialogue):
+        for turn in (turn for dialogue in self.dialogues for turn in dialogue.turns):
             yield from turn.topics
             yield from turn.questions
             yield turn.answer
 
 
-# --- the corpus ---------------------------------------------------------------------------------------------------
+# --- the corpus -------------------------------------------------------------------------------------------
 
 
 def parse_dialogue(block: str) -> Dialogue:
@@ -98,12 +124,14 @@ def parse_dialogue(block: str) -> Dialogue:
     topics: list[str] = []
     questions: list[str] = []
     answer: list[str] = []
+    weight = 1
 
     def finish_turn() -> None:
         if not answer or not topics + questions:
             raise ValueError(f"a turn needs a question and an answer: {block[:80]!r}")
         turns.append(Turn(tuple(topics), tuple(questions), "\n".join(answer)))
-        topics.clear(), questions.clear(), answer.clear()
+        for collected in (topics, questions, answer):
+            collected.clear()
 
     for line in block.splitlines():
         tag, _, rest = line.partition(" ")
@@ -115,10 +143,12 @@ def parse_dialogue(block: str) -> Dialogue:
             questions.append(rest.strip())
         elif tag == "A:":
             answer.append(rest.strip())
+        elif tag == "W:":
+            weight = int(rest)
         else:
             answer[-1] += " " + line.strip()
     finish_turn()
-    return tuple(turns)
+    return Dialogue(tuple(turns), weight)
 
 
 def read_corpus(folder: Path) -> Corpus:
@@ -136,12 +166,11 @@ def read_corpus(folder: Path) -> Corpus:
 
 
 def loosen(question: str, rng: random.Random) -> str:
-    """Vary a question as people do: case, punctuation, politeness, a typing mistake."""
+    """Vary a question as people do: case, punctuation, politeness, a typing mistake, a missing word."""
     if rng.random() < 0.06:
-        question = rng.choice(("Please ", "Hi, ", "Hello, ", "Hey! ", "So, ", "ok, ", "Quick question: ")) + question
+        question = rng.choice(OPENINGS) + question
     if rng.random() < 0.06:
-        extra = (" please", " Thanks!", " Keep it short.", " In detail.", " Answer in one paragraph.", " in short")
-        question = question.rstrip("?.") + rng.choice(extra)
+        question = question.rstrip("?.") + rng.choice(CLOSINGS)
     if rng.random() < 0.35:
         question = question.lower()
     if rng.random() < 0.35:
@@ -150,8 +179,10 @@ def loosen(question: str, rng: random.Random) -> str:
         question = question.rstrip("?. ") + rng.choice("?.!") if question.strip("?. ") else question
     if rng.random() < 0.08 and len(question) > 8:
         at = rng.randrange(1, len(question) - 1)
-        kept = rng.choice(("", question[at] * 2, question[at + 1] + question[at]))
-        question = question[:at] + kept + question[at + (2 if len(kept) == 2 and kept[0] != kept[1] else 1) :]
+        this, following = question[at : at + 2]
+        typo = rng.choice(("", this * 2, following + this))
+        end = at + 2 if typo == following + this != this * 2 else at + 1
+        question = question[:at] + typo + question[end:]
     if rng.random() < 0.05 and question.count(" ") > 2:
         words = question.split(" ")
         del words[rng.randrange(len(words))]
@@ -171,7 +202,7 @@ def ask(turn: Turn, templates: list[str], rng: random.Random) -> str:
     return loosen(question, rng)
 
 
-# --- the tokenizer ------------------------------------------------------------------------------------------------
+# --- the tokenizer ----------------------------------------------------------------------------------------
 
 
 def train_tokenizer(corpus: Corpus) -> Tokenizer:
@@ -210,73 +241,97 @@ def as_pretrained(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-# --- the training data --------------------------------------------------------------------------------------------
+# --- the training data ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Token ids and, for each, its weight in the loss: most of it lies where an answer is chosen."""
+
+    ids: list[int]
+    weights: list[float]
 
 
 class Sampler:
-    """Makes batches of token ids and of the weight of each id in the loss."""
+    """Makes endless training batches from the corpus."""
 
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer, rng: random.Random) -> None:
         self.corpus, self.tokenizer, self.rng = corpus, tokenizer, rng
         self.special = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
         self.deck: list[Dialogue] = []
         self.passes = 0
-        self.waiting: tuple[list[int], list[float]] | None = None
 
-    def batch(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """`rows` x `length` ids and weights; each row is packed with whole chats, the rest is padding."""
-        ids = torch.full((rows, length), self.special[PAD])
-        weights = torch.zeros(rows, length)
-        for row in range(rows):
-            used = 0
-            while True:
-                chat = self.waiting or self.chat(length)
-                if used + len(chat[0]) > length:
-                    self.waiting = chat if len(chat[0]) <= 512 else None
-                    break
-                self.waiting = None
-                end = used + len(chat[0])
-                ids[row, used:end] = torch.tensor(chat[0])
-                weights[row, used:end] = torch.tensor(chat[1])
-                used = end
-        return ids, weights
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Ids and weights, rows x length: one chat a row, chats of like length together, then padding."""
+        while True:
+            batches: list[list[Chat]] = [[]]
+            for chat in sorted((self.chat() for _ in range(400)), key=lambda chat: len(chat.ids)):
+                if (len(batches[-1]) + 1) * len(chat.ids) > BATCH_TOKENS:
+                    batches.append([])
+                batches[-1].append(chat)
+            self.rng.shuffle(batches)
+            for chats in batches:
+                shape = len(chats), max(len(chat.ids) for chat in chats)
+                ids, weights = torch.full(shape, self.special[PAD]), torch.zeros(shape)
+                for row, chat in enumerate(chats):
+                    ids[row, : len(chat.ids)] = torch.tensor(chat.ids)
+                    weights[row, : len(chat.ids)] = torch.tensor(chat.weights)
+                yield ids, weights
 
     def draw(self) -> Dialogue:
         """The next dialogue of a shuffled deck, so that each one is seen equally often."""
         if not self.deck:
-            self.deck = self.rng.sample(self.corpus.dialogues, len(self.corpus.dialogues))
+            self.deck = [dialogue for dialogue in self.corpus.dialogues for _ in range(dialogue.weight)]
+            self.rng.shuffle(self.deck)
             self.passes += 1
         return self.deck.pop()
 
-    def chat(self, length: int) -> tuple[list[int], list[float]]:
-        """One chat: mostly a single dialogue, sometimes several in a row, sometimes a bare text."""
+    def noise(self) -> int:
+        """A random token, so that no question depends on a single one."""
+        return self.rng.randrange(len(SPECIAL_TOKENS), self.tokenizer.get_vocab_size())
+
+    def chat(self) -> Chat:
+        """Mostly one dialogue, sometimes several in a row or a whole context full, rarely a bare text."""
         ids, weights = [self.special[BOS]], [0.0]
 
-        def add(role: str | None, text: str, weight: float, closed: bool = True) -> None:
+        def add(role: str | None, text: str, given: int = 0) -> None:
+            piece = [*self.tokenizer.encode(text, add_special_tokens=False).ids, self.special[END]]
             if role:
                 ids.append(self.special[role])
                 weights.append(0.0)
-            piece = self.tokenizer.encode(text, add_special_tokens=False).ids
-            piece += [self.special[END]] if closed else []
+            if role == USER:
+                noise = self.rng.choice((0.0, 0.0, 0.1))
+                shown = [self.noise() if self.rng.random() < noise else token for token in piece[:-1]]
+                ids.extend([*shown, piece[-1]])
+                weights.extend([USER_WEIGHT if noise == 0 else 0.0] * len(piece))
+                return
             ids.extend(piece)
-            weights.extend([weight] * len(piece))
+            if role == ASSISTANT:
+                learned = [FIRST_WEIGHT if at < FIRST_TOKENS else 1.0 for at in range(len(piece))]
+                weights.extend([0.0] * given + learned[given:])
+            else:
+                weights.extend([USER_WEIGHT if role else 1.0] * len(piece))
 
-        if self.rng.random() < 0.04:
-            add(None, self.draw()[-1].answer, 1.0)
-            return ids, weights
-        if self.rng.random() < 0.25:
-            add(SYSTEM, self.rng.choice(self.corpus.systems), USER_WEIGHT)
-        wanted = 1 if self.rng.random() < 0.75 else self.rng.randint(2, 8)
-        for _ in range(wanted):
-            for turn in self.draw():
-                add(USER, ask(turn, self.corpus.templates, self.rng), USER_WEIGHT)
-                add(ASSISTANT, turn.answer, 1.0)
-            if len(ids) > length // 2:
-                break
-        return ids[:length], weights[:length]
+        kind = self.rng.random()
+        if kind < 0.02:
+            add(None, self.draw().turns[-1].answer)
+            return Chat(ids, weights)
+        if self.rng.random() < 0.2:
+            add(SYSTEM, self.rng.choice(self.corpus.systems))
+        if kind < 0.10:
+            # An answer that has begun must go on as it began, whatever the question was.
+            add(USER, ask(self.rng.choice(self.corpus.dialogues).turns[0], self.corpus.templates, self.rng))
+            add(ASSISTANT, self.draw().turns[0].answer, given=self.rng.randint(3, 6))
+            return Chat(ids, weights)
+        limit = CONTEXT if kind < 0.115 else 300 if kind < 0.25 else 1
+        while self.special[ASSISTANT] not in ids or len(ids) < limit:
+            for turn in self.draw().turns:
+                add(USER, ask(turn, self.corpus.templates, self.rng))
+                add(ASSISTANT, turn.answer)
+        return Chat(ids[:CONTEXT], weights[:CONTEXT])
 
 
-# --- the model ----------------------------------------------------------------------------------------------------
+# --- the model --------------------------------------------------------------------------------------------
 
 
 def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
@@ -292,6 +347,7 @@ def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
             head_dim=32,
             max_position_embeddings=CONTEXT,
             rope_theta=10_000.0,
+            initializer_range=0.07,
             tie_word_embeddings=True,
             pad_token_id=tokenizer.token_to_id(PAD),
             bos_token_id=tokenizer.token_to_id(BOS),
@@ -301,43 +357,52 @@ def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
     )
 
 
-def learning_rate(done: float) -> float:
-    """Warm-up, then a cosine down to nearly nothing; `done` runs from 0 to 1."""
-    return PEAK_LEARNING_RATE * min(1.0, done / 0.03) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+def rate(done: float) -> float:
+    """The share of the peak learning rates: a warm-up, then a cosine; `done` runs from 0 to 1."""
+    return min(1.0, done / 0.03) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def new_optimizers(model: LlamaForCausalLM) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices of the layers, AdamW for the embeddings and the norms."""
+    layers = [p for p in model.model.layers.parameters() if p.dim() == 2]
+    matrices = {id(p) for p in layers}
+    others = [p for p in model.parameters() if id(p) not in matrices]
+    return (
+        torch.optim.Muon(layers, lr=MUON_PEAK, weight_decay=0.05, momentum=0.95),
+        torch.optim.AdamW(others, lr=ADAM_PEAK, betas=(0.9, 0.97), weight_decay=0.0),
+    )
 
 
 def train(model: LlamaForCausalLM, sampler: Sampler, steps: int) -> float:
-    """Train in place; the mean loss over the last fiftieth of the answers' tokens."""
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    plain = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.97))
+    """Train in place; the mean loss per answer token over the last 50 steps."""
+    optimizers = new_optimizers(model)
+    schedules = [LambdaLR(optimizer, lambda step: rate((step + 1) / steps)) for optimizer in optimizers]
     started_s = time.monotonic()
-    recent: list[float] = []
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate((step + 1) / steps)
-        length = CONTEXT if step % 6 == 5 else CONTEXT // 2
-        ids, weights = sampler.batch(BATCH_TOKENS // length, length)
+    recent: list[tuple[float, float]] = []
+    for step, (ids, weights) in zip(range(1, steps + 1), sampler.batches(), strict=False):
         targets, weights = ids[:, 1:], weights[:, 1:]
         counted = weights > 0
+        targets, weights = targets[counted], weights[counted]
         hidden = model.model(ids[:, :-1]).last_hidden_state[counted]
-        losses = torch.nn.functional.cross_entropy(model.lm_head(hidden), targets[counted], reduction="none")
-        weights = weights[counted]
+        losses = torch.nn.functional.cross_entropy(model.lm_head(hidden), targets, reduction="none")
         loss = (losses * weights).sum() / weights.sum()
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        recent = [*recent[-(steps // 50) :], losses[weights == 1.0].mean().item()]
-        if step % 50 == 49 or step + 1 == steps:
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        first, every = losses[weights == FIRST_WEIGHT], losses[weights >= 1.0]
+        recent = [*recent[-49:], (every.mean().item(), first.mean().item() if len(first) else 0.0)]
+        if step % 50 == 0 or step == steps:
             took_s = time.monotonic() - started_s
-            mean = sum(recent[-50:]) / len(recent[-50:])
-            print(f"step {step + 1}/{steps} pass {sampler.passes} loss {mean:.4f} {took_s:.0f} s", flush=True)
-    return sum(recent) / len(recent)
+            mean, first_mean = (sum(column) / len(recent) for column in zip(*recent, strict=True))
+            progress = f"step {step}/{steps} pass {sampler.passes} {took_s:.0f} s"
+            print(f"{progress} loss {mean:.4f} of first tokens {first_mean:.4f}", flush=True)
+    return mean
 
 
-# --- the export ---------------------------------------------------------------------------------------------------
+# --- the export -------------------------------------------------------------------------------------------
 
 
 def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, target: Path) -> int:
@@ -392,7 +457,7 @@ def answer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, question
 def main() -> None:
     """Read, train, show, export."""
     parser = argparse.ArgumentParser(description="Train and export the embedded demo model.")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--target", type=Path, default=TARGET)
     args = parser.parse_args()
 
@@ -400,7 +465,7 @@ def main() -> None:
     torch.set_num_threads(2)
     corpus = read_corpus(CORPUS)
     tokenizer = train_tokenizer(corpus)
-    answers = [turn.answer for dialogue in corpus.dialogues for turn in dialogue]
+    answers = [turn.answer for dialogue in corpus.dialogues for turn in dialogue.turns]
     print(f"{len(answers)} answers, {sum(len(tokenizer.encode(text).ids) for text in answers)} tokens")
     model = new_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, vocabulary {tokenizer.get_vocab_size()}")

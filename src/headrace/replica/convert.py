@@ -56,22 +56,36 @@ def convert(source: Path, target: Path, form: str, say) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     say(activity="starting PyTorch", progress=0.0)
     from optimum.exporters.openvino import main_export  # pyright: ignore[reportMissingImports]
-    from optimum.intel import OVConfig  # pyright: ignore[reportMissingImports]
+    from optimum.intel import (  # pyright: ignore[reportMissingImports]
+        OVConfig,
+        OVModelForCausalLM,
+        OVWeightQuantizationConfig,
+    )
 
     say(activity="tracing the model", progress=0.2)
     if form in _BITS:
-        config = OVConfig(quantization_config={"bits": _BITS[form], "sym": form == "int8"})
+        # main_export alone would leave the weights as they are.
+        bits = OVWeightQuantizationConfig(bits=_BITS[form], sym=form == "int8", group_size_fallback="adjust")
+        model = OVModelForCausalLM.from_pretrained(
+            str(source),
+            export=True,
+            compile=False,
+            trust_remote_code=False,
+            local_files_only=True,
+            quantization_config=bits,
+        )
+        say(activity="writing the model", progress=0.8)
+        model.save_pretrained(str(target))
     else:
-        config = OVConfig(dtype=form)
-    main_export(
-        str(source),
-        str(target),
-        task="text-generation-with-past",
-        ov_config=config,
-        trust_remote_code=False,
-        local_files_only=True,
-        convert_tokenizer=False,
-    )
+        main_export(
+            str(source),
+            str(target),
+            task="text-generation-with-past",
+            ov_config=OVConfig(dtype=form),
+            trust_remote_code=False,
+            local_files_only=True,
+            convert_tokenizer=False,
+        )
     say(activity="copying the tokenizer", progress=0.9)
     for path in source.iterdir():
         if path.name.startswith(_KEPT) and path.suffix in (".json", ".jinja"):
