@@ -117,6 +117,7 @@ async def test_herd_is_bounded():
         assert {t.result().status_code for t in done} == {429}
         assert all(t.result().headers["retry-after"] == "5" for t in done)
         assert len(pending) == waiting(w) == 5
+        await eventually(lambda: w.head.ensured)  # else it would say STARTING after we have said READY
         replica = await Replica("tinyllama-1-0").start()
         w.head.ready("tinyllama", replica)
         assert [(await t).status_code for t in pending] == [200] * 5
