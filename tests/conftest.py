@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+from model_fixtures import small_models
+
+__all__ = ["small_models"]  # a fixture for all levels
 
 _PR_SET_CHILD_SUBREAPER = 36
 _GRACE_S = 10.0

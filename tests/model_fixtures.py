@@ -1,6 +1,6 @@
 """Small real models for tests, made once and kept in pytest's cache until the programs that make them change.
 
-A test module asks for them with `pytest_plugins = ["model_fixtures"]`.
+The fixture `small_models` is there for all tests: tests/conftest.py imports it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ from headrace.rpc.admin import AdminClient
 if TYPE_CHECKING:
     from model_fixtures import SmallModel
 
-pytest_plugins = ["model_fixtures"]
 pytestmark = [
     pytest.mark.timeout(400),  # a conversion on a busy machine
     pytest.mark.skipif(not (Path(__file__).parents[2] / "src/components").is_dir(), reason="needs the checkout"),

@@ -17,7 +17,6 @@ from headrace.process import group_members
 
 pytest.importorskip("openvino_genai", reason="needs pip install 'headrace[cpu]'")
 
-pytest_plugins = ["model_fixtures"]
 pytestmark = pytest.mark.timeout(300)
 
 GREEDY = Sampling(temperature=0.0, ignore_eos=True)
