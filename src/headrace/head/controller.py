@@ -18,19 +18,24 @@ from headrace.head.clock import steady_clock
 from headrace.head.cluster import Cluster
 from headrace.head.commands import Commands
 from headrace.head.ledger import Ledger
-from headrace.head.lock import hold_lock
 from headrace.head.overview import Overview
 from headrace.head.proxies import PROGRAM, ProxyFleet
 from headrace.head.reconciler import Reconciler
 from headrace.head.services import AdminService, NodeService, RouteService
 from headrace.head.store import SqliteStore
 from headrace.head.topic import Topic
+from headrace.lock import exclusive
 from headrace.process import told_to_stop, write_atomic
 from headrace.rpc.channel import Tls, bind, is_loopback, new_server, tls_of
 from headrace.rpc.v1 import head_pb2_grpc, node_pb2_grpc
 from headrace.settings import HeadSettings
 
 log = structlog.get_logger()
+
+_BUSY = (
+    "Another headrace head (pid {pid}) runs with this state directory ({where}); stop it or choose another with"
+    " --state-dir."
+)
 
 _GRACE_S = 0.5
 
@@ -64,7 +69,7 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
     tls = check_exposure(settings)
     files = load_catalog(settings.catalog)
     async with AsyncExitStack() as stack:
-        stack.enter_context(hold_lock(settings.head_dir))
+        stack.enter_context(exclusive(settings.head_dir, lambda pid: _BUSY.format(pid=pid, where=settings.state_dir)))
         store = await SqliteStore.open(settings.head_dir / "state.db")
         stack.push_async_callback(store.close)
         state = await store.load()

@@ -16,17 +16,22 @@ import headrace
 from headrace import engines_here
 from headrace.core.types import NAME_PATTERN, NodeId, NodeInfo
 from headrace.errors import UserError
+from headrace.lock import exclusive
 from headrace.node import devices
 from headrace.node.conditions import Conditions
 from headrace.node.epoch import EpochFile, next_incarnation
 from headrace.node.link import HeadLink
-from headrace.node.lock import exclusive
 from headrace.node.node import Node
 from headrace.process import told_to_stop
 from headrace.rpc.channel import Tls, is_loopback, tls_of
 from headrace.settings import SchedulerSettings
 
 log = structlog.get_logger()
+
+_BUSY = (
+    "A scheduler with node id {node_id} is running already (process {pid}) with this state directory: end it, or give"
+    " this one another --node_id."
+)
 
 _DRAIN_S, _TERM_S, _END_S, _LAST_REPORT_S = 3.0, 1.5, 7.0, 0.7
 _REPLICA = (sys.executable, "-m", "headrace.replica")
@@ -43,7 +48,7 @@ async def serve(
     """As `run`, until `told()` returns why; `command` (and the replica's folder) starts a replica."""
     tls = check(settings)
     node_dir = settings.node_dir.absolute()
-    with exclusive(node_dir, settings.node_id):
+    with exclusive(node_dir, lambda pid: _BUSY.format(pid=pid, node_id=settings.node_id)):
         here = devices.detect(settings.num_cpus, settings.num_gpus, settings.memory_bytes)
         info = NodeInfo(
             NodeId(settings.node_id),

@@ -1,0 +1,35 @@
+"""One process per directory: a lock that ends with its holder, however that dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from headrace.errors import UserError
+
+
+@contextmanager
+def exclusive(directory: Path, busy: Callable[[str], str]) -> Iterator[None]:
+    """Hold `directory`/lock for the length of the block; the directory is made if it is not there.
+
+    UserError if that cannot be done, or with the sentence that `busy` makes of the holder's pid if there is one.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as e:
+        raise UserError(f"Cannot use the directory {directory}: {e.strerror}; choose another with --state_dir.") from e
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            pid = os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"
+            raise UserError(busy(pid)) from e
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
