@@ -86,6 +86,8 @@ class Node:
 
     def desired(self, specs: Sequence[ReplicaSpec]) -> None:
         """Everything that is to run here. What it does not name is drained and stopped."""
+        if self._ending:
+            return  # the last report must still name what was left running
         self._wanted = {spec.replica_id: spec for spec in specs}
         self._gone.clear()
         self._converge()
