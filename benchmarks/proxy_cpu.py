@@ -99,7 +99,7 @@ async def listening(state_dir: Path) -> HeadEndpoint:
 async def system(folder: Path, streams: int) -> AsyncIterator[System]:
     """Head, one proxy, scheduler, and one replica of the simulated engine."""
     options = {"step_s": STEP_S, "text": TEXT, "max_running": streams, "kv_tokens": 10**9, "prefill_chunk": 10**6}
-    model = {"source": "builtin:demo", "engine": "simulated", "engine_options": options, "resources": {"cpus": 0.1}}
+    model = {"source": "builtin:demo", "engine": "simulated", "engine_args": options, "resources": {"cpus": 0.1}}
     catalog = folder / "catalog.yaml"
     catalog.write_text(json.dumps({"models": {"sim": model}}))
     ports = ("--http_port=0", "--node_port=0", "--grpc_port=0")

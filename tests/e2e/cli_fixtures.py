@@ -48,7 +48,7 @@ def deployment(r: t.DeployRequest, revision: int) -> t.Deployment:
     most = max(least, 1 if r.max_replicas is None else r.max_replicas)
     source = r.model if "/" in r.model else f"builtin:{r.model}"
     resources = t.Resources(r.cpus or 0, r.memory_bytes or 0, r.gpus or 0, r.gpu_memory_bytes or 0)
-    spec = t.ModelSpec(source, engine=r.engine or "auto", engine_options_json=r.engine_options_json or "{}")
+    spec = t.ModelSpec(source, engine=r.engine or "auto", engine_args_json=r.engine_args_json or "{}")
     name = r.name or Path(r.model).name
     return t.Deployment(name, revision, spec, resources, least, most, least, 0)
 

@@ -32,12 +32,12 @@ async def test_deploy_waits_and_shows_how_it_loads(head: FakeHead, tmp_path: Pat
         head.in_phase(Phase.LOADING, activity="loading", progress=0.4),
         head.in_phase(Phase.READY),
     ]
-    got = await cli(tmp_path, "deploy", "demo", "--replicas=2", "--num-gpus=1", "--memory=2GiB", "--engine_option=a=1")
+    got = await cli(tmp_path, "deploy", "demo", "--replicas=2", "--num-gpus=1", "--memory=2GiB", "--engine_arg=a=1")
     assert (got.code, got.out) == (0, "demo is ready (revision 1).\n")
     assert "demo: 0 of 2 ready; loading 40 %\n" in got.err
     request = head.requests[0]
     assert (request.min_replicas, request.max_replicas, request.gpus, request.cpus) == (2, 2, 1, None)
-    assert (request.memory_bytes, request.engine_options_json, request.engine) == (2**31, '{"a": 1}', None)
+    assert (request.memory_bytes, request.engine_args_json, request.engine) == (2**31, '{"a": 1}', None)
 
 
 async def test_deploy_tells_why_it_failed(head: FakeHead, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from headrace.process import ProcessRecord, child_env
 ROOT = Path(__file__).parents[2]
 CATALOG = "models:\n" + "".join(
     f"  {name}: {{source: 'builtin:demo', engine: simulated, resources: {{cpus: 0.5}}, "
-    f"engine_options: {{answer_tokens: 60, load_s: 0.2}}}}\n"
+    f"engine_args: {{answer_tokens: 60, load_s: 0.2}}}}\n"
     for name in ("tinyllama", "gpt2", "phi2")
 )
 

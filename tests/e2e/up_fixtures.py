@@ -27,22 +27,22 @@ models:
     source: builtin:demo
     engine: simulated
     resources: {cpus: 0.1}
-    engine_options: {load_s: 0.3, step_s: 0.02, answer_tokens: 150}
+    engine_args: {load_s: 0.3, step_s: 0.02, answer_tokens: 150}
   slow:
     source: builtin:demo
     engine: simulated
     resources: {cpus: 0.1}
-    engine_options: {load_s: 60}
+    engine_args: {load_s: 60}
   broken:
     source: builtin:demo
     engine: simulated
     resources: {cpus: 0.1}
-    engine_options: {fail_load: The disk is made of cheese., permanent: true}
+    engine_args: {fail_load: The disk is made of cheese., permanent: true}
   stubborn:
     source: builtin:demo
     engine: simulated
     resources: {cpus: 0.1}
-    engine_options: {refuse_to_stop: true}
+    engine_args: {refuse_to_stop: true}
 """
 
 

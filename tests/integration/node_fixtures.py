@@ -27,7 +27,7 @@ PATIENCE_S = 60
 
 def spec(name: str, drain_s: float = 5.0, **told: Any) -> ReplicaSpec:
     """A replica whose stand-in does as it is told."""
-    model = ModelSpec("builtin:none", engine_options_json=json.dumps(told))
+    model = ModelSpec("builtin:none", engine_args_json=json.dumps(told))
     return ReplicaSpec(ReplicaId(name), "model", 1, model, Resources(1.0), drain_s=drain_s)
 
 

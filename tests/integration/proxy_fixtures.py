@@ -17,7 +17,7 @@ from headrace.errors import HeadraceError
 from headrace.proxy.admission import Patience
 from headrace.proxy.app import Proxy, serving
 from headrace.proxy.session import Silence
-from headrace.rpc import convert
+from headrace.rpc import convert, convert_streams
 from headrace.rpc.channel import bind, new_server, rpc_errors
 from headrace.rpc.v1 import head_pb2, replica_pb2
 from headrace.rpc.v1.head_pb2_grpc import RouteServiceServicer, add_RouteServiceServicer_to_server
@@ -118,7 +118,7 @@ class Replica(ReplicaServiceServicer):
                     self.aborts.append(request.abort.stream)
                     self.live.pop((number, request.abort.stream), None)
                     continue
-                submit = convert.submit_from_pb(request.submit)
+                submit = convert_streams.submit_from_pb(request.submit)
                 self.submits.append(submit)
                 if self.reject is not None:
                     rejected.append(t.Rejected(submit.stream, self.reject))
@@ -138,7 +138,7 @@ class Replica(ReplicaServiceServicer):
                     mine = sum(1 for s, _ in self.live if s == number)
                     news.load = t.Load(running=mine, waiting=self.waiting, kv_usage=0.5)
                     if not self.silent:
-                        yield convert.frame_to_pb(news)
+                        yield convert_streams.frame_to_pb(news)
                     if self.die_at is not None and any(x.position >= self.die_at for x in self.live.values()):
                         self.dying = asyncio.ensure_future(self.die())  # not our child: it ends us
                         await asyncio.sleep(WAIT_S)

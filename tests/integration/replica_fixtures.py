@@ -34,7 +34,7 @@ from headrace.core.types import (
     TokenPrompt,
 )  # fmt: skip
 from headrace.process import Child, child_env
-from headrace.rpc import convert
+from headrace.rpc import convert, convert_streams
 from headrace.rpc.channel import open_channel
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc
 
@@ -84,7 +84,7 @@ class ProxySide:
         try:
             async for message in self.call:
                 async with self._news:
-                    self._take(convert.frame_from_pb(message))
+                    self._take(convert_streams.frame_from_pb(message))
                     self._news.notify_all()
         except grpc.aio.AioRpcError as e:
             self.error = e
@@ -141,7 +141,7 @@ class ProxySide:
         self.seen[number] = StreamSeen()
         prompt = TextPrompt(prompt) if isinstance(prompt, str) else prompt
         submit = Submit(number, f"r{number}", prompt, sampling or Sampling(temperature=0.0), max_tokens, stop, resume)
-        await self.call.write(convert.submit_to_pb(submit))
+        await self.call.write(convert_streams.submit_to_pb(submit))
         return number
 
     async def abort(self, number: int) -> None:
@@ -215,7 +215,7 @@ def a_spec(
     cpus: float = 1,
     **model: object,
 ) -> ReplicaSpec:
-    spec = ModelSpec(source=source, engine=engine, engine_options_json=json.dumps(options or {}), **model)  # type: ignore[arg-type]
+    spec = ModelSpec(source=source, engine=engine, engine_args_json=json.dumps(options or {}), **model)  # type: ignore[arg-type]
     return ReplicaSpec(ReplicaId("demo-1-abcdef"), "demo", 1, spec, Resources(cpus=cpus))
 
 

@@ -1,4 +1,4 @@
-"""A replica that does what engine_options_json says, for faults that a real one cannot be asked to make.
+"""A replica that does what engine_args_json says, for faults that a real one cannot be asked to make.
 
 crash: exit with this code before listening       once: …but only in the first life
 failure: {"reason": …, "permanent": …} left behind, then exit 1
@@ -40,7 +40,7 @@ class Replica(replica_pb2_grpc.ReplicaServiceServicer):
         self.folder = folder
         file = parse_spec((folder / "spec.json").read_text())
         self.spec, self.host = file.spec, file.host
-        self.told: dict[str, Any] = json.loads(file.spec.model.engine_options_json)
+        self.told: dict[str, Any] = json.loads(file.spec.model.engine_args_json)
         self.end = asyncio.Event()
         self.step = 0
 

@@ -98,7 +98,7 @@ async def test_a_redeploy_makes_a_revision_only_if_something_changed(tmp_path: P
             for more in [
                 {},
                 {"min_replicas": 2},
-                {"engine_options_json": "{ }"},
+                {"engine_args_json": "{ }"},
                 {"cpus": 2.0},
                 {"cpus": 2.0},
                 {"context_tokens": 99},

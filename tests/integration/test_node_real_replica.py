@@ -25,7 +25,7 @@ async def head() -> AsyncIterator[Head]:
 
 
 def simulated(name: str, source: str = "builtin:demo", **options: Any) -> ReplicaSpec:
-    model = ModelSpec(source, engine="simulated", engine_options_json=json.dumps(options))
+    model = ModelSpec(source, engine="simulated", engine_args_json=json.dumps(options))
     return ReplicaSpec(ReplicaId(name), "demo", 1, model, Resources(1.0), drain_s=5.0)
 
 

@@ -102,8 +102,8 @@ def test_what_is_no_size(value: object) -> None:
         ({"models": {"m": {"source": "/x", "resources": {"cpus": "two"}}}}, "cpus must be a number, not 'two'"),
         ({"models": {"m": {"source": "/x", "engine": "vlm"}}}, "f.yaml: m: No engine 'vlm'; there are auto, "),
         ({"models": {"m": {"source": "/x", "revision": 12}}}, "revision must be a string, not 12; put it in quotes."),
-        ({"models": {"m": {"source": "/x", "engine_options": [1]}}}, "engine_options must be a mapping, not list."),
-        ({"models": {"m": {"source": "/x", "engine_options": {"d": __import__("datetime").date(2026, 1, 1)}}}},
+        ({"models": {"m": {"source": "/x", "engine_args": [1]}}}, "engine_args must be a mapping, not list."),
+        ({"models": {"m": {"source": "/x", "engine_args": {"d": __import__("datetime").date(2026, 1, 1)}}}},
          "f.yaml: m: "),
         ({"models": {"bad name": {"source": "/x"}}}, "f.yaml: bad name: 'bad name' is not a model name"),
         ({"models": {1: {"source": "/x"}}}, "f.yaml: models: the key 1 must be a string"),
@@ -122,11 +122,11 @@ def test_an_empty_file_is_an_empty_catalog() -> None:
     assert parse(None, "f.yaml", "file") == {}
 
 
-def test_engine_options_become_canonical_json() -> None:
-    a = parse({"models": {"m": {"source": "/x", "engine_options": {"b": 1, "a": [2]}}}}, "f", "file")["m"]
-    assert a.model.engine_options_json == '{"a":[2],"b":1}'
-    again = resolve(DeployRequest("/x", engine_options_json='{ "b": 1, "a": [2] }'), {}).model
-    assert again.engine_options_json == a.model.engine_options_json
+def test_engine_args_become_canonical_json() -> None:
+    a = parse({"models": {"m": {"source": "/x", "engine_args": {"b": 1, "a": [2]}}}}, "f", "file")["m"]
+    assert a.model.engine_args_json == '{"a":[2],"b":1}'
+    again = resolve(DeployRequest("/x", engine_args_json='{ "b": 1, "a": [2] }'), {}).model
+    assert again.engine_args_json == a.model.engine_args_json
 
 
 def test_a_catalogued_model_with_overrides() -> None:
@@ -194,8 +194,8 @@ def test_replica_ranges(
         ({"gpu_memory_bytes": 1}, "gpu_memory_bytes"),
         ({"engine": "llama"}, "engine"),
         ({"weight_format": "int3"}, "weight_format"),
-        ({"engine_options_json": "[]"}, "engine_options_json"),
-        ({"engine_options_json": "{"}, "engine_options_json"),
+        ({"engine_args_json": "[]"}, "engine_args_json"),
+        ({"engine_args_json": "{"}, "engine_args_json"),
         ({"source_revision": "a b"}, "source_revision"),
         ({"chat_template": "x" * 300_000}, "chat_template"),
         ({"context_tokens": 2**32}, "context_tokens"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.cli.deploy import engine_options_json, replica_range
+from headrace.cli.deploy import engine_args_json, replica_range
 from headrace.cli.endpoint import HeadEndpoint, callable_address, read_endpoint, with_port
 from headrace.cli.loading import PlainProgress
 from headrace.cli.part import backoff_s, own_sentence
@@ -253,11 +253,11 @@ def test_models_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         resolve("./nope", must_exist=False)
 
 
-def test_engine_options_and_replica_numbers() -> None:
-    assert engine_options_json(["a=1", "b=x=y", "c=[1, 2]"]) == '{"a": 1, "b": "x=y", "c": [1, 2]}'
-    assert engine_options_json([]) is None
+def test_engine_args_and_replica_numbers() -> None:
+    assert engine_args_json(["a=1", "b=x=y", "c=[1, 2]"]) == '{"a": 1, "b": "x=y", "c": [1, 2]}'
+    assert engine_args_json([]) is None
     with pytest.raises(UserError, match="KEY=VALUE"):
-        engine_options_json(["nonsense"])
+        engine_args_json(["nonsense"])
     assert replica_range(3, None, None) == (3, 3)
     assert replica_range(None, 1, None) == (1, None)
     with pytest.raises(UserError, match="not both"):

@@ -258,11 +258,9 @@ def test_a_missing_engine_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.parametrize("options", ["[]", "{", "3", '"x"'])
-def test_engine_options_must_be_an_object(options: str, tmp_path: Path) -> None:
+def test_engine_args_must_be_an_object(options: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="JSON object"):
-        engines.open_engine(
-            ModelSpec("x", engine="simulated", engine_options_json=options), Resources(), tmp_path, quiet
-        )
+        engines.open_engine(ModelSpec("x", engine="simulated", engine_args_json=options), Resources(), tmp_path, quiet)
 
 
 def test_openvinos_options_and_cache_size() -> None:
@@ -290,7 +288,7 @@ specs = st.builds(
     deployment=texts,
     revision=st.integers(0, 2**31),
     model=st.builds(
-        ModelSpec, source=texts, chat_template=texts, engine_options_json=texts, context_tokens=st.integers(0)
+        ModelSpec, source=texts, chat_template=texts, engine_args_json=texts, context_tokens=st.integers(0)
     ),
     resources=st.builds(Resources, cpus=st.floats(0, 1e3), memory_bytes=st.integers(0, 2**60), gpus=st.integers(0, 8)),
     gpu_indices=st.lists(st.integers(0, 8)).map(tuple),

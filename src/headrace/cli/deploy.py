@@ -12,7 +12,7 @@ import click
 from headrace.cli.client import call_head, client_options
 from headrace.cli.options import AMOUNT, COUNT, ENGINE, FILE, SIZE, Flag, option
 from headrace.cli.sources import resolve
-from headrace.core.catalog import WEIGHT_FORMATS
+from headrace.core.catalog import TASKS, WEIGHT_FORMATS
 from headrace.core.types import DeploymentStatus, DeployRequest
 from headrace.errors import UserError
 
@@ -30,7 +30,15 @@ MODEL_FLAGS: dict[str, Flag] = {
     "weight_format": Flag(
         "Weights after conversion.", click.Choice([f for f in WEIGHT_FORMATS if f]), env="DEPLOY_WEIGHT_FORMAT"
     ),
-    "engine_option": Flag("KEY=VALUE for the engine; VALUE may be JSON. Repeatable.", many=True),
+    "engine_arg": Flag("KEY=VALUE for the engine; VALUE may be JSON. Repeatable.", many=True),
+    "task": Flag("What the model is for.", click.Choice([t for t in TASKS if t]), env="DEPLOY_TASK"),
+    "tool_parser": Flag("The engine's parser for this model's tool calls.", env="DEPLOY_TOOL_PARSER"),
+    "reasoning_parser": Flag("The engine's parser for this model's reasoning.", env="DEPLOY_REASONING_PARSER"),
+    "trust_remote_code": Flag(
+        "Run code that comes with the weights. Only for a source that you trust.",
+        switch=True,
+        env="DEPLOY_TRUST_REMOTE_CODE",
+    ),
     "chat_template": Flag("File with a Jinja chat template.", FILE, env="DEPLOY_CHAT_TEMPLATE"),
     "revision": Flag("Commit or tag of the weights at their source.", env="DEPLOY_REVISION"),
 }
@@ -43,13 +51,13 @@ def model_options(command: Any) -> Any:
     return command
 
 
-def engine_options_json(pairs: Sequence[str]) -> str | None:
+def engine_args_json(pairs: Sequence[str]) -> str | None:
     """KEY=VALUE pairs as a JSON object; a VALUE that is JSON is taken as such. None without pairs."""
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UserError(f"--engine_option takes KEY=VALUE, not {pair!r}.")
+            raise UserError(f"--engine_arg takes KEY=VALUE, not {pair!r}.")
         try:
             options[key] = json.loads(value)
         except ValueError:
@@ -105,9 +113,13 @@ def deploy(model: str, name: str | None, wait: bool, **params: Any) -> None:
         gpu_memory_bytes=params["gpu_memory"],
         context_tokens=params["context"],
         weight_format=params["weight_format"],
-        engine_options_json=engine_options_json(params["engine_option"]),
+        engine_args_json=engine_args_json(params["engine_arg"]),
         source_revision=params["revision"],
         chat_template=read_template(params["chat_template"]),
+        task=params["task"],
+        tool_parser=params["tool_parser"],
+        reasoning_parser=params["reasoning_parser"],
+        trust_remote_code=params["trust_remote_code"] or None,
     )
 
     async def action(admin: AdminClient) -> None:

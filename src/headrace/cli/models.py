@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from headrace.cli.client import call_head, client_options
-from headrace.cli.deploy import engine_options_json, model_options, read_template
+from headrace.cli.deploy import engine_args_json, model_options, read_template
 from headrace.cli.inspect import to_json, width
 from headrace.cli.sources import resolve_source
 from headrace.core.types import CatalogEntry, ModelSpec, Resources, check_name
@@ -55,7 +55,11 @@ def add(params: dict[str, Any], name: str, source: str, description: str, **opti
         context_tokens=options["context"] or 0,
         chat_template=read_template(options["chat_template"]) or "",
         weight_format=options["weight_format"] or "",
-        engine_options_json=engine_options_json(options["engine_option"]) or "{}",
+        engine_args_json=engine_args_json(options["engine_arg"]) or "{}",
+        task=options["task"] or "",
+        tool_parser=options["tool_parser"] or "",
+        reasoning_parser=options["reasoning_parser"] or "",
+        trust_remote_code=bool(options["trust_remote_code"]),
     )
     resources = Resources(
         cpus=options["num_cpus"] or 0.0,

@@ -13,6 +13,7 @@ from headrace.core.types import CatalogEntry, Deployment, DeployRequest, ModelSp
 from headrace.errors import HeadraceError, InvalidRequest, NotFound
 
 ENGINES = ("auto", "openvino", "vllm", "simulated")
+TASKS = ("", "generate", "embed", "score")
 WEIGHT_FORMATS = ("", "fp32", "fp16", "int8", "int4")
 MAX_REPLICAS = 1000
 _MAX_CPUS = 4096.0
@@ -21,6 +22,7 @@ _MAX_CONTEXT = 2**31 - 1
 _MAX_TEMPLATE = 256 * 1024
 _HUB = re.compile(r"hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BUILTIN = re.compile(r"builtin:[a-z0-9-]+")
+_PARSER = re.compile(r"[\w.-]{0,64}")
 _REVISION = re.compile(r"[\w./-]{0,128}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
 _UNITS = (
@@ -30,8 +32,8 @@ _UNITS = (
 )
 
 _ENTRY_KEYS = (
-    "source", "revision", "description", "engine", "context_tokens", "chat_template", "weight_format", "engine_options",
-    "resources",
+    "source", "revision", "description", "engine", "context_tokens", "chat_template", "weight_format", "engine_args",
+    "task", "tool_parser", "reasoning_parser", "trust_remote_code", "resources",
 )  # fmt: skip
 _RESOURCE_KEYS = ("cpus", "memory", "gpus", "gpu_memory")
 
@@ -85,6 +87,11 @@ def check_model(model: ModelSpec) -> ModelSpec:
         raise InvalidRequest(
             f"No weight format {model.weight_format[:50]!r}; there are {formats}.", param="weight_format"
         )
+    if model.task not in TASKS:
+        raise InvalidRequest(f"No task {model.task[:50]!r}; there are {', '.join(TASKS[1:])}.", param="task")
+    for what in ("tool_parser", "reasoning_parser"):
+        if not _PARSER.fullmatch(getattr(model, what)):
+            raise InvalidRequest(f"{getattr(model, what)[:100]!r} is not the name of a parser.", param=what)
     if not 0 <= model.context_tokens <= _MAX_CONTEXT:
         raise InvalidRequest("context_tokens must be 0 (the model's own) or a positive number.", param="context_tokens")
     if len(model.chat_template) > _MAX_TEMPLATE:
@@ -92,12 +99,12 @@ def check_model(model: ModelSpec) -> ModelSpec:
     if not _REVISION.fullmatch(model.source_revision):
         raise InvalidRequest(f"{model.source_revision[:200]!r} is not a revision.", param="source_revision")
     try:
-        options: object = json.loads(model.engine_options_json or "{}")
+        options: object = json.loads(model.engine_args_json or "{}")
     except ValueError:
         options = None
     if not isinstance(options, dict):
-        raise InvalidRequest("engine_options must be a JSON object.", param="engine_options_json")
-    return replace(model, engine_options_json=json.dumps(options, sort_keys=True, separators=(",", ":")))
+        raise InvalidRequest("engine_args must be a JSON object.", param="engine_args_json")
+    return replace(model, engine_args_json=json.dumps(options, sort_keys=True, separators=(",", ":")))
 
 
 def check_resources(r: Resources) -> Resources:
@@ -142,8 +149,9 @@ def resolve(request: DeployRequest, catalog: Mapping[str, CatalogEntry], existin
         model=check_model(
             replace(
                 model,
-                **_given(request, "engine", "context_tokens", "weight_format", "engine_options_json"),
-                **_given(request, "source_revision", "chat_template"),
+                **_given(request, "engine", "context_tokens", "weight_format", "engine_args_json"),
+                **_given(request, "source_revision", "chat_template", "task", "tool_parser", "reasoning_parser"),
+                **_given(request, "trust_remote_code"),
             )
         ),
         resources=check_resources(
@@ -197,7 +205,7 @@ def _entry(name: str, value: object, where: str, origin: str) -> CatalogEntry:
     said = _mapping(value, where, _ENTRY_KEYS)
     if not said.get("source"):
         raise InvalidRequest(f"{where}: needs a source (hf://org/name, an absolute folder or builtin:demo).")
-    options = _mapping(said.get("engine_options") or {}, f"{where}: engine_options", None)
+    options = _mapping(said.get("engine_args") or {}, f"{where}: engine_args", None)
     try:
         entry = CatalogEntry(
             name=name,
@@ -208,7 +216,11 @@ def _entry(name: str, value: object, where: str, origin: str) -> CatalogEntry:
                 context_tokens=_whole(said, "context_tokens", where),
                 chat_template=_text(said, "chat_template", where),
                 weight_format=_text(said, "weight_format", where),
-                engine_options_json=json.dumps(options),
+                engine_args_json=json.dumps(options),
+                task=_text(said, "task", where),
+                tool_parser=_text(said, "tool_parser", where),
+                reasoning_parser=_text(said, "reasoning_parser", where),
+                trust_remote_code=_flag(said, "trust_remote_code", where),
             ),
             resources=_resources(said.get("resources"), f"{where}: resources"),
             description=_text(said, "description", where),
@@ -257,6 +269,13 @@ def _text(said: Mapping[str, object], key: str, where: str) -> str:
     if value is not None and not isinstance(value, str):
         raise InvalidRequest(f"{where}: {key} must be a string, not {value!r}; put it in quotes.")
     return value or ""
+
+
+def _flag(said: Mapping[str, object], key: str, where: str) -> bool:
+    value = said.get(key, False)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{where}: {key} must be true or false, not {value!r}.")
+    return value
 
 
 def _whole(said: Mapping[str, object], key: str, where: str) -> int:

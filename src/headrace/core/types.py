@@ -104,7 +104,11 @@ class ModelSpec:
     context_tokens: int = 0  # 0: the model's own
     chat_template: str = ""
     weight_format: str = ""
-    engine_options_json: str = "{}"
+    engine_args_json: str = "{}"
+    task: str = ""  # "" or "generate", "embed", "score"
+    tool_parser: str = ""
+    reasoning_parser: str = ""
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,7 @@ class ModelInfo:
     context_tokens: int
     vocab_size: int
     features: frozenset[str] = frozenset()
+    tasks: tuple[str, ...] = ("generate",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,14 +299,18 @@ class DeployRequest:
     gpu_memory_bytes: int | None = None
     context_tokens: int | None = None
     weight_format: str | None = None
-    engine_options_json: str | None = None
+    engine_args_json: str | None = None
     source_revision: str | None = None
     chat_template: str | None = None
+    task: str | None = None
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    trust_remote_code: bool | None = None
 
 
 # --- requests and streams ---
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +357,24 @@ class Resume:
     text_chars: int
 
 
+class Task(StrEnum):
+    """What a stream is to bring: text, or one Result."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    SCORE = "score"
+    TOKENIZE = "tokenize"
+    DETOKENIZE = "detokenize"
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """The form that an answer must have. `value`: the schema, expression or grammar; a JSON list for "choices"."""
+
+    kind: Literal["json_schema", "json_object", "regex", "grammar", "choices"]
+    value: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Submit:
     """Starts a stream: one choice of one request. `stream` is never used twice in a session."""
@@ -359,6 +386,19 @@ class Submit:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     resume: Resume | None = None
+    task: Task = Task.GENERATE
+    adapter: str = ""  # "": the model itself
+    guide: Guide | None = None
+    tools_json: bytes = b""  # OpenAI tools, a JSON array
+    tool_choice: str = ""  # "none", "auto", "required", "function"; "": "auto" with tools
+    tool_name: str = ""  # for "function"
+    one_tool_call: bool = False
+    template_args_json: bytes = b""  # for the chat template, a JSON object
+    echo: bool = False
+    document: str = ""  # SCORE; the prompt is the query
+    dimensions: int = 0  # EMBED; 0: the model's own
+    no_special_tokens: bool = False  # TOKENIZE
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +416,7 @@ class Failure:
 class Started:
     stream: int
     prompt_tokens: int
+    echo: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,6 +441,35 @@ class TokenLogprob:
     top: tuple[TokenLogprob, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A piece of a tool call, as OpenAI streams it: id and name come once, arguments in pieces."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a parser took out of a stream's text."""
+
+    stream: int
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All that a stream brings which generates nothing; see Task."""
+
+    stream: int
+    values: Sequence[float] = ()
+    token_ids: Sequence[int] = ()
+    text: str = ""
+
+
 @dataclass(slots=True)
 class Frame:
     """The news of one engine step for one proxy, by column; see protos/headrace/v1/replica.proto."""
@@ -415,3 +485,6 @@ class Frame:
     logprobs: Sequence[tuple[int, tuple[TokenLogprob, ...]]] = ()
     load: Load | None = None
     draining: bool = False
+    parsed: Sequence[Parsed] = ()
+    results: Sequence[Result] = ()
+    prompt_logprobs: Sequence[tuple[int, tuple[TokenLogprob, ...]]] = ()

@@ -16,7 +16,7 @@ import structlog
 from headrace.core.types import Endpoint, Failure, Load, Submit
 from headrace.errors import HeadraceError, ReplicaGone
 from headrace.proxy.changed import Changed
-from headrace.rpc import convert
+from headrace.rpc import convert, convert_streams
 from headrace.rpc.channel import Tls, from_rpc, open_channel
 from headrace.rpc.v1 import replica_pb2
 from headrace.rpc.v1.replica_pb2_grpc import ReplicaServiceStub
@@ -88,7 +88,7 @@ class Session:
             raise ReplicaGone(f"Replica {self.endpoint.replica_id} cannot be reached.")
         self._last_stream += 1
         number = self._last_stream
-        message = convert.submit_to_pb(submit)
+        message = convert_streams.submit_to_pb(submit)
         message.submit.stream = number
         self._streams[number] = receiver
         self._out.put_nowait(message)
@@ -212,7 +212,7 @@ class Session:
         for s in frame.started:
             if receiver := streams.get(s.stream):
                 self._tell(s.stream, receiver.started, s.prompt_tokens)
-        logprobs = dict(convert.frame_logprobs_from_pb(frame)) if frame.logprobs else {}
+        logprobs = dict(convert_streams.frame_logprobs_from_pb(frame)) if frame.logprobs else {}
         for number, position, count, text in zip(frame.stream, frame.position, frame.count, frame.text, strict=True):
             receiver = streams.get(number)
             if receiver is not None:
@@ -222,11 +222,11 @@ class Session:
                     self._broken(number, receiver)
         for f in frame.finished:
             if receiver := streams.pop(f.stream, None):
-                failure = convert.failure_from_pb(f.error) if f.HasField("error") else None
+                failure = convert_streams.failure_from_pb(f.error) if f.HasField("error") else None
                 self._tell(f.stream, receiver.finished, f.reason, f.cached_tokens, failure)
         for r in frame.rejected:
             if receiver := streams.pop(r.stream, None):
-                self._tell(r.stream, receiver.rejected, convert.failure_from_pb(r.error))
+                self._tell(r.stream, receiver.rejected, convert_streams.failure_from_pb(r.error))
         if self.retired:
             self._check_idle()
 

@@ -6,11 +6,12 @@ engines. An engine runs a thread (or a task) of its own and calls `on_step` once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
-from headrace.core.types import Load, ModelInfo, Sampling
+from headrace.core.types import Guide, Load, ModelInfo, Sampling, Task, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,25 @@ class EngineRequest:
     sampling: Sampling
     stop_token_ids: tuple[int, ...] = ()
     delivered: int = 0
+    adapter: str = ""  # a LoRA adapter that `set_adapters` has named; "": the model itself
+    guide: Guide | None = None  # the form that the answer must have
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeRequest:
+    """A text to make numbers of: a vector (EMBED), or how well `document` fits the text (SCORE).
+
+    `ids`: of the text, or of the pair where the tokenizer joins them; the texts are there for engines that want those.
+    """
+
+    id: int
+    task: Task
+    ids: Sequence[int]
+    text: str = ""
+    document: str = ""
+    dimensions: int = 0
+    adapter: str = ""
 
 
 @dataclass(slots=True)
@@ -43,6 +63,9 @@ class Row:
     logprobs: Sequence[tuple[float, Sequence[tuple[int, float]]]] = ()
     cached_tokens: int = 0
     error: str = ""
+    refused: bool = False  # with finish "error": the request is at fault, and no engine would run it
+    values: Sequence[float] = ()  # of an EncodeRequest, with finish "stop"
+    prompt_logprobs: Sequence[tuple[int, float, Sequence[tuple[int, float]]]] = ()  # (token, its, alternatives), once
 
 
 @dataclass(slots=True)
@@ -53,6 +76,41 @@ class Step:
     load: Load = field(default_factory=Load)
 
 
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a parser makes of a piece of an answer's text."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+class OutputParser(Protocol):
+    """Takes reasoning and tool calls out of one answer as it comes."""
+
+    def push(self, text: str, ids: Sequence[int]) -> Delta:
+        """The next piece; `ids`: the tokens that brought it (they may be ahead of the text)."""
+        ...
+
+    def finish(self) -> Delta:
+        """The rest, when no more text comes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parsing:
+    """What an answer is to be parsed for. `tools`: OpenAI's; `choice`: "none", "auto", "required" or "function" (`name`).
+
+    With "required" and "function" the engine also gets a Guide, unless `Engine.parser` has said that its own form of
+    tool calls must not be guided.
+    """
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    choice: str = "none"
+    name: str = ""
+    prompt_ids: Sequence[int] = ()
+
+
 class Engine(Protocol):
     """One model, loaded."""
 
@@ -60,12 +118,27 @@ class Engine(Protocol):
     eos_ids: tuple[int, ...]
     defaults: Sampling  # from the model's generation_config.json
 
+    def parser(self, parsing: Parsing) -> OutputParser | None:
+        """A new answer's parser, as the deployment's tool_parser and reasoning_parser say; None if neither applies."""
+        ...
+
     def start(self, on_step: Callable[[Step], None], on_death: Callable[[str], None]) -> None:
         """Begin to step. `on_death` is called once, with a reason, if the engine can never step again."""
         ...
 
     def submit(self, request: EngineRequest) -> None:
         """Queue a request. Thread-safe. A request that cannot run ends with a row of finish "error"."""
+        ...
+
+    def encode(self, request: EncodeRequest) -> None:
+        """Queue a request for numbers; only if `info.tasks` names its task. Thread-safe; ends with one row."""
+        ...
+
+    def set_adapters(self, adapters: Mapping[str, Path]) -> Mapping[str, str]:
+        """Have exactly these LoRA adapters (name → folder): load what is new, drop what is gone once it is idle.
+
+        Slow; called in a thread, one call at a time. Returns name → why it was not loaded, for those that were not.
+        """
         ...
 
     def abort(self, request_id: int) -> None:

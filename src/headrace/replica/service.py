@@ -14,7 +14,7 @@ from headrace.core.types import Failure, Phase
 from headrace.replica.session import Session
 from headrace.replica.status import StatusBoard
 from headrace.replica.streams import Streams
-from headrace.rpc import convert
+from headrace.rpc import convert, convert_streams
 from headrace.rpc.channel import rpc_errors
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc, types_pb2
 
@@ -103,7 +103,7 @@ class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
             async for message in requests:
                 match message.WhichOneof("message"):
                     case "submit":
-                        await streams.submit(session, convert.submit_from_pb(message.submit))
+                        await streams.submit(session, convert_streams.submit_from_pb(message.submit))
                     case "abort":
                         streams.abort(session, message.abort.stream)
                     case _:
@@ -116,6 +116,6 @@ class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
     async def _write(self, session: Session, context: Context) -> None:
         try:
             while True:
-                await context.write(convert.frame_to_pb(await session.next()))
+                await context.write(convert_streams.frame_to_pb(await session.next()))
         except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
             session.end()  # the proxy is gone

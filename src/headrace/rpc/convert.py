@@ -1,10 +1,12 @@
-"""The one place where protobuf messages become our own values and back. `x_to_pb` and `x_from_pb`, nothing else."""
+"""Protobuf messages of the cluster as our own values and back: `x_to_pb` and `x_from_pb`, nothing else.
+
+Those of streams are in convert_streams. Nothing else in Headrace takes protobuf messages apart.
+"""
 
 from __future__ import annotations
 
 from headrace.core import types as t
-from headrace.errors import HeadraceError
-from headrace.rpc.v1 import head_pb2, node_pb2, replica_pb2, types_pb2
+from headrace.rpc.v1 import head_pb2, node_pb2, types_pb2
 
 
 def resources_to_pb(r: t.Resources) -> types_pb2.Resources:
@@ -33,7 +35,11 @@ def model_to_pb(s: t.ModelSpec) -> types_pb2.ModelSpec:
         context_tokens=s.context_tokens,
         chat_template=s.chat_template,
         weight_format=s.weight_format,
-        engine_options_json=s.engine_options_json,
+        engine_args_json=s.engine_args_json,
+        task=s.task,
+        tool_parser=s.tool_parser,
+        reasoning_parser=s.reasoning_parser,
+        trust_remote_code=s.trust_remote_code,
     )
 
 
@@ -45,7 +51,11 @@ def model_from_pb(m: types_pb2.ModelSpec) -> t.ModelSpec:
         context_tokens=m.context_tokens,
         chat_template=m.chat_template,
         weight_format=m.weight_format,
-        engine_options_json=m.engine_options_json or "{}",
+        engine_args_json=m.engine_args_json or "{}",
+        task=m.task,
+        tool_parser=m.tool_parser,
+        reasoning_parser=m.reasoning_parser,
+        trust_remote_code=m.trust_remote_code,
     )
 
 
@@ -106,6 +116,7 @@ def replica_status_to_pb(s: t.ReplicaStatus) -> types_pb2.ReplicaStatus:
                 context_tokens=s.model.context_tokens,
                 vocab_size=s.model.vocab_size,
                 features=sorted(s.model.features),
+                tasks=s.model.tasks,
             )
         )
     return m
@@ -115,7 +126,8 @@ def replica_status_from_pb(m: types_pb2.ReplicaStatus) -> t.ReplicaStatus:
     model = None
     if m.HasField("model"):
         i = m.model
-        model = t.ModelInfo(i.engine, i.engine_version, i.context_tokens, i.vocab_size, frozenset(i.features))
+        features = frozenset(i.features)
+        model = t.ModelInfo(i.engine, i.engine_version, i.context_tokens, i.vocab_size, features, tuple(i.tasks))
     return t.ReplicaStatus(
         replica_id=t.ReplicaId(m.replica_id),
         deployment=m.deployment,
@@ -242,9 +254,13 @@ _DEPLOY_OPTIONAL = (
     "gpu_memory_bytes",
     "context_tokens",
     "weight_format",
-    "engine_options_json",
+    "engine_args_json",
     "source_revision",
     "chat_template",
+    "task",
+    "tool_parser",
+    "reasoning_parser",
+    "trust_remote_code",
 )
 
 
@@ -367,149 +383,4 @@ def catalog_entry_from_pb(m: head_pb2.CatalogEntry) -> t.CatalogEntry:
         model=model_from_pb(m.model),
         resources=resources_from_pb(m.resources),
         origin=m.origin,
-    )
-
-
-# --- streams ---
-
-
-def failure_to_pb(f: t.Failure) -> types_pb2.ErrorInfo:
-    return types_pb2.ErrorInfo(
-        kind=f.kind,
-        message=f.message,
-        param=f.param or "",
-        retry_after_s=f.retry_after_s or 0.0,
-        code=f.code or "",
-    )
-
-
-def failure_from_pb(m: types_pb2.ErrorInfo) -> t.Failure:
-    return t.Failure(m.kind, m.message, m.param or None, m.retry_after_s or None, m.code or None)
-
-
-def failure_of(e: HeadraceError) -> t.Failure:
-    """An exception as the value that travels."""
-    return t.Failure(e.kind, e.message, e.param, e.retry_after_s, e.code)
-
-
-_SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logprobs",
-    "ignore_eos",
-    "min_tokens",
-)
-
-
-def submit_to_pb(s: t.Submit) -> replica_pb2.SessionRequest:
-    m = replica_pb2.Submit(stream=s.stream, request_id=s.request_id, stop=s.stop)
-    match s.prompt:
-        case t.TextPrompt(text):
-            m.text = text
-        case t.ChatPrompt(messages):
-            m.messages_json = messages
-        case t.TokenPrompt(ids):
-            m.token_ids.ids.extend(ids)
-            m.token_ids.SetInParent()
-    m.sampling.SetInParent()
-    for name in _SAMPLING:
-        value = getattr(s.sampling, name)
-        if value is not None:
-            setattr(m.sampling, name, value)
-    if s.sampling.logit_bias:
-        m.sampling.logit_bias.update(s.sampling.logit_bias)
-    if s.max_tokens is not None:
-        m.max_tokens = s.max_tokens
-    if s.resume is not None:
-        m.resume.token_ids.extend(s.resume.token_ids)
-        m.resume.text_chars = s.resume.text_chars
-    return replica_pb2.SessionRequest(submit=m)
-
-
-def submit_from_pb(m: replica_pb2.Submit) -> t.Submit:
-    kind = m.WhichOneof("prompt")
-    if kind == "messages_json":
-        prompt: t.Prompt = t.ChatPrompt(m.messages_json)
-    elif kind == "token_ids":
-        prompt = t.TokenPrompt(list(m.token_ids.ids))
-    else:
-        prompt = t.TextPrompt(m.text)
-    given = {name: getattr(m.sampling, name) for name in _SAMPLING if m.sampling.HasField(name)}
-    bias = dict(m.sampling.logit_bias) or None
-    resume = t.Resume(list(m.resume.token_ids), m.resume.text_chars) if m.HasField("resume") else None
-    return t.Submit(
-        stream=m.stream,
-        request_id=m.request_id,
-        prompt=prompt,
-        sampling=t.Sampling(logit_bias=bias, **given),
-        max_tokens=m.max_tokens if m.HasField("max_tokens") else None,
-        stop=tuple(m.stop),
-        resume=resume,
-    )
-
-
-def _logprob_to_pb(x: t.TokenLogprob) -> replica_pb2.TokenLogprob:
-    return replica_pb2.TokenLogprob(id=x.id, token=x.token, logprob=x.logprob, top=[_logprob_to_pb(y) for y in x.top])
-
-
-def _logprob_from_pb(m: replica_pb2.TokenLogprob) -> t.TokenLogprob:
-    return t.TokenLogprob(m.id, m.token, m.logprob, tuple(_logprob_from_pb(y) for y in m.top))
-
-
-def frame_logprobs_from_pb(m: replica_pb2.Frame) -> list[tuple[int, tuple[t.TokenLogprob, ...]]]:
-    """The log-probabilities of a frame alone: (stream, one per token)."""
-    return [(x.stream, tuple(_logprob_from_pb(y) for y in x.tokens)) for x in m.logprobs]
-
-
-def frame_to_pb(f: t.Frame) -> replica_pb2.Frame:
-    m = replica_pb2.Frame(
-        stream=f.streams,
-        position=f.positions,
-        count=f.counts,
-        token_id=f.token_ids,
-        text=f.texts,
-        draining=f.draining,
-    )
-    if f.load is not None:
-        m.load.CopyFrom(load_to_pb(f.load))
-    for s in f.started:
-        m.started.add(stream=s.stream, prompt_tokens=s.prompt_tokens)
-    for x in f.finished:
-        done = m.finished.add(stream=x.stream, reason=x.reason, cached_tokens=x.cached_tokens)
-        if x.failure:
-            done.error.CopyFrom(failure_to_pb(x.failure))
-    for r in f.rejected:
-        m.rejected.add(stream=r.stream, error=failure_to_pb(r.failure))
-    for stream, tokens in f.logprobs:
-        m.logprobs.add(stream=stream, tokens=[_logprob_to_pb(x) for x in tokens])
-    return m
-
-
-def frame_from_pb(m: replica_pb2.Frame) -> t.Frame:
-    return t.Frame(
-        streams=list(m.stream),
-        positions=list(m.position),
-        counts=list(m.count),
-        token_ids=list(m.token_id),
-        texts=list(m.text),
-        started=[t.Started(x.stream, x.prompt_tokens) for x in m.started],
-        finished=[
-            t.Finished(
-                x.stream,
-                x.reason,
-                x.cached_tokens,
-                failure_from_pb(x.error) if x.HasField("error") else None,
-            )
-            for x in m.finished
-        ],
-        rejected=[t.Rejected(x.stream, failure_from_pb(x.error)) for x in m.rejected],
-        logprobs=frame_logprobs_from_pb(m),
-        load=load_from_pb(m.load) if m.HasField("load") else None,
-        draining=m.draining,
     )

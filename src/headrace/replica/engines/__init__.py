@@ -52,7 +52,7 @@ def open_engine(spec: ModelSpec, resources: Resources, cache_dir: Path, report: 
 
 def _options(spec: ModelSpec) -> dict[str, Any]:
     try:
-        options = json.loads(spec.engine_options_json or "{}")
+        options = json.loads(spec.engine_args_json or "{}")
         if not isinstance(options, dict):
             raise ValueError("not an object")
     except ValueError as e:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import psutil
 from headrace.core.types import Load, ModelInfo, Resources, Sampling
 from headrace.errors import HeadraceError, UserError
 from headrace.replica import telemetry
-from headrace.replica.engine import EngineRequest, Row, Step
+from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
 from headrace.replica.engines.options import parse_options
 from headrace.replica.sampling import context_of, read_generation_config, read_json
 
@@ -144,6 +144,15 @@ class OpenVinoEngine:
             self._inbox.new.append(request)
             self._pending += 1
             self._changed.notify()
+
+    def encode(self, request: EncodeRequest) -> None:
+        raise NotImplementedError  # `info.tasks` does not name it
+
+    def parser(self, parsing: Parsing) -> OutputParser | None:
+        return None
+
+    def set_adapters(self, adapters: Mapping[str, Path]) -> Mapping[str, str]:
+        return dict.fromkeys(adapters, "This engine has no LoRA adapters.")
 
     def abort(self, request_id: int) -> None:
         with self._changed:

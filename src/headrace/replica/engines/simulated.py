@@ -9,13 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from headrace import __version__
 from headrace.core import simulated
 from headrace.core.types import Load, ModelInfo, Sampling
 from headrace.errors import HeadraceError, UserError
-from headrace.replica.engine import EngineRequest, Row, Step
+from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
 from headrace.replica.engines.options import parse_options
 from headrace.replica.models import Report
 from headrace.replica.sampling import FEATURES
@@ -98,6 +99,15 @@ class SimulatedEngine:
             self._inbox.new.append(request)
             self._pending += 1
             self._changed.notify()
+
+    def encode(self, request: EncodeRequest) -> None:
+        raise NotImplementedError  # `info.tasks` does not name it
+
+    def parser(self, parsing: Parsing) -> OutputParser | None:
+        return None
+
+    def set_adapters(self, adapters: Mapping[str, Path]) -> Mapping[str, str]:
+        return dict.fromkeys(adapters, "This engine has no LoRA adapters.")
 
     def abort(self, request_id: int) -> None:
         with self._changed:

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from headrace.rpc.v1 import types_pb2 as headrace_dot_rpc_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aheadrace/rpc/v1/head.proto\x12\x0bheadrace.v1\x1a\x1bheadrace/rpc/v1/types.proto\"3\n\x12WatchRoutesRequest\x12\x10\n\x08proxy_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\"P\n\nRouteTable\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\"\n\x06routes\x18\x03 \x03(\x0b\x32\x12.headrace.v1.Route\"\xa7\x01\n\x05Route\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.headrace.v1.RouteState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12(\n\tendpoints\x18\x04 \x03(\x0b\x32\x15.headrace.v1.Endpoint\x12\x16\n\x0e\x63reated_unix_s\x18\x05 \x01(\x04\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\r\"=\n\x08\x45ndpoint\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04lost\x18\x03 \x01(\x08\"\x1e\n\rEnsureRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x10\n\x0e\x45nsureResponse\"\xb4\x04\n\rDeployRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x06\x65ngine\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0cmin_replicas\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x19\n\x0cmax_replicas\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x11\n\x04\x63pus\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12\x11\n\x04gpus\x18\x08 \x01(\rH\x05\x88\x01\x01\x12\x1d\n\x10gpu_memory_bytes\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x1b\n\x0e\x63ontext_tokens\x18\n \x01(\rH\x07\x88\x01\x01\x12\x1a\n\rweight_format\x18\x0b \x01(\tH\x08\x88\x01\x01\x12 \n\x13\x65ngine_options_json\x18\x0c \x01(\tH\t\x88\x01\x01\x12\x1c\n\x0fsource_revision\x18\r \x01(\tH\n\x88\x01\x01\x12\x1a\n\rchat_template\x18\x0e \x01(\tH\x0b\x88\x01\x01\x42\t\n\x07_engineB\x0f\n\r_min_replicasB\x0f\n\r_max_replicasB\x07\n\x05_cpusB\x0f\n\r_memory_bytesB\x07\n\x05_gpusB\x13\n\x11_gpu_memory_bytesB\x11\n\x0f_context_tokensB\x10\n\x0e_weight_formatB\x16\n\x14_engine_options_jsonB\x12\n\x10_source_revisionB\x10\n\x0e_chat_template\"\x1d\n\rDeleteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x10\n\x0e\x44\x65leteResponse\"H\n\x0cScaleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cmin_replicas\x18\x02 \x01(\r\x12\x14\n\x0cmax_replicas\x18\x03 \x01(\r\"\x0f\n\rStatusRequest\"\x9b\x02\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12%\n\x05model\x18\x03 \x01(\x0b\x32\x16.headrace.v1.ModelSpec\x12)\n\tresources\x18\x04 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x14\n\x0cmin_replicas\x18\x05 \x01(\r\x12\x14\n\x0cmax_replicas\x18\x06 \x01(\r\x12\x10\n\x08replicas\x18\x07 \x01(\r\x12\r\n\x05ready\x18\x08 \x01(\r\x12&\n\x05state\x18\t \x01(\x0e\x32\x17.headrace.v1.RouteState\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x16\n\x0e\x63reated_unix_s\x18\x0b \x01(\x04\"L\n\rPlacedReplica\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12*\n\x06status\x18\x02 \x01(\x0b\x32\x1a.headrace.v1.ReplicaStatus\"\xd9\x01\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05\x61live\x18\x04 \x01(\x08\x12\x10\n\x08silent_s\x18\x05 \x01(\x01\x12%\n\x05total\x18\x06 \x01(\x0b\x32\x16.headrace.v1.Resources\x12$\n\x04\x66ree\x18\x07 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x1e\n\x04gpus\x18\x08 \x03(\x0b\x32\x10.headrace.v1.Gpu\x12\x0f\n\x07\x65ngines\x18\t \x03(\t\"G\n\x05Proxy\x12\x10\n\x08proxy_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08restarts\x18\x04 \x01(\r\"\xe8\x01\n\rClusterStatus\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x14\n\x0chttp_address\x18\x02 \x01(\t\x12,\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32\x17.headrace.v1.Deployment\x12,\n\x08replicas\x18\x04 \x03(\x0b\x32\x1a.headrace.v1.PlacedReplica\x12 \n\x05nodes\x18\x05 \x03(\x0b\x32\x11.headrace.v1.Node\x12#\n\x07proxies\x18\x06 \x03(\x0b\x32\x12.headrace.v1.Proxy\x12\x0f\n\x07version\x18\x07 \x01(\t\"\x93\x01\n\x0c\x43\x61talogEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12%\n\x05model\x18\x03 \x01(\x0b\x32\x16.headrace.v1.ModelSpec\x12)\n\tresources\x18\x04 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x0e\n\x06origin\x18\x05 \x01(\t\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.headrace.v1.CatalogEntry\"\"\n\x12RemoveModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13RemoveModelResponse\"I\n\x0fReadLogsRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x12\n\ntail_lines\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"\x17\n\x07LogData\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*u\n\nRouteState\x12\x1b\n\x17ROUTE_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fROUTE_AVAILABLE\x10\x01\x12\x12\n\x0eROUTE_STARTING\x10\x02\x12\x0f\n\x0bROUTE_READY\x10\x03\x12\x10\n\x0cROUTE_FAILED\x10\x04\x32\x96\x01\n\x0cRouteService\x12\x43\n\x05Watch\x12\x1f.headrace.v1.WatchRoutesRequest\x1a\x17.headrace.v1.RouteTable0\x01\x12\x41\n\x06\x45nsure\x12\x1a.headrace.v1.EnsureRequest\x1a\x1b.headrace.v1.EnsureResponse2\xfd\x04\n\x0c\x41\x64minService\x12=\n\x06\x44\x65ploy\x12\x1a.headrace.v1.DeployRequest\x1a\x17.headrace.v1.Deployment\x12\x41\n\x06\x44\x65lete\x12\x1a.headrace.v1.DeleteRequest\x1a\x1b.headrace.v1.DeleteResponse\x12;\n\x05Scale\x12\x19.headrace.v1.ScaleRequest\x1a\x17.headrace.v1.Deployment\x12@\n\x06Status\x12\x1a.headrace.v1.StatusRequest\x1a\x1a.headrace.v1.ClusterStatus\x12G\n\x0bWatchStatus\x12\x1a.headrace.v1.StatusRequest\x1a\x1a.headrace.v1.ClusterStatus0\x01\x12M\n\nListModels\x12\x1e.headrace.v1.ListModelsRequest\x1a\x1f.headrace.v1.ListModelsResponse\x12@\n\x08\x41\x64\x64Model\x12\x19.headrace.v1.CatalogEntry\x1a\x19.headrace.v1.CatalogEntry\x12P\n\x0bRemoveModel\x12\x1f.headrace.v1.RemoveModelRequest\x1a .headrace.v1.RemoveModelResponse\x12@\n\x08ReadLogs\x12\x1c.headrace.v1.ReadLogsRequest\x1a\x14.headrace.v1.LogData0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aheadrace/rpc/v1/head.proto\x12\x0bheadrace.v1\x1a\x1bheadrace/rpc/v1/types.proto\"3\n\x12WatchRoutesRequest\x12\x10\n\x08proxy_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\"P\n\nRouteTable\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\"\n\x06routes\x18\x03 \x03(\x0b\x32\x12.headrace.v1.Route\"\xa7\x01\n\x05Route\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.headrace.v1.RouteState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12(\n\tendpoints\x18\x04 \x03(\x0b\x32\x15.headrace.v1.Endpoint\x12\x16\n\x0e\x63reated_unix_s\x18\x05 \x01(\x04\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\r\"=\n\x08\x45ndpoint\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04lost\x18\x03 \x01(\x08\"\x1e\n\rEnsureRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x10\n\x0e\x45nsureResponse\"\xde\x05\n\rDeployRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x06\x65ngine\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0cmin_replicas\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x19\n\x0cmax_replicas\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x11\n\x04\x63pus\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12\x11\n\x04gpus\x18\x08 \x01(\rH\x05\x88\x01\x01\x12\x1d\n\x10gpu_memory_bytes\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x1b\n\x0e\x63ontext_tokens\x18\n \x01(\rH\x07\x88\x01\x01\x12\x1a\n\rweight_format\x18\x0b \x01(\tH\x08\x88\x01\x01\x12\x1d\n\x10\x65ngine_args_json\x18\x0c \x01(\tH\t\x88\x01\x01\x12\x1c\n\x0fsource_revision\x18\r \x01(\tH\n\x88\x01\x01\x12\x1a\n\rchat_template\x18\x0e \x01(\tH\x0b\x88\x01\x01\x12\x11\n\x04task\x18\x0f \x01(\tH\x0c\x88\x01\x01\x12\x18\n\x0btool_parser\x18\x10 \x01(\tH\r\x88\x01\x01\x12\x1d\n\x10reasoning_parser\x18\x11 \x01(\tH\x0e\x88\x01\x01\x12\x1e\n\x11trust_remote_code\x18\x12 \x01(\x08H\x0f\x88\x01\x01\x42\t\n\x07_engineB\x0f\n\r_min_replicasB\x0f\n\r_max_replicasB\x07\n\x05_cpusB\x0f\n\r_memory_bytesB\x07\n\x05_gpusB\x13\n\x11_gpu_memory_bytesB\x11\n\x0f_context_tokensB\x10\n\x0e_weight_formatB\x13\n\x11_engine_args_jsonB\x12\n\x10_source_revisionB\x10\n\x0e_chat_templateB\x07\n\x05_taskB\x0e\n\x0c_tool_parserB\x13\n\x11_reasoning_parserB\x14\n\x12_trust_remote_code\"\x1d\n\rDeleteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x10\n\x0e\x44\x65leteResponse\"H\n\x0cScaleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cmin_replicas\x18\x02 \x01(\r\x12\x14\n\x0cmax_replicas\x18\x03 \x01(\r\"\x0f\n\rStatusRequest\"\x9b\x02\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12%\n\x05model\x18\x03 \x01(\x0b\x32\x16.headrace.v1.ModelSpec\x12)\n\tresources\x18\x04 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x14\n\x0cmin_replicas\x18\x05 \x01(\r\x12\x14\n\x0cmax_replicas\x18\x06 \x01(\r\x12\x10\n\x08replicas\x18\x07 \x01(\r\x12\r\n\x05ready\x18\x08 \x01(\r\x12&\n\x05state\x18\t \x01(\x0e\x32\x17.headrace.v1.RouteState\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x16\n\x0e\x63reated_unix_s\x18\x0b \x01(\x04\"L\n\rPlacedReplica\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12*\n\x06status\x18\x02 \x01(\x0b\x32\x1a.headrace.v1.ReplicaStatus\"\xd9\x01\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05\x61live\x18\x04 \x01(\x08\x12\x10\n\x08silent_s\x18\x05 \x01(\x01\x12%\n\x05total\x18\x06 \x01(\x0b\x32\x16.headrace.v1.Resources\x12$\n\x04\x66ree\x18\x07 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x1e\n\x04gpus\x18\x08 \x03(\x0b\x32\x10.headrace.v1.Gpu\x12\x0f\n\x07\x65ngines\x18\t \x03(\t\"G\n\x05Proxy\x12\x10\n\x08proxy_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08restarts\x18\x04 \x01(\r\"\xe8\x01\n\rClusterStatus\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x14\n\x0chttp_address\x18\x02 \x01(\t\x12,\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32\x17.headrace.v1.Deployment\x12,\n\x08replicas\x18\x04 \x03(\x0b\x32\x1a.headrace.v1.PlacedReplica\x12 \n\x05nodes\x18\x05 \x03(\x0b\x32\x11.headrace.v1.Node\x12#\n\x07proxies\x18\x06 \x03(\x0b\x32\x12.headrace.v1.Proxy\x12\x0f\n\x07version\x18\x07 \x01(\t\"\x93\x01\n\x0c\x43\x61talogEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12%\n\x05model\x18\x03 \x01(\x0b\x32\x16.headrace.v1.ModelSpec\x12)\n\tresources\x18\x04 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x0e\n\x06origin\x18\x05 \x01(\t\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.headrace.v1.CatalogEntry\"\"\n\x12RemoveModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13RemoveModelResponse\"I\n\x0fReadLogsRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x12\n\ntail_lines\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"\x17\n\x07LogData\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*u\n\nRouteState\x12\x1b\n\x17ROUTE_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fROUTE_AVAILABLE\x10\x01\x12\x12\n\x0eROUTE_STARTING\x10\x02\x12\x0f\n\x0bROUTE_READY\x10\x03\x12\x10\n\x0cROUTE_FAILED\x10\x04\x32\x96\x01\n\x0cRouteService\x12\x43\n\x05Watch\x12\x1f.headrace.v1.WatchRoutesRequest\x1a\x17.headrace.v1.RouteTable0\x01\x12\x41\n\x06\x45nsure\x12\x1a.headrace.v1.EnsureRequest\x1a\x1b.headrace.v1.EnsureResponse2\xfd\x04\n\x0c\x41\x64minService\x12=\n\x06\x44\x65ploy\x12\x1a.headrace.v1.DeployRequest\x1a\x17.headrace.v1.Deployment\x12\x41\n\x06\x44\x65lete\x12\x1a.headrace.v1.DeleteRequest\x1a\x1b.headrace.v1.DeleteResponse\x12;\n\x05Scale\x12\x19.headrace.v1.ScaleRequest\x1a\x17.headrace.v1.Deployment\x12@\n\x06Status\x12\x1a.headrace.v1.StatusRequest\x1a\x1a.headrace.v1.ClusterStatus\x12G\n\x0bWatchStatus\x12\x1a.headrace.v1.StatusRequest\x1a\x1a.headrace.v1.ClusterStatus0\x01\x12M\n\nListModels\x12\x1e.headrace.v1.ListModelsRequest\x1a\x1f.headrace.v1.ListModelsResponse\x12@\n\x08\x41\x64\x64Model\x12\x19.headrace.v1.CatalogEntry\x1a\x19.headrace.v1.CatalogEntry\x12P\n\x0bRemoveModel\x12\x1f.headrace.v1.RemoveModelRequest\x1a .headrace.v1.RemoveModelResponse\x12@\n\x08ReadLogs\x12\x1c.headrace.v1.ReadLogsRequest\x1a\x14.headrace.v1.LogData0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.rpc.v1.head_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROUTESTATE']._serialized_start=2484
-  _globals['_ROUTESTATE']._serialized_end=2601
+  _globals['_ROUTESTATE']._serialized_start=2654
+  _globals['_ROUTESTATE']._serialized_end=2771
   _globals['_WATCHROUTESREQUEST']._serialized_start=72
   _globals['_WATCHROUTESREQUEST']._serialized_end=123
   _globals['_ROUTETABLE']._serialized_start=125
@@ -47,41 +47,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENSURERESPONSE']._serialized_start=472
   _globals['_ENSURERESPONSE']._serialized_end=488
   _globals['_DEPLOYREQUEST']._serialized_start=491
-  _globals['_DEPLOYREQUEST']._serialized_end=1055
-  _globals['_DELETEREQUEST']._serialized_start=1057
-  _globals['_DELETEREQUEST']._serialized_end=1086
-  _globals['_DELETERESPONSE']._serialized_start=1088
-  _globals['_DELETERESPONSE']._serialized_end=1104
-  _globals['_SCALEREQUEST']._serialized_start=1106
-  _globals['_SCALEREQUEST']._serialized_end=1178
-  _globals['_STATUSREQUEST']._serialized_start=1180
-  _globals['_STATUSREQUEST']._serialized_end=1195
-  _globals['_DEPLOYMENT']._serialized_start=1198
-  _globals['_DEPLOYMENT']._serialized_end=1481
-  _globals['_PLACEDREPLICA']._serialized_start=1483
-  _globals['_PLACEDREPLICA']._serialized_end=1559
-  _globals['_NODE']._serialized_start=1562
-  _globals['_NODE']._serialized_end=1779
-  _globals['_PROXY']._serialized_start=1781
-  _globals['_PROXY']._serialized_end=1852
-  _globals['_CLUSTERSTATUS']._serialized_start=1855
-  _globals['_CLUSTERSTATUS']._serialized_end=2087
-  _globals['_CATALOGENTRY']._serialized_start=2090
-  _globals['_CATALOGENTRY']._serialized_end=2237
-  _globals['_LISTMODELSREQUEST']._serialized_start=2239
-  _globals['_LISTMODELSREQUEST']._serialized_end=2258
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2260
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2323
-  _globals['_REMOVEMODELREQUEST']._serialized_start=2325
-  _globals['_REMOVEMODELREQUEST']._serialized_end=2359
-  _globals['_REMOVEMODELRESPONSE']._serialized_start=2361
-  _globals['_REMOVEMODELRESPONSE']._serialized_end=2382
-  _globals['_READLOGSREQUEST']._serialized_start=2384
-  _globals['_READLOGSREQUEST']._serialized_end=2457
-  _globals['_LOGDATA']._serialized_start=2459
-  _globals['_LOGDATA']._serialized_end=2482
-  _globals['_ROUTESERVICE']._serialized_start=2604
-  _globals['_ROUTESERVICE']._serialized_end=2754
-  _globals['_ADMINSERVICE']._serialized_start=2757
-  _globals['_ADMINSERVICE']._serialized_end=3394
+  _globals['_DEPLOYREQUEST']._serialized_end=1225
+  _globals['_DELETEREQUEST']._serialized_start=1227
+  _globals['_DELETEREQUEST']._serialized_end=1256
+  _globals['_DELETERESPONSE']._serialized_start=1258
+  _globals['_DELETERESPONSE']._serialized_end=1274
+  _globals['_SCALEREQUEST']._serialized_start=1276
+  _globals['_SCALEREQUEST']._serialized_end=1348
+  _globals['_STATUSREQUEST']._serialized_start=1350
+  _globals['_STATUSREQUEST']._serialized_end=1365
+  _globals['_DEPLOYMENT']._serialized_start=1368
+  _globals['_DEPLOYMENT']._serialized_end=1651
+  _globals['_PLACEDREPLICA']._serialized_start=1653
+  _globals['_PLACEDREPLICA']._serialized_end=1729
+  _globals['_NODE']._serialized_start=1732
+  _globals['_NODE']._serialized_end=1949
+  _globals['_PROXY']._serialized_start=1951
+  _globals['_PROXY']._serialized_end=2022
+  _globals['_CLUSTERSTATUS']._serialized_start=2025
+  _globals['_CLUSTERSTATUS']._serialized_end=2257
+  _globals['_CATALOGENTRY']._serialized_start=2260
+  _globals['_CATALOGENTRY']._serialized_end=2407
+  _globals['_LISTMODELSREQUEST']._serialized_start=2409
+  _globals['_LISTMODELSREQUEST']._serialized_end=2428
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2430
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2493
+  _globals['_REMOVEMODELREQUEST']._serialized_start=2495
+  _globals['_REMOVEMODELREQUEST']._serialized_end=2529
+  _globals['_REMOVEMODELRESPONSE']._serialized_start=2531
+  _globals['_REMOVEMODELRESPONSE']._serialized_end=2552
+  _globals['_READLOGSREQUEST']._serialized_start=2554
+  _globals['_READLOGSREQUEST']._serialized_end=2627
+  _globals['_LOGDATA']._serialized_start=2629
+  _globals['_LOGDATA']._serialized_end=2652
+  _globals['_ROUTESERVICE']._serialized_start=2774
+  _globals['_ROUTESERVICE']._serialized_end=2924
+  _globals['_ADMINSERVICE']._serialized_start=2927
+  _globals['_ADMINSERVICE']._serialized_end=3564
 # @@protoc_insertion_point(module_scope)

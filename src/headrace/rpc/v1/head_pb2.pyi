@@ -213,9 +213,13 @@ class DeployRequest(_message.Message):
     GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     WEIGHT_FORMAT_FIELD_NUMBER: _builtins.int
-    ENGINE_OPTIONS_JSON_FIELD_NUMBER: _builtins.int
+    ENGINE_ARGS_JSON_FIELD_NUMBER: _builtins.int
     SOURCE_REVISION_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    TOOL_PARSER_FIELD_NUMBER: _builtins.int
+    REASONING_PARSER_FIELD_NUMBER: _builtins.int
+    TRUST_REMOTE_CODE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Catalog name, absolute folder, or hf://org/name."""
     name: _builtins.str
@@ -229,9 +233,13 @@ class DeployRequest(_message.Message):
     gpu_memory_bytes: _builtins.int
     context_tokens: _builtins.int
     weight_format: _builtins.str
-    engine_options_json: _builtins.str
+    engine_args_json: _builtins.str
     source_revision: _builtins.str
     chat_template: _builtins.str
+    task: _builtins.str
+    tool_parser: _builtins.str
+    reasoning_parser: _builtins.str
+    trust_remote_code: _builtins.bool
     def __init__(
         self,
         *,
@@ -246,13 +254,17 @@ class DeployRequest(_message.Message):
         gpu_memory_bytes: _builtins.int | None = ...,
         context_tokens: _builtins.int | None = ...,
         weight_format: _builtins.str | None = ...,
-        engine_options_json: _builtins.str | None = ...,
+        engine_args_json: _builtins.str | None = ...,
         source_revision: _builtins.str | None = ...,
         chat_template: _builtins.str | None = ...,
+        task: _builtins.str | None = ...,
+        tool_parser: _builtins.str | None = ...,
+        reasoning_parser: _builtins.str | None = ...,
+        trust_remote_code: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_chat_template", b"_chat_template", "_context_tokens", b"_context_tokens", "_cpus", b"_cpus", "_engine", b"_engine", "_engine_options_json", b"_engine_options_json", "_gpu_memory_bytes", b"_gpu_memory_bytes", "_gpus", b"_gpus", "_max_replicas", b"_max_replicas", "_memory_bytes", b"_memory_bytes", "_min_replicas", b"_min_replicas", "_source_revision", b"_source_revision", "_weight_format", b"_weight_format", "chat_template", b"chat_template", "context_tokens", b"context_tokens", "cpus", b"cpus", "engine", b"engine", "engine_options_json", b"engine_options_json", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus", b"gpus", "max_replicas", b"max_replicas", "memory_bytes", b"memory_bytes", "min_replicas", b"min_replicas", "source_revision", b"source_revision", "weight_format", b"weight_format"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chat_template", b"_chat_template", "_context_tokens", b"_context_tokens", "_cpus", b"_cpus", "_engine", b"_engine", "_engine_args_json", b"_engine_args_json", "_gpu_memory_bytes", b"_gpu_memory_bytes", "_gpus", b"_gpus", "_max_replicas", b"_max_replicas", "_memory_bytes", b"_memory_bytes", "_min_replicas", b"_min_replicas", "_reasoning_parser", b"_reasoning_parser", "_source_revision", b"_source_revision", "_task", b"_task", "_tool_parser", b"_tool_parser", "_trust_remote_code", b"_trust_remote_code", "_weight_format", b"_weight_format", "chat_template", b"chat_template", "context_tokens", b"context_tokens", "cpus", b"cpus", "engine", b"engine", "engine_args_json", b"engine_args_json", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus", b"gpus", "max_replicas", b"max_replicas", "memory_bytes", b"memory_bytes", "min_replicas", b"min_replicas", "reasoning_parser", b"reasoning_parser", "source_revision", b"source_revision", "task", b"task", "tool_parser", b"tool_parser", "trust_remote_code", b"trust_remote_code", "weight_format", b"weight_format"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chat_template", b"_chat_template", "_context_tokens", b"_context_tokens", "_cpus", b"_cpus", "_engine", b"_engine", "_engine_options_json", b"_engine_options_json", "_gpu_memory_bytes", b"_gpu_memory_bytes", "_gpus", b"_gpus", "_max_replicas", b"_max_replicas", "_memory_bytes", b"_memory_bytes", "_min_replicas", b"_min_replicas", "_source_revision", b"_source_revision", "_weight_format", b"_weight_format", "chat_template", b"chat_template", "context_tokens", b"context_tokens", "cpus", b"cpus", "engine", b"engine", "engine_options_json", b"engine_options_json", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus", b"gpus", "max_replicas", b"max_replicas", "memory_bytes", b"memory_bytes", "min_replicas", b"min_replicas", "model", b"model", "name", b"name", "source_revision", b"source_revision", "weight_format", b"weight_format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chat_template", b"_chat_template", "_context_tokens", b"_context_tokens", "_cpus", b"_cpus", "_engine", b"_engine", "_engine_args_json", b"_engine_args_json", "_gpu_memory_bytes", b"_gpu_memory_bytes", "_gpus", b"_gpus", "_max_replicas", b"_max_replicas", "_memory_bytes", b"_memory_bytes", "_min_replicas", b"_min_replicas", "_reasoning_parser", b"_reasoning_parser", "_source_revision", b"_source_revision", "_task", b"_task", "_tool_parser", b"_tool_parser", "_trust_remote_code", b"_trust_remote_code", "_weight_format", b"_weight_format", "chat_template", b"chat_template", "context_tokens", b"context_tokens", "cpus", b"cpus", "engine", b"engine", "engine_args_json", b"engine_args_json", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus", b"gpus", "max_replicas", b"max_replicas", "memory_bytes", b"memory_bytes", "min_replicas", b"min_replicas", "model", b"model", "name", b"name", "reasoning_parser", b"reasoning_parser", "source_revision", b"source_revision", "task", b"task", "tool_parser", b"tool_parser", "trust_remote_code", b"trust_remote_code", "weight_format", b"weight_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chat_template: _TypeAlias = _typing.Literal["chat_template"]  # noqa: Y015
     _WhichOneofArgType__chat_template: _TypeAlias = _typing.Literal["_chat_template", b"_chat_template"]  # noqa: Y015
@@ -262,8 +274,8 @@ class DeployRequest(_message.Message):
     _WhichOneofArgType__cpus: _TypeAlias = _typing.Literal["_cpus", b"_cpus"]  # noqa: Y015
     _WhichOneofReturnType__engine: _TypeAlias = _typing.Literal["engine"]  # noqa: Y015
     _WhichOneofArgType__engine: _TypeAlias = _typing.Literal["_engine", b"_engine"]  # noqa: Y015
-    _WhichOneofReturnType__engine_options_json: _TypeAlias = _typing.Literal["engine_options_json"]  # noqa: Y015
-    _WhichOneofArgType__engine_options_json: _TypeAlias = _typing.Literal["_engine_options_json", b"_engine_options_json"]  # noqa: Y015
+    _WhichOneofReturnType__engine_args_json: _TypeAlias = _typing.Literal["engine_args_json"]  # noqa: Y015
+    _WhichOneofArgType__engine_args_json: _TypeAlias = _typing.Literal["_engine_args_json", b"_engine_args_json"]  # noqa: Y015
     _WhichOneofReturnType__gpu_memory_bytes: _TypeAlias = _typing.Literal["gpu_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__gpu_memory_bytes: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__gpus: _TypeAlias = _typing.Literal["gpus"]  # noqa: Y015
@@ -274,8 +286,16 @@ class DeployRequest(_message.Message):
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__min_replicas: _TypeAlias = _typing.Literal["min_replicas"]  # noqa: Y015
     _WhichOneofArgType__min_replicas: _TypeAlias = _typing.Literal["_min_replicas", b"_min_replicas"]  # noqa: Y015
+    _WhichOneofReturnType__reasoning_parser: _TypeAlias = _typing.Literal["reasoning_parser"]  # noqa: Y015
+    _WhichOneofArgType__reasoning_parser: _TypeAlias = _typing.Literal["_reasoning_parser", b"_reasoning_parser"]  # noqa: Y015
     _WhichOneofReturnType__source_revision: _TypeAlias = _typing.Literal["source_revision"]  # noqa: Y015
     _WhichOneofArgType__source_revision: _TypeAlias = _typing.Literal["_source_revision", b"_source_revision"]  # noqa: Y015
+    _WhichOneofReturnType__task: _TypeAlias = _typing.Literal["task"]  # noqa: Y015
+    _WhichOneofArgType__task: _TypeAlias = _typing.Literal["_task", b"_task"]  # noqa: Y015
+    _WhichOneofReturnType__tool_parser: _TypeAlias = _typing.Literal["tool_parser"]  # noqa: Y015
+    _WhichOneofArgType__tool_parser: _TypeAlias = _typing.Literal["_tool_parser", b"_tool_parser"]  # noqa: Y015
+    _WhichOneofReturnType__trust_remote_code: _TypeAlias = _typing.Literal["trust_remote_code"]  # noqa: Y015
+    _WhichOneofArgType__trust_remote_code: _TypeAlias = _typing.Literal["_trust_remote_code", b"_trust_remote_code"]  # noqa: Y015
     _WhichOneofReturnType__weight_format: _TypeAlias = _typing.Literal["weight_format"]  # noqa: Y015
     _WhichOneofArgType__weight_format: _TypeAlias = _typing.Literal["_weight_format", b"_weight_format"]  # noqa: Y015
     @_typing.overload
@@ -287,7 +307,7 @@ class DeployRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__engine) -> _WhichOneofReturnType__engine | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__engine_options_json) -> _WhichOneofReturnType__engine_options_json | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__engine_args_json) -> _WhichOneofReturnType__engine_args_json | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_memory_bytes) -> _WhichOneofReturnType__gpu_memory_bytes | None: ...
     @_typing.overload
@@ -299,7 +319,15 @@ class DeployRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_replicas) -> _WhichOneofReturnType__min_replicas | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reasoning_parser) -> _WhichOneofReturnType__reasoning_parser | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__source_revision) -> _WhichOneofReturnType__source_revision | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__task) -> _WhichOneofReturnType__task | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tool_parser) -> _WhichOneofReturnType__tool_parser | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__trust_remote_code) -> _WhichOneofReturnType__trust_remote_code | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_format) -> _WhichOneofReturnType__weight_format | None: ...
 

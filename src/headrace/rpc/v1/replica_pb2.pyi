@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from headrace.rpc.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,28 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Task:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GENERATE: _Task.ValueType  # 0
+    EMBED: _Task.ValueType  # 1
+    SCORE: _Task.ValueType  # 2
+    TOKENIZE: _Task.ValueType  # 3
+    DETOKENIZE: _Task.ValueType  # 4
+
+class Task(_Task, metaclass=_TaskEnumTypeWrapper):
+    """What a stream is to bring: text, or one Result."""
+
+GENERATE: Task.ValueType  # 0
+EMBED: Task.ValueType  # 1
+SCORE: Task.ValueType  # 2
+TOKENIZE: Task.ValueType  # 3
+DETOKENIZE: Task.ValueType  # 4
+Global___Task: _TypeAlias = Task  # noqa: Y015
 
 @_typing.final
 class SessionRequest(_message.Message):
@@ -88,6 +111,19 @@ class Submit(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    GUIDE_FIELD_NUMBER: _builtins.int
+    TOOLS_JSON_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    TOOL_NAME_FIELD_NUMBER: _builtins.int
+    ONE_TOOL_CALL_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ARGS_JSON_FIELD_NUMBER: _builtins.int
+    ECHO_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    NO_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     stream: _builtins.int
     """The proxy's number for the stream, never used twice in a session."""
     request_id: _builtins.str
@@ -96,6 +132,28 @@ class Submit(_message.Message):
     """OpenAI chat messages as a JSON array; the replica applies its chat template."""
     max_tokens: _builtins.int
     """Unset: as many as the context leaves."""
+    task: Global___Task.ValueType
+    adapter: _builtins.str
+    """Name of one of the deployment's LoRA adapters; empty: the model itself."""
+    tools_json: _builtins.bytes
+    """OpenAI's `tools` as a JSON array, for the chat template and the parser."""
+    tool_choice: _builtins.str
+    """"none", "auto", "required" or "function" (the one that tool_name names); empty: "auto" with tools, "none" without."""
+    tool_name: _builtins.str
+    one_tool_call: _builtins.bool
+    """At most one tool call in the answer."""
+    template_args_json: _builtins.bytes
+    """Names and values for the chat template, a JSON object."""
+    echo: _builtins.bool
+    """Send the prompt's text with Started."""
+    document: _builtins.str
+    """SCORE: the document; the prompt is the query."""
+    dimensions: _builtins.int
+    """EMBED: length of the vector, for models that can shorten it. 0: its own."""
+    no_special_tokens: _builtins.bool
+    """TOKENIZE: leave out the tokens that the tokenizer adds by itself."""
+    prompt_logprobs: _builtins.int
+    """Set: report the log-probability of every prompt token and this many alternatives."""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds: ...
     @_builtins.property
@@ -107,6 +165,10 @@ class Submit(_message.Message):
     @_builtins.property
     def resume(self) -> Global___Resume:
         """What the client has had already, when a stream goes on from another replica."""
+
+    @_builtins.property
+    def guide(self) -> Global___Guide:
+        """The form that the answer must have."""
 
     def __init__(
         self,
@@ -120,21 +182,99 @@ class Submit(_message.Message):
         max_tokens: _builtins.int | None = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
         resume: Global___Resume | None = ...,
+        task: Global___Task.ValueType = ...,
+        adapter: _builtins.str = ...,
+        guide: Global___Guide | None = ...,
+        tools_json: _builtins.bytes = ...,
+        tool_choice: _builtins.str = ...,
+        tool_name: _builtins.str = ...,
+        one_tool_call: _builtins.bool = ...,
+        template_args_json: _builtins.bytes = ...,
+        echo: _builtins.bool = ...,
+        document: _builtins.str = ...,
+        dimensions: _builtins.int = ...,
+        no_special_tokens: _builtins.bool = ...,
+        prompt_logprobs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "prompt", b"prompt", "resume", b"resume", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "guide", b"guide", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "resume", b"resume", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "prompt", b"prompt", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "adapter", b"adapter", "dimensions", b"dimensions", "document", b"document", "echo", b"echo", "guide", b"guide", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "no_special_tokens", b"no_special_tokens", "one_tool_call", b"one_tool_call", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "task", b"task", "template_args_json", b"template_args_json", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools_json", b"tools_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "messages_json", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___Submit: _TypeAlias = Submit  # noqa: Y015
+
+@_typing.final
+class Guide(_message.Message):
+    """One of these."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    JSON_OBJECT_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    GRAMMAR_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    json_schema: _builtins.str
+    """A JSON schema."""
+    json_object: _builtins.bool
+    """Any JSON object."""
+    regex: _builtins.str
+    grammar: _builtins.str
+    """A grammar in the engine's notation (EBNF)."""
+    @_builtins.property
+    def choices(self) -> Global___Choices:
+        """One of these texts."""
+
+    def __init__(
+        self,
+        *,
+        json_schema: _builtins.str = ...,
+        json_object: _builtins.bool = ...,
+        regex: _builtins.str = ...,
+        grammar: _builtins.str = ...,
+        choices: Global___Choices | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "form", b"form", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "form", b"form", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["json_schema", "json_object", "regex", "grammar", "choices"]  # noqa: Y015
+    _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
+
+Global___Guide: _TypeAlias = Guide  # noqa: Y015
+
+@_typing.final
+class Choices(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Choices: _TypeAlias = Choices  # noqa: Y015
 
 @_typing.final
 class TokenIds(_message.Message):
@@ -338,6 +478,9 @@ class Frame(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    PARSED_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     draining: _builtins.bool
     """The replica is draining: send nothing new."""
     @_builtins.property
@@ -366,6 +509,18 @@ class Frame(_message.Message):
 
     @_builtins.property
     def load(self) -> _types_pb2.Load: ...
+    @_builtins.property
+    def parsed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Parsed]:
+        """What a parser took out of the text of streams that have one; in the order of the rows."""
+
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___Result]:
+        """The only news of streams that generate nothing, before their Finished."""
+
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamLogprobs]:
+        """Once per stream that asked, before its first row."""
+
     def __init__(
         self,
         *,
@@ -380,14 +535,110 @@ class Frame(_message.Message):
         logprobs: _abc.Iterable[Global___StreamLogprobs] | None = ...,
         load: _types_pb2.Load | None = ...,
         draining: _builtins.bool = ...,
+        parsed: _abc.Iterable[Global___Parsed] | None = ...,
+        results: _abc.Iterable[Global___Result] | None = ...,
+        prompt_logprobs: _abc.Iterable[Global___StreamLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "draining", b"draining", "finished", b"finished", "load", b"load", "logprobs", b"logprobs", "position", b"position", "rejected", b"rejected", "started", b"started", "stream", b"stream", "text", b"text", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "draining", b"draining", "finished", b"finished", "load", b"load", "logprobs", b"logprobs", "parsed", b"parsed", "position", b"position", "prompt_logprobs", b"prompt_logprobs", "rejected", b"rejected", "results", b"results", "started", b"started", "stream", b"stream", "text", b"text", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Frame: _TypeAlias = Frame  # noqa: Y015
+
+@_typing.final
+class Parsed(_message.Message):
+    """Reasoning and tool calls, which are not part of `text`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    stream: _builtins.int
+    reasoning: _builtins.str
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]: ...
+    def __init__(
+        self,
+        *,
+        stream: _builtins.int = ...,
+        reasoning: _builtins.str = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reasoning", b"reasoning", "stream", b"stream", "tool_calls", b"tool_calls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Parsed: _TypeAlias = Parsed  # noqa: Y015
+
+@_typing.final
+class ToolCall(_message.Message):
+    """A piece of a tool call, as OpenAI streams it: id and name come once, arguments in pieces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    id: _builtins.str
+    name: _builtins.str
+    arguments: _builtins.str
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "id", b"id", "index", b"index", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
+
+@_typing.final
+class Result(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    stream: _builtins.int
+    text: _builtins.str
+    """DETOKENIZE."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """EMBED: the vector. SCORE: one number."""
+
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """TOKENIZE."""
+
+    def __init__(
+        self,
+        *,
+        stream: _builtins.int = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stream", b"stream", "text", b"text", "token_ids", b"token_ids", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Result: _TypeAlias = Result  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
@@ -397,17 +648,21 @@ class Started(_message.Message):
 
     STREAM_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    ECHO_FIELD_NUMBER: _builtins.int
     stream: _builtins.int
     prompt_tokens: _builtins.int
+    echo: _builtins.str
+    """The prompt's text, if `echo` was asked for."""
     def __init__(
         self,
         *,
         stream: _builtins.int = ...,
         prompt_tokens: _builtins.int = ...,
+        echo: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_tokens", b"prompt_tokens", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "prompt_tokens", b"prompt_tokens", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -425,7 +680,7 @@ class Finished(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     stream: _builtins.int
     reason: _builtins.str
-    """"stop", "length", "abort" or "error"."""
+    """"stop", "length", "tool_calls", "abort" or "error"."""
     cached_tokens: _builtins.int
     """Prompt tokens that the prefix cache had."""
     @_builtins.property

@@ -139,7 +139,11 @@ class ModelSpec(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     WEIGHT_FORMAT_FIELD_NUMBER: _builtins.int
-    ENGINE_OPTIONS_JSON_FIELD_NUMBER: _builtins.int
+    ENGINE_ARGS_JSON_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    TOOL_PARSER_FIELD_NUMBER: _builtins.int
+    REASONING_PARSER_FIELD_NUMBER: _builtins.int
+    TRUST_REMOTE_CODE_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """"builtin:demo", "hf://org/name", or an absolute folder on the node."""
     source_revision: _builtins.str
@@ -152,8 +156,15 @@ class ModelSpec(_message.Message):
     """Jinja chat template; empty: the model's own."""
     weight_format: _builtins.str
     """Weights after conversion: "" (engine's choice), "fp32", "fp16", "int8", "int4"."""
-    engine_options_json: _builtins.str
-    """A JSON object of options that the engine itself defines."""
+    engine_args_json: _builtins.str
+    """A JSON object of arguments that the engine itself defines."""
+    task: _builtins.str
+    """What the model is for: "" or "generate", "embed" (vectors of texts), "score" (how well a document fits a query)."""
+    tool_parser: _builtins.str
+    """Names of the engine's parsers for tool calls and for reasoning; empty: none."""
+    reasoning_parser: _builtins.str
+    trust_remote_code: _builtins.bool
+    """Lets code that comes with the weights run. The head can forbid it."""
     def __init__(
         self,
         *,
@@ -163,11 +174,15 @@ class ModelSpec(_message.Message):
         context_tokens: _builtins.int = ...,
         chat_template: _builtins.str = ...,
         weight_format: _builtins.str = ...,
-        engine_options_json: _builtins.str = ...,
+        engine_args_json: _builtins.str = ...,
+        task: _builtins.str = ...,
+        tool_parser: _builtins.str = ...,
+        reasoning_parser: _builtins.str = ...,
+        trust_remote_code: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "context_tokens", b"context_tokens", "engine", b"engine", "engine_options_json", b"engine_options_json", "source", b"source", "source_revision", b"source_revision", "weight_format", b"weight_format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "context_tokens", b"context_tokens", "engine", b"engine", "engine_args_json", b"engine_args_json", "reasoning_parser", b"reasoning_parser", "source", b"source", "source_revision", b"source_revision", "task", b"task", "tool_parser", b"tool_parser", "trust_remote_code", b"trust_remote_code", "weight_format", b"weight_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -225,6 +240,7 @@ class ModelInfo(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     engine_version: _builtins.str
     """Version of the engine, for people."""
@@ -234,6 +250,10 @@ class ModelInfo(_message.Message):
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of request parameters that the engine honours."""
 
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it does: "generate", "embed", "score"."""
+
     def __init__(
         self,
         *,
@@ -242,10 +262,11 @@ class ModelInfo(_message.Message):
         context_tokens: _builtins.int = ...,
         vocab_size: _builtins.int = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "engine", b"engine", "engine_version", b"engine_version", "features", b"features", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "engine", b"engine", "engine_version", b"engine_version", "features", b"features", "tasks", b"tasks", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,233 @@
+"""Protobuf messages of streams as our own values and back: `x_to_pb` and `x_from_pb`, nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from headrace.core import types as t
+from headrace.errors import HeadraceError
+from headrace.rpc.convert import load_from_pb, load_to_pb
+from headrace.rpc.v1 import replica_pb2, types_pb2
+
+
+def failure_to_pb(f: t.Failure) -> types_pb2.ErrorInfo:
+    return types_pb2.ErrorInfo(
+        kind=f.kind,
+        message=f.message,
+        param=f.param or "",
+        retry_after_s=f.retry_after_s or 0.0,
+        code=f.code or "",
+    )
+
+
+def failure_from_pb(m: types_pb2.ErrorInfo) -> t.Failure:
+    return t.Failure(m.kind, m.message, m.param or None, m.retry_after_s or None, m.code or None)
+
+
+def failure_of(e: HeadraceError) -> t.Failure:
+    """An exception as the value that travels."""
+    return t.Failure(e.kind, e.message, e.param, e.retry_after_s, e.code)
+
+
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logprobs",
+    "ignore_eos",
+    "min_tokens",
+)
+
+
+_FLAT = ("adapter", "tools_json", "tool_choice", "tool_name", "one_tool_call", "template_args_json", "echo", "document",
+         "dimensions", "no_special_tokens")  # fmt: skip
+_TASKS = {
+    t.Task.GENERATE: replica_pb2.GENERATE,
+    t.Task.EMBED: replica_pb2.EMBED,
+    t.Task.SCORE: replica_pb2.SCORE,
+    t.Task.TOKENIZE: replica_pb2.TOKENIZE,
+    t.Task.DETOKENIZE: replica_pb2.DETOKENIZE,
+}
+_TASKS_BACK = {v: k for k, v in _TASKS.items()}
+
+
+def guide_to_pb(g: t.Guide) -> replica_pb2.Guide:
+    if g.kind == "choices":
+        return replica_pb2.Guide(choices=replica_pb2.Choices(texts=json.loads(g.value)))
+    if g.kind == "json_object":
+        return replica_pb2.Guide(json_object=True)
+    m = replica_pb2.Guide()
+    setattr(m, g.kind, g.value)
+    return m
+
+
+def guide_from_pb(m: replica_pb2.Guide) -> t.Guide:
+    match m.WhichOneof("form"):
+        case "json_schema":
+            return t.Guide("json_schema", m.json_schema)
+        case "regex":
+            return t.Guide("regex", m.regex)
+        case "grammar":
+            return t.Guide("grammar", m.grammar)
+        case "choices":
+            return t.Guide("choices", json.dumps(list(m.choices.texts)))
+        case _:
+            return t.Guide("json_object")
+
+
+def submit_to_pb(s: t.Submit) -> replica_pb2.SessionRequest:
+    m = replica_pb2.Submit(stream=s.stream, request_id=s.request_id, stop=s.stop)
+    match s.prompt:
+        case t.TextPrompt(text):
+            m.text = text
+        case t.ChatPrompt(messages):
+            m.messages_json = messages
+        case t.TokenPrompt(ids):
+            m.token_ids.ids.extend(ids)
+            m.token_ids.SetInParent()
+    m.sampling.SetInParent()
+    for name in _SAMPLING:
+        value = getattr(s.sampling, name)
+        if value is not None:
+            setattr(m.sampling, name, value)
+    if s.sampling.logit_bias:
+        m.sampling.logit_bias.update(s.sampling.logit_bias)
+    if s.max_tokens is not None:
+        m.max_tokens = s.max_tokens
+    if s.resume is not None:
+        m.resume.token_ids.extend(s.resume.token_ids)
+        m.resume.text_chars = s.resume.text_chars
+    if s.task is not t.Task.GENERATE:
+        m.task = _TASKS[s.task]
+    for name in _FLAT:
+        if value := getattr(s, name):
+            setattr(m, name, value)
+    if s.guide is not None:
+        m.guide.CopyFrom(guide_to_pb(s.guide))
+    if s.prompt_logprobs is not None:
+        m.prompt_logprobs = s.prompt_logprobs
+    return replica_pb2.SessionRequest(submit=m)
+
+
+def submit_from_pb(m: replica_pb2.Submit) -> t.Submit:
+    kind = m.WhichOneof("prompt")
+    if kind == "messages_json":
+        prompt: t.Prompt = t.ChatPrompt(m.messages_json)
+    elif kind == "token_ids":
+        prompt = t.TokenPrompt(list(m.token_ids.ids))
+    else:
+        prompt = t.TextPrompt(m.text)
+    given = {name: getattr(m.sampling, name) for name in _SAMPLING if m.sampling.HasField(name)}
+    bias = dict(m.sampling.logit_bias) or None
+    resume = t.Resume(list(m.resume.token_ids), m.resume.text_chars) if m.HasField("resume") else None
+    return t.Submit(
+        stream=m.stream,
+        request_id=m.request_id,
+        prompt=prompt,
+        sampling=t.Sampling(logit_bias=bias, **given),
+        max_tokens=m.max_tokens if m.HasField("max_tokens") else None,
+        stop=tuple(m.stop),
+        resume=resume,
+        task=_TASKS_BACK[m.task],
+        guide=guide_from_pb(m.guide) if m.HasField("guide") else None,
+        prompt_logprobs=m.prompt_logprobs if m.HasField("prompt_logprobs") else None,
+        **{name: getattr(m, name) for name in _FLAT},
+    )
+
+
+def _logprob_to_pb(x: t.TokenLogprob) -> replica_pb2.TokenLogprob:
+    return replica_pb2.TokenLogprob(id=x.id, token=x.token, logprob=x.logprob, top=[_logprob_to_pb(y) for y in x.top])
+
+
+def _logprob_from_pb(m: replica_pb2.TokenLogprob) -> t.TokenLogprob:
+    return t.TokenLogprob(m.id, m.token, m.logprob, tuple(_logprob_from_pb(y) for y in m.top))
+
+
+def frame_logprobs_from_pb(m: replica_pb2.Frame) -> list[tuple[int, tuple[t.TokenLogprob, ...]]]:
+    """The log-probabilities of a frame alone: (stream, one per token)."""
+    return _logprobs_from_pb(m.logprobs)
+
+
+def prompt_logprobs_from_pb(m: replica_pb2.Frame) -> list[tuple[int, tuple[t.TokenLogprob, ...]]]:
+    """The log-probabilities of a frame's prompts alone: (stream, one per token)."""
+    return _logprobs_from_pb(m.prompt_logprobs)
+
+
+def _logprobs_from_pb(
+    columns: Iterable[replica_pb2.StreamLogprobs],
+) -> list[tuple[int, tuple[t.TokenLogprob, ...]]]:
+    return [(x.stream, tuple(_logprob_from_pb(y) for y in x.tokens)) for x in columns]
+
+
+def parsed_from_pb(m: replica_pb2.Parsed) -> t.Parsed:
+    calls = tuple(t.ToolCall(c.index, c.id, c.name, c.arguments) for c in m.tool_calls)
+    return t.Parsed(m.stream, m.reasoning, calls)
+
+
+def result_from_pb(m: replica_pb2.Result) -> t.Result:
+    return t.Result(m.stream, list(m.values), list(m.token_ids), m.text)
+
+
+def frame_to_pb(f: t.Frame) -> replica_pb2.Frame:
+    m = replica_pb2.Frame(
+        stream=f.streams,
+        position=f.positions,
+        count=f.counts,
+        token_id=f.token_ids,
+        text=f.texts,
+        draining=f.draining,
+    )
+    if f.load is not None:
+        m.load.CopyFrom(load_to_pb(f.load))
+    for s in f.started:
+        m.started.add(stream=s.stream, prompt_tokens=s.prompt_tokens, echo=s.echo)
+    for x in f.finished:
+        done = m.finished.add(stream=x.stream, reason=x.reason, cached_tokens=x.cached_tokens)
+        if x.failure:
+            done.error.CopyFrom(failure_to_pb(x.failure))
+    for r in f.rejected:
+        m.rejected.add(stream=r.stream, error=failure_to_pb(r.failure))
+    for stream, tokens in f.logprobs:
+        m.logprobs.add(stream=stream, tokens=[_logprob_to_pb(x) for x in tokens])
+    for stream, tokens in f.prompt_logprobs:
+        m.prompt_logprobs.add(stream=stream, tokens=[_logprob_to_pb(x) for x in tokens])
+    for p in f.parsed:
+        row = m.parsed.add(stream=p.stream, reasoning=p.reasoning)
+        for c in p.tool_calls:
+            row.tool_calls.add(index=c.index, id=c.id, name=c.name, arguments=c.arguments)
+    for r in f.results:
+        m.results.add(stream=r.stream, values=r.values, token_ids=r.token_ids, text=r.text)
+    return m
+
+
+def frame_from_pb(m: replica_pb2.Frame) -> t.Frame:
+    return t.Frame(
+        streams=list(m.stream),
+        positions=list(m.position),
+        counts=list(m.count),
+        token_ids=list(m.token_id),
+        texts=list(m.text),
+        started=[t.Started(x.stream, x.prompt_tokens, x.echo) for x in m.started],
+        finished=[
+            t.Finished(
+                x.stream,
+                x.reason,
+                x.cached_tokens,
+                failure_from_pb(x.error) if x.HasField("error") else None,
+            )
+            for x in m.finished
+        ],
+        rejected=[t.Rejected(x.stream, failure_from_pb(x.error)) for x in m.rejected],
+        logprobs=frame_logprobs_from_pb(m),
+        load=load_from_pb(m.load) if m.HasField("load") else None,
+        draining=m.draining,
+        parsed=[parsed_from_pb(x) for x in m.parsed],
+        results=[result_from_pb(x) for x in m.results],
+        prompt_logprobs=prompt_logprobs_from_pb(m),
+    )
