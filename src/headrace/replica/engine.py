@@ -99,15 +99,12 @@ class OutputParser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parsing:
-    """What an answer is to be parsed for. `tools`: OpenAI's; `choice`: "none", "auto", "required" or "function" (`name`).
+    """What to take out of an answer: tool calls of `tools` (OpenAI's objects; none: no calls), and always reasoning.
 
-    With "required" and "function" the engine also gets a Guide, unless `Engine.parser` has said that its own form of
-    tool calls must not be guided.
+    Where a call is demanded the front end guides the engine to plain JSON and reads it itself: then `tools` is empty.
     """
 
     tools: Sequence[Mapping[str, Any]] = ()
-    choice: str = "none"
-    name: str = ""
     prompt_ids: Sequence[int] = ()
 
 
