@@ -8,7 +8,7 @@ from headrace.replica import telemetry
 
 telemetry.forbid()
 import vllm.v1.engine.core  # noqa: E402  # pyright: ignore[reportMissingImports]
-import vllm.v1.executor.multiproc_executor  # noqa: E402  # pyright: ignore[reportMissingImports]
+import vllm.v1.executor.multiproc_executor  # noqa: E402, F401  # pyright: ignore[reportMissingImports]
 from vllm.platforms import current_platform  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from headrace.replica.engines.vllm_processes import fork_workers  # noqa: E402
