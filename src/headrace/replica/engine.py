@@ -63,7 +63,7 @@ class Row:
     logprobs: Sequence[tuple[float, Sequence[tuple[int, float]]]] = ()
     cached_tokens: int = 0
     error: str = ""
-    refused: bool = False  # with finish "error": the request is at fault, and no engine would run it
+    kind: str = "internal"  # of the error: "invalid_request" if the request is at fault, "overloaded", "internal"
     values: Sequence[float] = ()  # of an EncodeRequest, with finish "stop"
     prompt_logprobs: Sequence[tuple[int, float, Sequence[tuple[int, float]]]] = ()  # (token, its, alternatives), once
 

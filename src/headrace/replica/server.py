@@ -18,7 +18,7 @@ from headrace.core.types import Failure, Phase, ReplicaStatus
 from headrace.errors import HeadraceError, ReplicaGone, UserError
 from headrace.process import ProcessRecord, told_to_stop, write_atomic
 from headrace.replica.engine import Engine
-from headrace.replica.engines import Opened, open_engine
+from headrace.replica.engines import Opened, open_engine, prepare
 from headrace.replica.frontend import FrontEnd, open_front_end
 from headrace.replica.service import ReplicaServicer
 from headrace.replica.status import StatusBoard
@@ -56,6 +56,7 @@ async def run(directory: Path) -> int:
         spec_file = parse_spec((directory / "spec.json").read_text())
     except (OSError, ValueError) as e:
         return _write_failure(directory, Failed(f"Cannot read {directory / 'spec.json'}: {e}", True))
+    prepare(spec_file.spec.model, spec_file.spec.resources)
     replica = Replica(spec_file, directory)
     async with asyncio.TaskGroup() as tasks:
         stop, life = tasks.create_task(told_to_stop()), tasks.create_task(replica.live())

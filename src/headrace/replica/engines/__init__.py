@@ -24,6 +24,13 @@ class Opened:
     model: Model
 
 
+def prepare(spec: ModelSpec, resources: Resources) -> None:
+    """Begin with what can go on beside all else. Quick; call it from the main thread, at the start of the process."""
+    name, _ = pick(spec.engine, installed(), resources.gpus)
+    if name == "vllm" and name in installed():
+        vllm_processes.start_server({} if resources.gpus else vllm_args.cpu_environment(resources))
+
+
 def open_engine(spec: ModelSpec, resources: Resources, cache_dir: Path, report: Report) -> Opened:
     """Find, fetch, convert and load what `spec` asks for. Slow; call it in a thread.
 
@@ -59,8 +66,6 @@ def _open_openvino(
 
 
 def _open_vllm(spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report) -> Opened:
-    environment = {} if resources.gpus else vllm_args.cpu_environment(resources)
-    vllm_processes.start_server(environment)
     model = resolve(spec.source, spec.source_revision, cache_dir, report)
     assert model.folder
     if model.weights is Weights.OPENVINO and not any(model.folder.glob("*.safetensors")):

@@ -35,7 +35,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # what there is to download has been
 os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "4096")
 import vllm  # noqa: E402  # pyright: ignore[reportMissingImports]
 from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402  # pyright: ignore[reportMissingImports]
-from vllm.exceptions import VLLMClientError  # noqa: E402  # pyright: ignore[reportMissingImports]
+from vllm.exceptions import (  # noqa: E402  # pyright: ignore[reportMissingImports]
+    MaxQueuedTokensError,
+    QueueOverflowError,
+    VLLMClientError,
+)
 from vllm.inputs import tokens_input  # noqa: E402  # pyright: ignore[reportMissingImports]
 from vllm.lora.request import LoRARequest  # noqa: E402  # pyright: ignore[reportMissingImports]
 from vllm.platforms import current_platform  # noqa: E402  # pyright: ignore[reportMissingImports]
@@ -392,8 +396,10 @@ class VllmEngine:
 
 def _refusal(request_id: int, e: Exception) -> Row:
     """The last row of a request that vLLM does not take. What is the request's own fault is told as such."""
+    if isinstance(e, QueueOverflowError | MaxQueuedTokensError):
+        return Row(request_id, (), "error", error="This replica's queue is full.", kind="overloaded")
     if isinstance(e, VLLMClientError | ValueError | TypeError):
-        return Row(request_id, (), "error", error=f"The engine refuses the request: {brief(e)}", refused=True)
+        return Row(request_id, (), "error", error=f"The engine refuses the request: {brief(e)}", kind="invalid_request")
     return Row(request_id, (), "error", error=f"The engine failed on the request: {brief(e)}")
 
 

@@ -22,7 +22,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def start_server(environment: Mapping[str, str]) -> None:
-    """Begin to import vLLM in a process to fork from; `environment` is what it and its forks find beside ours."""
+    """Begin to import vLLM in a process to fork from; `environment` is what it and its forks find beside ours.
+
+    Call it from the main thread: the server ends with the thread that started it.
+    """
     if sys.platform != "linux":
         return
     before = dict(os.environ)
