@@ -14,6 +14,7 @@ import pytest
 from adapter_fixtures import write_adapter
 from integration.node_fixtures import Head, head_double, spawn_scheduler
 
+from headrace.core.specfile import parse_spec
 from headrace.core.types import (
     Adapter,
     AdapterStatus,
@@ -105,6 +106,8 @@ async def test_adapters_reach_a_running_replica_an_adopted_one_and_the_next_life
     before = await loaded(a)
     head.want(replace(spec, adapters=(a, b)))
     assert (await loaded(a, b)).pid == before.pid
+    kept = parse_spec((tmp_path / "state/nodes/1/replicas/r-1/spec.json").read_text()).spec
+    assert kept.adapters == (a, b), "for a scheduler or a start that no head speaks to"
 
     os.kill(first.pid, signal.SIGKILL)
     await first.wait()

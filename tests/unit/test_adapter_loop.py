@@ -125,6 +125,22 @@ async def test_what_cannot_be_fetched_now_is_tried_again(world: World, monkeypat
     await world.until({"a": True})
 
 
+async def test_a_slow_source_holds_up_nothing_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = threading.Event()
+
+    def fetch(source: str, *_: object) -> Path:
+        assert source != "/a" or there.wait(30)
+        return Path(source)
+
+    monkeypatch.setattr(module, "adapter_folder", fetch)
+    world.adapters.set([A, B])
+    await world.until({"a": "", "b": True})
+    world.adapters.set([A])
+    assert await asyncio.to_thread(world.engine.emptied.wait, 30)
+    there.set()
+    await world.until({"a": True})
+
+
 async def test_one_that_the_engine_refuses_does_not_keep_others_from_coming(world: World) -> None:
     world.engine.fails = {"a": "For another model."}
     world.adapters.set([A, B])

@@ -1,7 +1,7 @@
 """The LoRA adapters of one replica: told which to have, it fetches and loads them, and says how each stands.
 
-Level-triggered: `set` gives the full list, and one loop makes it so. An adapter that is no longer wanted takes no new
-streams at once, and is dropped when its last stream has ended.
+Level-triggered: `set` gives the full list, and one loop makes it so, while what is slow to fetch is fetched beside it.
+An adapter that is no longer wanted takes no new streams at once, and is dropped when its last stream has ended.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from headrace.replica.streams import Streams
 log = structlog.get_logger()
 
 _AGAIN_S, _AGAIN_MAX_S = 5.0, 300.0
+_FETCHES = 2  # at a time: they use threads that others need too
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Adapters:
         self._news = asyncio.Event()
         self._folders: dict[Adapter, Path] = {}
         self._refused: dict[Adapter, _Refused] = {}
+        self._fetching: set[Adapter] = set()
+        self._may_fetch = asyncio.Semaphore(_FETCHES)
         self._loaded: dict[str, tuple[Adapter, Path]] = {}  # what the engine has, by name
         self._clock = asyncio.get_running_loop().time
         streams.on_adapter_left = self._news.set
@@ -61,16 +64,18 @@ class Adapters:
 
     async def run(self) -> None:
         """Make it so, until cancelled."""
-        while True:
-            due = min((r.again_at for r in self._refused.values() if r.again_at is not None), default=None)
-            try:
-                async with asyncio.timeout_at(due):
-                    await self._news.wait()
-            except TimeoutError:
-                pass
-            self._news.clear()
-            await self._fetch()
-            await self._load()
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                try:
+                    async with asyncio.timeout_at(self._next_try()):
+                        await self._news.wait()
+                except TimeoutError:
+                    pass
+                self._news.clear()
+                for a in filter(self._is_due, self._wanted):
+                    self._fetching.add(a)
+                    tasks.create_task(self._fetch(a))
+                await self._load()
 
     def _say(self) -> None:
         """Tell the streams what may be used, and the board how all stand."""
@@ -86,29 +91,39 @@ class Adapters:
         if adapter in self._wanted:
             self._refused[adapter] = refused
 
-    async def _fetch(self) -> None:
-        """Find the files of all that is wanted; once more of those that could not be fetched a while ago."""
-        for a in self._wanted:
-            before = self._refused.get(a)
-            if a in self._folders or (before and (before.again_at is None or self._clock() < before.again_at)):
-                continue
-            try:
-                if "adapters" not in self._engine.info.features:
-                    raise UserError(f"The {self._engine.info.engine} engine has no LoRA adapters for this model.")
+    def _next_try(self) -> float | None:
+        """When something is to be fetched once more; what is on its way already is not."""
+        times = [r.again_at for a, r in self._refused.items() if r.again_at is not None and a not in self._fetching]
+        return min(times, default=None)
+
+    def _is_due(self, a: Adapter) -> bool:
+        """Whether the files of an adapter are to be fetched now, for the first time or once more."""
+        refused = self._refused.get(a)
+        may = refused is None or (refused.again_at is not None and self._clock() >= refused.again_at)
+        return may and a not in self._folders and a not in self._fetching
+
+    async def _fetch(self, a: Adapter) -> None:
+        before = self._refused.get(a)
+        try:
+            if "adapters" not in self._engine.info.features:
+                raise UserError(f"The {self._engine.info.engine} engine has no LoRA adapters for this model.")
+            async with self._may_fetch:
                 folder = await asyncio.to_thread(adapter_folder, a.source, a.source_revision, self._cache_dir, _quiet)
-            except UserError as e:
-                self._refuse(a, _Refused(e.message))
-            except HeadraceError as e:
-                pause_s = min(_AGAIN_MAX_S, before.pause_s * 2) if before else _AGAIN_S
-                self._refuse(a, _Refused(f"{e.message} It is tried again.", self._clock() + pause_s, pause_s))
-            except Exception as e:
-                log.exception("adapter_failed", adapter=a.name)
-                self._refuse(a, _Refused(f"Its files cannot be read ({type(e).__name__}: {e})."))
-            else:
-                if a in self._wanted:  # it may have been told otherwise meanwhile
-                    self._refused.pop(a, None)
-                    self._folders[a] = folder
-            self._say()
+        except UserError as e:
+            self._refuse(a, _Refused(e.message))
+        except HeadraceError as e:
+            pause_s = min(_AGAIN_MAX_S, before.pause_s * 2) if before else _AGAIN_S
+            self._refuse(a, _Refused(f"{e.message} It is tried again.", self._clock() + pause_s, pause_s))
+        except Exception as e:
+            log.exception("adapter_failed", adapter=a.name)
+            self._refuse(a, _Refused(f"Its files cannot be read ({type(e).__name__}: {e})."))
+        else:
+            if a in self._wanted:  # it may have been told otherwise meanwhile
+                self._refused.pop(a, None)
+                self._folders[a] = folder
+        self._fetching.discard(a)
+        self._say()
+        self._news.set()
 
     async def _load(self) -> None:
         """Give the engine what was found, and take from it what nobody wants and nobody uses any more."""
