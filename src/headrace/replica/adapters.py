@@ -82,7 +82,7 @@ class Adapters:
         has = {a for a, _ in self._loaded.values() if a in self._wanted}
         self._streams.adapters = frozenset(a.name for a in has)
         reasons = {a: r.reason for a, r in self._refused.items()}
-        said = tuple(AdapterStatus(a, a in has, reasons.get(a, "")) for a in self._wanted)
+        said = tuple(AdapterStatus(a, a in has, "" if a in has else reasons.get(a, "")) for a in self._wanted)
         if said != self._board.now.adapters:
             self._board.change(adapters=said)
 
