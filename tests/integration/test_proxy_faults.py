@@ -9,10 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import pytest
 from integration.proxy_fixtures import PATIENCE, Replica, World, answer, eventually, raw_request, world
 
+from headrace.core import types as t
 from headrace.core.types import Failure
-from headrace.proxy.session import Silence
+from headrace.proxy.changed import Changed
+from headrace.proxy.session import Session, Silence
+from headrace.proxy.sessions import Sessions
 from headrace.proxy.stream import MAX_DEATHS
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
@@ -332,3 +336,23 @@ async def test_keep_alive_serves_many_requests():
             assert content((await w.client.post("/v1/chat/completions", json=STREAM)).text)[2]
         assert w.proxy.server.server_state.total_requests == 20
         assert len(w.proxy.server.server_state.connections) == 1
+
+
+async def test_closing_ends_a_session_that_breaks_at_the_same_moment(monkeypatch: pytest.MonkeyPatch):
+    """A task group whose task fails while it is cancelled raises the failure, and the cancellation is lost."""
+    tried = asyncio.Event()
+
+    async def breaks_when_cancelled(self: Session, channel: object) -> None:
+        tried.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ExceptionGroup("", [OSError("broken pipe")]) from None
+
+    monkeypatch.setattr(Session, "_serve", breaks_when_cancelled)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        sessions = Sessions(tasks, "p", Changed(), Silence())
+        route = t.Route("demo", t.RouteState.READY, "", (t.Endpoint(t.ReplicaId("r"), "127.0.0.1:1"),))
+        sessions.apply(t.RouteTable(1, 1, {"demo": route}))
+        await tried.wait()
+        sessions.close()

@@ -254,7 +254,7 @@ async def test_a_failed_load_is_told_twice(tmp_path: Path, permanent: bool) -> N
     [
         ({"source": "/no/such/folder", "engine": "openvino"}, "no folder /no/such/folder"),
         ({"source": "tinyllama", "engine": "openvino"}, "neither builtin:NAME"),
-        ({"engine": "vllm"}, "not supported yet"),
+        ({"engine": "vllm"}, "vLLM is not installed"),
         ({"engine": "abacus"}, "no engine 'abacus'"),
         ({"options": {"speed": 3}}, "no option 'speed'"),
     ],

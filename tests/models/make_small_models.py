@@ -34,7 +34,7 @@ from transformers import (
 from headrace.replica.convert import convert
 
 VOCAB_SIZE = 512
-HIDDEN = 64
+HIDDEN = 128  # with four heads: the least that all engines have an attention for is 32 each
 GREEDY_TOKENS = 48
 PROMPTS = ("Explain about Machine Learning?", "Hello", "The water of the mill")
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"

@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +24,6 @@ class Engine:
     """Records what it was told; `emptied` when that was to have none."""
 
     def __init__(self) -> None:
-        self.info = SimpleNamespace(engine="double", features={"adapters"})
         self.told: list[dict[str, Path]] = []
         self.fails: dict[str, str] = {}
         self.breaks = False
@@ -152,13 +150,10 @@ async def test_one_that_the_engine_refuses_does_not_keep_others_from_coming(worl
     await world.until({"a": True, "b": True})
 
 
-async def test_an_engine_that_fails_or_has_no_adapters_says_so(world: World) -> None:
+async def test_an_engine_that_fails_says_so(world: World) -> None:
     world.engine.breaks = True
     world.adapters.set([A])
     await world.until({"a": "The engine failed to load it (RuntimeError: out of memory)."})
-    world.engine.info.features = set()
-    world.adapters.set([B])
-    await world.until({"b": "The double engine has no LoRA adapters for this model."})
 
 
 def test_the_scale_of_an_adapter_is_its_configurations(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from importlib import resources
 from typing import Any
@@ -215,3 +216,32 @@ def test_names_are_never_paths() -> None:
         name_of(DeployRequest("/"))
     with pytest.raises(InvalidRequest):
         check_entry(entry(name="a/b"))
+
+
+@pytest.mark.parametrize(
+    ("args", "asked", "gpus"),
+    [
+        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, None, 4),
+        ({"tensor_parallel_size": 2}, 2, 2),
+        ({"tensor_parallel_size": 2}, 0, 0),  # on CPUs, on purpose
+        ({}, 1, 1),
+        ({}, None, 0),
+    ],
+)
+def test_parallel_sizes_count_as_gpus(args: dict[str, int], asked: int | None, gpus: int) -> None:
+    request = DeployRequest(model="/m", engine="vllm", gpus=asked, engine_args_json=json.dumps(args))
+    assert resolve(request, {}).resources.gpus == gpus
+
+
+@pytest.mark.parametrize(
+    ("args", "asked", "said"),
+    [
+        ({"tensor_parallel_size": 4}, 2, "tensor_parallel_size takes 4 GPUs, but gpus is 2."),
+        ({"tensor_parallel_size": "two"}, None, "must be a whole number"),
+        ({"pipeline_parallel_size": 0}, None, "must be a whole number"),
+    ],
+)
+def test_parallel_sizes_that_cannot_be_are_refused(args: dict[str, Any], asked: int | None, said: str) -> None:
+    request = DeployRequest(model="/m", engine="vllm", gpus=asked, engine_args_json=json.dumps(args))
+    with pytest.raises(InvalidRequest, match=said):
+        resolve(request, {})

@@ -42,6 +42,7 @@ infos = st.lists(
         cpus=st.sampled_from([0.3, 1.0, 4.0]),
         gpus=st.integers(0, 4),
         memory=st.sampled_from([GIB, 16 * GIB]),
+        engines=st.sampled_from([("openvino",), ("vllm", "openvino")]),
     ),
     max_size=5,
     unique_by=lambda n: n.node_id,
@@ -59,8 +60,9 @@ def test_never_over_commits_and_does_not_look_at_the_order(
         where = choose(deployment, need, "auto", view)
         assert choose(deployment, need, "auto", mixed) == where
         if isinstance(where, Placement):
-            held[where.node_id].append(Held(deployment, need, where.gpu_indices))
-            assert len(where.gpu_indices) == need.gpus
+            held[where.node_id].append(Held(deployment, where.resources, where.gpu_indices))
+            assert len(where.gpu_indices) == where.resources.gpus
+            assert where.resources.gpus in (need.gpus, need.gpus or 1)
         else:
             assert where.reason
     for n in nodes:
@@ -87,7 +89,7 @@ def test_spreads_one_deployment_over_equal_nodes(nodes: int, replicas: int) -> N
 def test_packs_different_deployments_tightly_and_keeps_gpus_free() -> None:
     big, small, gpu = node("a", cpus=16), node("b", cpus=4), node("c", cpus=4, gpus=2)
     where = choose("d", Resources(2.0), "auto", [Candidate(big), Candidate(gpu), Candidate(small)])
-    assert where == Placement(NodeId("b"), ())
+    assert where == Placement(NodeId("b"), (), Resources(2.0))
 
 
 def test_ten_tenths_of_a_cpu_fit_into_one() -> None:
@@ -102,8 +104,9 @@ def test_ten_tenths_of_a_cpu_fit_into_one() -> None:
 def test_gpu_memory_takes_the_tightest_gpus_that_have_enough() -> None:
     gpus = (Gpu(0, "", 80 * GIB, 80 * GIB), Gpu(1, "", 80 * GIB, 10 * GIB), Gpu(2, "", 80 * GIB, 40 * GIB))
     info = NodeInfo(NodeId("1"), 1, "h", "0", Resources(8, GIB, 3), gpus, ("vllm",))
-    assert choose("d", Resources(1, 0, 1, 20 * GIB), "vllm", [Candidate(info)]) == Placement(NodeId("1"), (2,))
-    assert choose("d", Resources(1, 0, 2, 20 * GIB), "vllm", [Candidate(info)]) == Placement(NodeId("1"), (0, 2))
+    for gpus_needed, indices in ((1, (2,)), (2, (0, 2))):
+        need = Resources(1, 0, gpus_needed, 20 * GIB)
+        assert choose("d", need, "vllm", [Candidate(info)]) == Placement(NodeId("1"), indices, need)
     three = reason(Resources(1, 0, 3, 20 * GIB), info, engine="vllm")
     assert three == "needs 3 GPUs with 20.0 GiB free; node 1 has 2 such"
 
@@ -161,5 +164,22 @@ def test_an_engine_that_no_node_has_is_named() -> None:
 def test_auto_prefers_nodes_with_an_engine_for_models_and_else_takes_any() -> None:
     bare = Candidate(node("a", cpus=1, engines=("simulated",)))
     good = Candidate(node("b"))
-    assert choose("d", Resources(1.0), "auto", [bare, good]) == Placement(NodeId("b"), ())
-    assert choose("d", Resources(1.0), "auto", [bare]) == Placement(NodeId("a"), ())
+    assert choose("d", Resources(1.0), "auto", [bare, good]) == Placement(NodeId("b"), (), Resources(1.0))
+    assert choose("d", Resources(1.0), "auto", [bare]) == Placement(NodeId("a"), (), Resources(1.0))
+
+
+def test_auto_takes_a_gpu_where_vllm_has_one_free_and_goes_without_otherwise() -> None:
+    plain, gpu = Candidate(node("a")), Candidate(node("b", gpus=1, engines=("vllm", "openvino")))
+    need = Resources(1.0)
+    assert choose("d", need, "auto", [plain, gpu]) == Placement(NodeId("b"), (0,), Resources(1.0, gpus=1))
+    full = Candidate(gpu.info, (Held("x", Resources(1.0, gpus=1), (0,)),))
+    assert choose("d", need, "auto", [full]) == Placement(NodeId("b"), (), need)
+    assert choose("d", need, "openvino", [gpu]) == Placement(NodeId("b"), (), need)
+
+
+def test_vllm_takes_a_gpu_of_a_node_that_has_some_and_the_cpu_of_one_that_has_none() -> None:
+    gpu, cpu = node("a", gpus=1, engines=("vllm",)), node("b", engines=("vllm",))
+    assert choose("d", Resources(1.0), "vllm", [Candidate(cpu)]) == Placement(NodeId("b"), (), Resources(1.0))
+    taken = Candidate(gpu, (Held("x", Resources(gpus=1), (0,)),))
+    outcome = choose("d", Resources(1.0), "vllm", [taken])
+    assert outcome == NoPlace("needs 1 GPU; node a has 0 free of 1")

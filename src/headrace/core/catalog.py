@@ -169,23 +169,45 @@ def resolve(request: DeployRequest, catalog: Mapping[str, CatalogEntry], existin
     resources = entry.resources if entry else DEFAULT_RESOURCES
     low, high = _range(request, existing)
     adapters = existing.adapters if existing else entry.adapters if entry else ()
+    model = check_model(
+        replace(
+            model,
+            **_given(request, "engine", "context_tokens", "weight_format", "engine_args_json"),
+            **_given(request, "source_revision", "chat_template", "task", "tool_parser", "reasoning_parser"),
+            **_given(request, "trust_remote_code"),
+        )
+    )
+    resources = replace(resources, **_given(request, "cpus", "memory_bytes", "gpus", "gpu_memory_bytes"))
     return Wanted(
         name=name_of(request),
-        model=check_model(
-            replace(
-                model,
-                **_given(request, "engine", "context_tokens", "weight_format", "engine_args_json"),
-                **_given(request, "source_revision", "chat_template", "task", "tool_parser", "reasoning_parser"),
-                **_given(request, "trust_remote_code"),
-            )
-        ),
-        resources=check_resources(
-            replace(resources, **_given(request, "cpus", "memory_bytes", "gpus", "gpu_memory_bytes"))
-        ),
+        model=model,
+        resources=check_resources(_with_gpus(model, resources, asked=request.gpus is not None)),
         min_replicas=low,
         max_replicas=high,
         adapters=check_adapters(adapters if request.adapters is None else request.adapters),
     )
+
+
+_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
+def _with_gpus(model: ModelSpec, resources: Resources, *, asked: bool) -> Resources:
+    """`resources` with the GPUs that the engine's arguments for parallelism take. 0 on purpose stays 0: on CPUs."""
+    if model.engine not in ("vllm", "auto"):
+        return resources
+    options = cast("dict[str, object]", json.loads(model.engine_args_json))
+    taken = 1
+    for name in _PARALLEL:
+        size = options.get(name, 1)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InvalidRequest(f"{name} must be a whole number from 1, not {size!r}.", param="engine_args_json")
+        taken *= size
+    if taken == 1 or (asked and not resources.gpus):
+        return resources
+    if resources.gpus and resources.gpus != taken:
+        named = " x ".join(name for name in _PARALLEL if name in options)
+        raise InvalidRequest(f"{named} takes {taken} GPUs, but gpus is {resources.gpus}.", param="gpus")
+    return replace(resources, gpus=taken)
 
 
 def name_of(request: DeployRequest) -> str:

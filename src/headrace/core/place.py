@@ -32,8 +32,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
+    """`resources`: what the replica holds there. That is what was asked for, or a GPU more: see `need_on`."""
+
     node_id: NodeId
     gpu_indices: tuple[int, ...]
+    resources: Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +83,36 @@ def free(node: Candidate) -> Resources:
     )
 
 
+def need_on(node: Candidate, need: Resources, engine: str) -> Resources:
+    """What a replica needs on this node. Where vLLM meets GPUs it takes one, although none was asked for.
+
+    vLLM's build for GPUs cannot do without; "auto" takes one while one is free, and goes without otherwise.
+    """
+    if need.gpus or "vllm" not in node.info.engines or not node.info.resources.gpus:
+        return need
+    if engine == "vllm" or (engine == "auto" and free_gpus(node)):
+        return replace(need, gpus=1)
+    return need
+
+
 def choose(deployment: str, need: Resources, engine: str, nodes: Iterable[Candidate]) -> Placement | NoPlace:
     """A node for one replica of `deployment`: the one with fewest of its replicas, then the tightest fit, then by id.
 
-    The outcome depends on the set of nodes, not on their order. Among a node's GPUs the tightest fit goes first. Where
-    no node at all has an engine for "auto", any will do: the replica then fails at once, and says what to install.
+    "auto" goes to a GPU rather than elsewhere. The outcome depends on the set of nodes, not on their order. Among a
+    node's GPUs the tightest fit goes first. Where no node at all has an engine for "auto", any will do: the replica
+    then fails at once, and says what to install.
     """
     found = sorted(nodes, key=lambda n: n.info.node_id)
     if engine == "auto":
         found = [n for n in found if _can_run(engine, n.info.engines)] or found
     if not found:
         return NoPlace(_NO_SCHEDULER)
-    fitting = [n for n in found if not _shortages(need, engine, n)]
+    fitting = [n for n in found if not _shortages(need_on(n, need, engine), engine, n)]
     if not fitting:
         return NoPlace(_explain(need, engine, found))
-    best = min(fitting, key=lambda n: _order(deployment, n))
-    return Placement(best.info.node_id, _pick_gpus(need, best))
+    best = min(fitting, key=lambda n: (not need_on(n, need, engine).gpus, *_order(deployment, n)))
+    held = need_on(best, need, engine)
+    return Placement(best.info.node_id, _pick_gpus(held, best), held)
 
 
 def _order(deployment: str, node: Candidate) -> tuple[int, int, float, int, str]:
@@ -138,7 +155,7 @@ def _shortages(need: Resources, engine: str, node: Candidate) -> dict[str, tuple
 
 def _explain(need: Resources, engine: str, nodes: Sequence[Candidate]) -> str:
     """For example: needs 1 GPU; node 1 has 0, node 2 has 0, node 3 has 0 and 2 more nodes have no room."""
-    short = [_shortages(need, engine, n) for n in nodes]
+    short = [_shortages(need_on(n, need, engine), engine, n) for n in nodes]
     # What no node has is the cause; without such a thing, all that some node lacks is.
     wanted = list(dict.fromkeys(what for s in short for what in s))
     wanted = [what for what in wanted if all(what in s for s in short)] or wanted

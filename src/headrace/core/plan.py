@@ -122,7 +122,7 @@ class _Step:
             deployment=d.name,
             revision=d.revision,
             node_id=where.node_id,
-            resources=d.resources,
+            resources=where.resources,
             gpu_indices=where.gpu_indices,
             goal=Goal.RUN,
             created=self._now,

@@ -67,6 +67,7 @@ class Session:
         self.suspect = False
         self.draining = False
         self.retired = False
+        self._closed = False
         self._proxy_id = proxy_id
         self._changed = changed
         self._silence = silence
@@ -105,6 +106,14 @@ class Session:
         self.retired = True
         self._check_idle()
 
+    def close(self) -> None:
+        """End the session now, whatever runs in it; for the task of `run` to be cancelled beside.
+
+        Cancelling alone may not do: when the session breaks at that moment, the error takes the cancellation's place.
+        """
+        self._closed = True
+        self._wake.set()
+
     def _check_idle(self) -> None:
         if self.retired and not self._streams:
             self._wake.set()
@@ -115,7 +124,7 @@ class Session:
         channel = open_channel(self.endpoint.address, self._tls)
         delay = _BACK_OFF_S[0]
         try:
-            while not (self.retired and not self._streams):
+            while not self._closed and not (self.retired and not self._streams):
                 why = "it ended the session"
                 try:
                     await self._serve(channel)
@@ -134,7 +143,7 @@ class Session:
                     if not self._wake.is_set():
                         log.warning("replica_gone", replica=replica, why=why, streams=len(self._streams))
                 self._lose(ReplicaGone(f"Replica {replica} stopped answering: {why}"))
-                if self.retired:
+                if self.retired or self._closed:
                     break
                 try:
                     await asyncio.wait_for(self._wake.wait(), delay * random.uniform(0.5, 1.0))

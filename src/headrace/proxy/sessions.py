@@ -30,7 +30,7 @@ class Sessions:
         self._silence = silence
         self._tls = tls
         self._live: dict[_Key, Session] = {}
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], Session] = {}
 
     def apply(self, table: RouteTable) -> None:
         """Make the sessions those of `table`. Streams of a retired session go on to their end."""
@@ -44,8 +44,8 @@ class Sessions:
     def _open(self, endpoint: Endpoint) -> Session:
         session = Session(endpoint, self._proxy_id, self.changed, self._silence, self._tls)
         task = self._tasks.create_task(session.run(), name=f"session {endpoint.replica_id}")
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running[task] = session
+        task.add_done_callback(lambda done: self._running.pop(done, None))
         return session
 
     def pick(self, route: Route, excluded: Set[ReplicaId]) -> Session | None:
@@ -66,5 +66,6 @@ class Sessions:
 
     def close(self) -> None:
         """End all sessions now; their streams are told."""
-        for task in self._running:
+        for task, session in list(self._running.items()):
+            session.close()
             task.cancel()

@@ -105,8 +105,6 @@ class Adapters:
     async def _fetch(self, a: Adapter) -> None:
         before = self._refused.get(a)
         try:
-            if "adapters" not in self._engine.info.features:
-                raise UserError(f"The {self._engine.info.engine} engine has no LoRA adapters for this model.")
             async with self._may_fetch:
                 folder = await asyncio.to_thread(adapter_folder, a.source, a.source_revision, self._cache_dir, _quiet)
         except UserError as e:

@@ -63,7 +63,7 @@ class Row:
     logprobs: Sequence[tuple[float, Sequence[tuple[int, float]]]] = ()
     cached_tokens: int = 0
     error: str = ""
-    refused: bool = False  # with finish "error": the request is at fault, and no engine would run it
+    kind: str = "internal"  # of the error: "invalid_request" if the request is at fault, "overloaded", "internal"
     values: Sequence[float] = ()  # of an EncodeRequest, with finish "stop"
     prompt_logprobs: Sequence[tuple[int, float, Sequence[tuple[int, float]]]] = ()  # (token, its, alternatives), once
 
@@ -134,9 +134,9 @@ class Engine(Protocol):
     def set_adapters(self, adapters: Mapping[str, Path]) -> Mapping[str, str]:
         """Have exactly these LoRA adapters (name → PEFT folder): load what is new, drop what is gone.
 
-        Only if `info.features` names "adapters". Slow; called in a thread after `start`, one call at a time. Nothing
-        that was not aborted runs with what is gone, and a name never changes its folder without having been gone.
-        Returns name → why it was not loaded, for those that were not.
+        Slow; called in a thread after `start`, one call at a time. Nothing that was not aborted runs with what is gone,
+        and a name never changes its folder without having been gone. Returns name → why it was not loaded, for those
+        that were not; for all, if `info.features` does not name "adapters".
         """
         ...
 

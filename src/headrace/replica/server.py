@@ -19,7 +19,7 @@ from headrace.errors import HeadraceError, ReplicaGone, UserError
 from headrace.process import ProcessRecord, told_to_stop, write_atomic
 from headrace.replica.adapters import Adapters
 from headrace.replica.engine import Engine
-from headrace.replica.engines import Opened, open_engine
+from headrace.replica.engines import Opened, open_engine, prepare
 from headrace.replica.frontend import FrontEnd, open_front_end
 from headrace.replica.service import ReplicaServicer
 from headrace.replica.status import StatusBoard
@@ -57,6 +57,7 @@ async def run(directory: Path) -> int:
         spec_file = parse_spec((directory / "spec.json").read_text())
     except (OSError, ValueError) as e:
         return _write_failure(directory, Failed(f"Cannot read {directory / 'spec.json'}: {e}", True))
+    prepare(spec_file.spec.model, spec_file.spec.resources)
     replica = Replica(spec_file, directory)
     async with asyncio.TaskGroup() as tasks:
         stop, life = tasks.create_task(told_to_stop()), tasks.create_task(replica.live())
@@ -148,7 +149,8 @@ class Replica:
             _hand_over(loop, self._activity, activity, progress)
 
         def load() -> tuple[Opened, FrontEnd]:
-            opened = open_engine(spec.model, spec.resources, Path(self._file.cache_dir), report)
+            cache_dir, adapters = Path(self._file.cache_dir), bool(spec.adapters)
+            opened = open_engine(spec.model, spec.resources, cache_dir, report, adapters=adapters)
             e = opened.engine
             return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids)
 

@@ -122,7 +122,7 @@ class Streams:
             if row.logprobs and p.logprobs is not None:
                 c.logprobs.append((stream.number, self._logprobs(row, used)))
         if finish:
-            failure = Failure("internal", row.error) if finish == "error" else None
+            failure = Failure(row.kind, row.error) if finish == "error" else None
             self._finish(stream, Finished(stream.number, finish, row.cached_tokens, failure))
 
     def _logprobs(self, row: Row, used: int) -> tuple[TokenLogprob, ...]:

@@ -12,6 +12,7 @@ from headrace.engines_here import HOW_TO_INSTALL, installed, pick
 from headrace.errors import UserError
 from headrace.replica.conversion import converted
 from headrace.replica.engine import Engine
+from headrace.replica.engines import vllm_args, vllm_processes
 from headrace.replica.models import Model, Report, Weights, resolve
 
 
@@ -23,24 +24,43 @@ class Opened:
     model: Model
 
 
-def open_engine(spec: ModelSpec, resources: Resources, cache_dir: Path, report: Report) -> Opened:
+def prepare(spec: ModelSpec, resources: Resources) -> None:
+    """Begin with what can go on beside all else. Quick; call it from the main thread, at the start of the process."""
+    name, _ = pick(spec.engine, installed(), resources.gpus)
+    if name == "vllm" and name in installed():
+        vllm_processes.start_server({} if resources.gpus else vllm_args.cpu_environment(resources))
+
+
+def open_engine(
+    spec: ModelSpec, resources: Resources, cache_dir: Path, report: Report, *, adapters: bool = False
+) -> Opened:
     """Find, fetch, convert and load what `spec` asks for. Slow; call it in a thread.
 
+    adapters: some are wanted already, for engines that make room for them at the start or never.
     UserError: trying again cannot help. Other HeadraceErrors: it may.
     """
-    name, _ = pick(spec.engine, installed(), resources.gpus)
-    options = _options(spec)
+    name, why = pick(spec.engine, installed(), resources.gpus)
+    report(f"starting the engine {name} ({why})", -1.0)
+    given = _engine_args(spec)
     if name == "simulated":
         from headrace.replica.engines.simulated import SimulatedEngine
 
-        return Opened(SimulatedEngine(options, spec.context_tokens, report), Model(None))
+        return Opened(SimulatedEngine(given, spec.context_tokens, report), Model(None))
     if name not in HOW_TO_INSTALL:
         raise UserError(f"There is no engine {name!r}: use auto, openvino, vllm or simulated.")
     if name not in installed():
         raise UserError(HOW_TO_INSTALL[name])
+    if name == "vllm":
+        return _open_vllm(spec, given, resources, cache_dir, report, adapters)
+    return _open_openvino(spec, given, resources, cache_dir, report)
+
+
+def _open_openvino(
+    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report
+) -> Opened:
     from headrace.replica.engines.openvino import OpenVinoEngine, OpenVinoOptions
 
-    settings = OpenVinoOptions.parse(options)
+    settings = OpenVinoOptions.parse(given)
     model = resolve(spec.source, spec.source_revision, cache_dir, report)
     assert model.folder
     if model.weights is not Weights.OPENVINO:
@@ -50,11 +70,27 @@ def open_engine(spec: ModelSpec, resources: Resources, cache_dir: Path, report: 
     return Opened(OpenVinoEngine(model.folder, settings, resources, spec.context_tokens), model)
 
 
-def _options(spec: ModelSpec) -> dict[str, Any]:
+def _open_vllm(
+    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report, adapters: bool
+) -> Opened:
+    model = resolve(spec.source, spec.source_revision, cache_dir, report)
+    assert model.folder
+    if model.weights is Weights.OPENVINO and not any(model.folder.glob("*.safetensors")):
+        raise UserError(f"{model.folder} has weights for OpenVINO only; vLLM needs safetensors.")
+    if spec.weight_format:
+        raise UserError("weight_format is OpenVINO's; for vLLM say --engine_arg dtype=… or quantization=….")
+    report("importing vLLM", -1.0)
+    from headrace.replica.engines.vllm import VllmEngine
+
+    report("loading the model", -1.0)
+    return Opened(VllmEngine(model.folder, spec, given, resources, adapters=adapters), model)
+
+
+def _engine_args(spec: ModelSpec) -> dict[str, Any]:
     try:
-        options = json.loads(spec.engine_args_json or "{}")
-        if not isinstance(options, dict):
+        given = json.loads(spec.engine_args_json or "{}")
+        if not isinstance(given, dict):
             raise ValueError("not an object")
     except ValueError as e:
-        raise UserError(f"The engine options are not a JSON object: {e}.") from e
-    return options
+        raise UserError(f"The engine arguments are not a JSON object: {e}.") from e
+    return given

@@ -1,0 +1,98 @@
+"""Between our values and vLLM's: sampling parameters there, new tokens and log-probabilities back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm.sampling_params import (  # pyright: ignore[reportMissingImports]
+    RequestOutputKind,
+    SamplingParams,
+    StructuredOutputsParams,
+)
+
+from headrace.core.types import Guide
+from headrace.replica.engine import EngineRequest
+
+
+def sampling_params(request: EngineRequest) -> SamplingParams:
+    """What vLLM is to do for `request`: new token ids only, no text."""
+    s = request.sampling
+    return SamplingParams(
+        temperature=s.temperature or 0.0,
+        top_p=1.0 if s.top_p is None else s.top_p,
+        top_k=s.top_k or 0,
+        min_p=s.min_p or 0.0,
+        seed=s.seed,
+        presence_penalty=s.presence_penalty or 0.0,
+        frequency_penalty=s.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if s.repetition_penalty is None else s.repetition_penalty,
+        logit_bias=dict(s.logit_bias) if s.logit_bias else None,
+        logprobs=s.logprobs,
+        prompt_logprobs=request.prompt_logprobs,
+        ignore_eos=bool(s.ignore_eos),
+        min_tokens=min(request.max_tokens, max(0, (s.min_tokens or 0) - request.delivered)),
+        stop_token_ids=list(request.stop_token_ids) or None,
+        max_tokens=request.max_tokens,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        structured_outputs=_structured(request.guide) if request.guide else None,
+        skip_clone=True,
+    )
+
+
+def _structured(guide: Guide) -> StructuredOutputsParams:
+    match guide.kind:
+        case "json_schema":
+            return StructuredOutputsParams(json=guide.value)
+        case "json_object":
+            return StructuredOutputsParams(json_object=True)
+        case "regex":
+            return StructuredOutputsParams(regex=guide.value)
+        case "grammar":
+            return StructuredOutputsParams(grammar=guide.value)
+        case "choices":
+            return StructuredOutputsParams(choice=json.loads(guide.value))
+
+
+def cannot_go_on(request: EngineRequest) -> str:
+    """Why a stream cannot go on exactly from the tokens that were delivered; "" if it can.
+
+    vLLM counts presence and frequency over its own output only, and begins a grammar anew.
+    """
+    s = request.sampling
+    if not request.delivered:
+        return ""
+    if s.presence_penalty or s.frequency_penalty:
+        return "a stream with presence_penalty or frequency_penalty cannot go on exactly on another replica"
+    if request.guide:
+        return "a stream with a structured answer cannot go on exactly on another replica"
+    if s.seed is not None and s.temperature:
+        return "a stream with a seed cannot go on exactly on another replica"
+    return ""
+
+
+Alternatives = tuple[tuple[int, float], ...]
+
+
+def logprobs_of(
+    tokens: Sequence[int], given: Sequence[Mapping[int, Any]], alternatives: int
+) -> list[tuple[float, Alternatives]]:
+    """One per token: its own, and the `alternatives` most probable tokens', best first."""
+    return [(entry[token].logprob, _top(entry, alternatives)) for token, entry in zip(tokens, given, strict=False)]
+
+
+def prompt_logprobs_of(
+    ids: Sequence[int], given: Sequence[Mapping[int, Any] | None], alternatives: int
+) -> list[tuple[int, float, Alternatives]]:
+    """One per prompt token; the first, which nothing comes before, has 0.0 and no alternatives."""
+    return [
+        (token, 0.0, ()) if entry is None else (token, entry[token].logprob, _top(entry, alternatives))
+        for token, entry in zip(ids, given, strict=False)
+    ]
+
+
+def _top(entry: Mapping[int, Any], n: int) -> Alternatives:
+    ranked = sorted((x.rank, i, x.logprob) for i, x in entry.items() if x.rank is not None and x.rank <= n)
+    return tuple((i, logprob) for _, i, logprob in ranked)

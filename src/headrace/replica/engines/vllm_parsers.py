@@ -1,0 +1,84 @@
+"""vLLM's parsers of tool calls and reasoning, as ours."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from headrace.core.types import ToolCall
+from headrace.errors import UserError
+from headrace.replica.engine import Delta, OutputParser, Parsing
+
+
+class Parsers:
+    """The parsers that a deployment names. UserError for a name that vLLM does not have."""
+
+    def __init__(self, tool: str, reasoning: str, llm: Any, model_config: Any) -> None:
+        self.features = frozenset({"tools", "tool_parser"} if tool else ()) | frozenset(
+            {"reasoning_parser"} if reasoning else ()
+        )
+        self._class: Any = None
+        if not (tool or reasoning):
+            return
+        from vllm.parser import ParserManager  # pyright: ignore[reportMissingImports]
+        from vllm.reasoning import ReasoningParserManager  # pyright: ignore[reportMissingImports]
+        from vllm.tool_parsers import ToolParserManager  # pyright: ignore[reportMissingImports]
+
+        _check("tool", tool, ToolParserManager.list_registered())
+        _check("reasoning", reasoning, ReasoningParserManager.list_registered())
+        self._model_config = model_config
+        self._tokenizer = llm.get_tokenizer()
+        make = ParserManager.get_parser
+        # Without tools in a request, one that parses them may still take a form of theirs out of the text.
+        self._class = make(tool or None, reasoning or None, enable_auto_tools=bool(tool))
+        self._reasoning_class = make(None, reasoning, enable_auto_tools=False) if reasoning else None
+
+    def new(self, parsing: Parsing) -> OutputParser | None:
+        """A new answer's parser; None where there is nothing to take out."""
+        kind = self._class if parsing.tools else self._reasoning_class if self._class else None
+        if kind is None:
+            return None
+        return _Parser(kind, self._tokenizer, self._model_config, parsing)
+
+
+class _Parser:
+    """One answer's."""
+
+    def __init__(self, kind: Any, tokenizer: Any, model_config: Any, parsing: Parsing) -> None:
+        from vllm.entrypoints.openai.chat_completion.protocol import (  # pyright: ignore[reportMissingImports]
+            ChatCompletionRequest,
+        )
+
+        tools = [dict(t) for t in parsing.tools] or None
+        self._request = ChatCompletionRequest(
+            messages=[{"role": "user", "content": ""}], tools=tools, tool_choice="auto" if tools else "none"
+        )
+        self._parser = kind(tokenizer, self._request.tools, model_config=model_config)
+        self._prompt_ids: list[int] | None = list(parsing.prompt_ids)
+
+    def push(self, text: str, ids: Sequence[int]) -> Delta:
+        return self._parse(text, ids, finished=False)
+
+    def finish(self) -> Delta:
+        return self._parse("", (), finished=True)
+
+    def _parse(self, text: str, ids: Sequence[int], *, finished: bool) -> Delta:
+        prompt_ids, self._prompt_ids = self._prompt_ids, None
+        m = self._parser.parse_delta(text, list(ids), self._request, prompt_ids, finished=finished)
+        if m is None:
+            return Delta()
+        calls = tuple(_call(c) for c in m.tool_calls or ())
+        return Delta(m.content or "", m.reasoning or "", calls)
+
+
+def _call(c: Any) -> ToolCall:
+    f = c.function
+    return ToolCall(c.index, c.id or "", (f.name if f else "") or "", (f.arguments if f else "") or "")
+
+
+def _check(what: str, name: str, known: Sequence[str]) -> None:
+    if name and name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}."
+        raise UserError(f"vLLM has no {what} parser {name!r}: {hint}")
