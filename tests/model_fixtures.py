@@ -26,11 +26,14 @@ _LIMIT_S = 300
 
 class SmallModel(TypedDict):
     """`hf`: Hugging Face folder with safetensors. `ov`: the same as OpenVINO IR. `greedy`: JSON file with what
-    transformers itself generates, a list of objects with prompt, prompt_ids, ids and text."""
+    transformers itself generates, a list of objects with prompt, prompt_ids, ids and text. `lora`: folders of LoRA
+    adapters "a" and "b"; `lora_greedy`: what transformers generates with each."""
 
     hf: Path
     ov: Path
     greedy: Path
+    lora: dict[str, Path]
+    lora_greedy: dict[str, Path]
 
 
 def _digest(data: bytes) -> str:
@@ -86,6 +89,12 @@ def small_models(request: pytest.FixtureRequest) -> dict[str, SmallModel]:
             if old != folder and "." not in old.name:
                 shutil.rmtree(old, ignore_errors=True)
     return {
-        name: {"hf": folder / "hf" / name, "ov": folder / "ov" / name, "greedy": folder / "greedy" / f"{name}.json"}
+        name: {
+            "hf": folder / "hf" / name,
+            "ov": folder / "ov" / name,
+            "greedy": folder / "greedy" / f"{name}.json",
+            "lora": {a: folder / "lora" / name / a for a in "ab"},
+            "lora_greedy": {a: folder / "greedy" / f"{name}-{a}.json" for a in "ab"},
+        }
         for name in ("gpt2", "llama", "phi")
     }

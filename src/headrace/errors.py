@@ -12,6 +12,7 @@
     ├── Overloaded 429            shed by policy; `retry_after_s` says when to come back
     ├── Unavailable 503           nothing can serve it now
     │   ├── Draining 503          this replica takes nothing new; another may
+    │   ├── NotLoaded 503         this replica lacks the adapter; another may have it
     │   └── ReplicaGone 503       the replica died or stopped answering
     ├── Fenced 409                a newer leader or scheduler has taken over
     └── UserError                 CLI only: one sentence, exit code 1
@@ -104,6 +105,10 @@ class Unavailable(HeadraceError):
 
 class Draining(Unavailable):
     kind = "draining"
+
+
+class NotLoaded(Unavailable):
+    kind = "not_loaded"
 
 
 class ReplicaGone(Unavailable):

@@ -50,7 +50,7 @@ def deployment(r: t.DeployRequest, revision: int) -> t.Deployment:
     resources = t.Resources(r.cpus or 0, r.memory_bytes or 0, r.gpus or 0, r.gpu_memory_bytes or 0)
     spec = t.ModelSpec(source, engine=r.engine or "auto", engine_args_json=r.engine_args_json or "{}")
     name = r.name or Path(r.model).name
-    return t.Deployment(name, revision, spec, resources, least, most, least, 0)
+    return t.Deployment(name, revision, spec, resources, least, most, least, 0, r.adapters or ())
 
 
 class FakeHead(head_pb2_grpc.AdminServiceServicer):
@@ -62,6 +62,7 @@ class FakeHead(head_pb2_grpc.AdminServiceServicer):
         self.script: Sequence[t.ReplicaStatus] = [self.in_phase(t.Phase.READY)]
         self.catalog = {"demo": t.CatalogEntry("demo", t.ModelSpec("builtin:demo"), t.Resources(), "A small model.")}
         self.log = b"one\ntwo\n"
+        self.refuses = ""  # why replicas load no adapter
         self.watches = 0
         self.watch_ended = asyncio.Event()
 
@@ -74,7 +75,13 @@ class FakeHead(head_pb2_grpc.AdminServiceServicer):
         replicas = [
             t.PlacedReplica(
                 t.NodeId("1"),
-                replace(like, replica_id=t.ReplicaId(f"{d.name}-1-{i:06}"), deployment=d.name, revision=d.revision),
+                replace(
+                    like,
+                    replica_id=t.ReplicaId(f"{d.name}-1-{i:06}"),
+                    deployment=d.name,
+                    revision=d.revision,
+                    adapters=tuple(t.AdapterStatus(a, not self.refuses, self.refuses) for a in d.adapters),
+                ),
             )
             for d in self.deployments.values()
             for i in range(d.replicas)
@@ -101,6 +108,16 @@ class FakeHead(head_pb2_grpc.AdminServiceServicer):
         if self.deployments.pop(request.name, None) is None:
             raise NotFound(f"{request.name!r} is not deployed.")
         return head_pb2.DeleteResponse()
+
+    @rpc_errors
+    async def AddAdapter(self, request: head_pb2.AddAdapterRequest, context: Any) -> head_pb2.Deployment:
+        d = self.deployments[request.deployment]
+        return self._made(replace(d, adapters=(*d.adapters, convert.adapter_from_pb(request.adapter))))
+
+    @rpc_errors
+    async def RemoveAdapter(self, request: head_pb2.RemoveAdapterRequest, context: Any) -> head_pb2.Deployment:
+        d = self.deployments[request.deployment]
+        return self._made(replace(d, adapters=tuple(a for a in d.adapters if a.name != request.name)))
 
     @rpc_errors
     async def Scale(self, request: head_pb2.ScaleRequest, context: Any) -> head_pb2.Deployment:

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from adapter_fixtures import write_adapter
 from cli_fixtures import FakeHead, Result, fake_head, run_cli
 
-from headrace.core.types import Phase
+from headrace.core.types import Adapter, Phase
 from headrace.process import child_env
 
 
@@ -84,6 +85,49 @@ async def test_scale_delete_status(head: FakeHead, tmp_path: Path) -> None:
     assert data["replicas"][0]["status"]["phase"] == "READY"
     assert "deleted" in (await cli(tmp_path, "delete", "demo")).out
     assert (await cli(tmp_path, "delete", "demo")).err == "Error: 'demo' is not deployed.\n"
+
+
+async def test_adapters_come_with_a_deployment_are_added_and_removed(head: FakeHead, tmp_path: Path) -> None:
+    folder = tmp_path / "lora"
+    write_adapter(folder)
+    got = await cli(tmp_path, "deploy", "demo", "--adapter=a=./lora", "--adapter", "b=hf://o/b", cwd=tmp_path)
+    assert got.code == 0
+    assert head.requests[0].adapters == (Adapter("a", str(folder)), Adapter("b", "hf://o/b"))
+    got = await cli(tmp_path, "adapters", "add", "demo", "c=hf://o/c", "--revision=v1")
+    assert (got.code, got.out) == (0, "demo:c can be called.\n")
+    assert head.deployments["demo"].adapters[-1] == Adapter("c", "hf://o/c", "v1")
+    lines = (await cli(tmp_path, "adapters", "demo")).out.splitlines()
+    assert lines[1].split() == ["demo:a", "READY", "1/1", str(folder)]
+    assert lines[3].split() == ["demo:c", "READY", "1/1", "v1", "hf://o/c"]
+    assert json.loads((await cli(tmp_path, "adapters", "list", "demo", "--json")).out)[1]["source"] == "hf://o/b"
+    assert (await cli(tmp_path, "adapters", "remove", "demo", "a")).code == 0
+    assert [a.name for a in head.deployments["demo"].adapters] == ["b", "c"]
+
+    head.refuses = "The adapter is for another model."
+    sentence = "Error: demo:d cannot be served: The adapter is for another model.\n"
+    got = await cli(tmp_path, "adapters", "add", "demo", "d=hf://o/d")
+    assert (got.code, got.err.splitlines(keepends=True)[-1]) == (1, sentence)
+    assert "    adapter d: The adapter is for another model." in (await cli(tmp_path, "status")).out
+    assert "demo:d   FAILED" in (await cli(tmp_path, "adapters", "demo")).out
+    got = await cli(tmp_path, "adapters", "nope")
+    assert got.err == "Error: No deployment 'nope'; deployed are: demo.\n"
+    got = await cli(tmp_path, "models", "add", "m", "--source=hf://a/b", "--adapter=x=hf://o/x")
+    assert head.catalog["m"].adapters == (Adapter("x", "hf://o/x"),)
+    assert "    adapters: x" in (await cli(tmp_path, "models")).out
+
+
+@pytest.mark.parametrize(
+    ("pair", "told"),
+    [
+        ("a", "An adapter is given as NAME=SOURCE, not 'a'."),
+        ("a=", "An adapter is given as NAME=SOURCE, not 'a='."),
+        ("a=none", "There is no folder {here}/none; give a folder with an adapter, or hf://org/name."),
+        ("a=.", "{here} is not an adapter: it has no adapter_config.json."),
+    ],
+)
+async def test_what_is_no_adapter_is_told_before_the_head_is_asked(tmp_path: Path, pair: str, told: str) -> None:
+    got = await cli(tmp_path, "adapters", "add", "demo", pair, cwd=tmp_path)
+    assert got == Result(1, "", f"Error: {told.format(here=tmp_path)}\n")
 
 
 async def test_nodes_models_logs(head: FakeHead, tmp_path: Path) -> None:

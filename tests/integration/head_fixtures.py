@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import grpc
 
 from headrace.core.types import (
+    Adapter,
+    AdapterStatus,
     ClusterStatus,
     DeployRequest,
     Gpu,
@@ -75,6 +77,7 @@ class SchedulerDouble:
         )  # fmt: skip
         self.address = address
         self.becomes: Callable[[ReplicaSpec], Phase] = lambda spec: Phase.READY
+        self.refuses: Callable[[Adapter], str] = lambda adapter: ""  # why an adapter is not loaded
         self.replicas: dict[ReplicaId, ReplicaStatus] = {}
         self.desired: tuple[ReplicaSpec, ...] | None = None
         self.epoch = 0
@@ -154,6 +157,8 @@ class SchedulerDouble:
                     reason="it is broken" if phase is Phase.FAILED else "", gpu_indices=spec.gpu_indices,
                     model=ModelInfo("openvino", "1", 512, 100) if phase is Phase.READY else None,
                 )  # fmt: skip
+            said = tuple(AdapterStatus(a, not self.refuses(a), self.refuses(a)) for a in spec.adapters)
+            self.replicas[k] = replace(self.replicas[k], adapters=said)
         await self.report()
 
 
@@ -187,6 +192,14 @@ class Admin:
     async def scale(self, name: str, low: int, high: int) -> Any:
         request = head_pb2.ScaleRequest(name=name, min_replicas=low, max_replicas=high)
         return convert.deployment_status_from_pb(await self._ask(self.stub.Scale(request)))
+
+    async def add_adapter(self, name: str, adapter: Adapter) -> Any:
+        request = head_pb2.AddAdapterRequest(deployment=name, adapter=convert.adapter_to_pb(adapter))
+        return convert.deployment_status_from_pb(await self._ask(self.stub.AddAdapter(request)))
+
+    async def remove_adapter(self, name: str, adapter: str) -> Any:
+        request = head_pb2.RemoveAdapterRequest(deployment=name, name=adapter)
+        return convert.deployment_status_from_pb(await self._ask(self.stub.RemoveAdapter(request)))
 
     async def ensure(self, model: str) -> None:
         await self._ask(self.routes.Ensure(head_pb2.EnsureRequest(model=model)))

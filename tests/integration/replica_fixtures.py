@@ -136,11 +136,13 @@ class ProxySide:
         max_tokens: int | None = None,
         stop: tuple[str, ...] = (),
         resume: Resume | None = None,
+        adapter: str = "",
     ) -> int:
         number, self._next = self._next, self._next + 1
         self.seen[number] = StreamSeen()
         prompt = TextPrompt(prompt) if isinstance(prompt, str) else prompt
-        submit = Submit(number, f"r{number}", prompt, sampling or Sampling(temperature=0.0), max_tokens, stop, resume)
+        sampling = sampling or Sampling(temperature=0.0)
+        submit = Submit(number, f"r{number}", prompt, sampling, max_tokens, stop, resume, adapter=adapter)
         await self.call.write(convert_streams.submit_to_pb(submit))
         return number
 

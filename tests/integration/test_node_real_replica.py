@@ -6,13 +6,25 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from adapter_fixtures import write_adapter
 from integration.node_fixtures import Head, head_double, spawn_scheduler
 
-from headrace.core.types import ModelSpec, Phase, ReplicaId, ReplicaSpec, Resources
+from headrace.core.specfile import parse_spec
+from headrace.core.types import (
+    Adapter,
+    AdapterStatus,
+    ModelSpec,
+    Phase,
+    ReplicaId,
+    ReplicaSpec,
+    ReplicaStatus,
+    Resources,
+)
 from headrace.process import ProcessRecord
 from headrace.rpc.channel import open_channel
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc
@@ -77,3 +89,34 @@ async def test_failures_in_the_replicas_own_words_and_a_polite_end(head: Head, t
     assert ProcessRecord.of(stuck.pid)
     assert await child.stop(term_s=30) == 0
     assert not ProcessRecord.of(stuck.pid)
+
+
+async def test_adapters_reach_a_running_replica_an_adopted_one_and_the_next_life(head: Head, tmp_path: Path) -> None:
+    a, b = (Adapter(name, str(write_adapter(tmp_path / name))) for name in "ab")
+
+    async def loaded(*adapters: Adapter) -> ReplicaStatus:
+        wanted = tuple(AdapterStatus(x, loaded=True) for x in adapters)
+        await head.until(lambda: head.seen["r-1"].phase is Phase.READY and head.seen["r-1"].adapters == wanted)
+        return head.seen["r-1"]
+
+    first = spawn_scheduler(head, tmp_path / "state", "real")
+    spec = replace(simulated("r-1"), adapters=(a,))
+    head.want(spec)
+    await head.phase("r-1", Phase.READY)
+    before = await loaded(a)
+    head.want(replace(spec, adapters=(a, b)))
+    assert (await loaded(a, b)).pid == before.pid
+    kept = parse_spec((tmp_path / "state/nodes/1/replicas/r-1/spec.json").read_text()).spec
+    assert kept.adapters == (a, b), "for a scheduler or a start that no head speaks to"
+
+    os.kill(first.pid, signal.SIGKILL)
+    await first.wait()
+    head.want(replace(spec, adapters=(b,)))
+    second = spawn_scheduler(head, tmp_path / "state", "real")
+    assert (await loaded(b)).pid == before.pid, "told to the one that was adopted"
+
+    os.kill(before.pid, signal.SIGKILL)
+    await head.until(lambda: head.seen["r-1"].pid not in (0, before.pid))
+    last = await loaded(b)
+    assert last.restarts == 1
+    assert await second.stop(term_s=30) == 0

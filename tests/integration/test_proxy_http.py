@@ -283,6 +283,8 @@ async def test_models():
             "object": "model",
             "created": 1_700_000_000,
             "owned_by": "headrace",
+            "root": "demo",
+            "parent": None,
             "max_model_len": 2048,
             "state": "ready",
             "reason": None,

@@ -3,7 +3,9 @@
     python make_small_models.py OUT
 
 leaves, for gpt2, llama and phi: OUT/hf/NAME (a Hugging Face folder with safetensors), OUT/ov/NAME (the same as OpenVINO
-IR, by our own converter) and OUT/greedy/NAME.json (what transformers itself generates, as a reference for engines).
+IR, by our own converter) and OUT/greedy/NAME.json (what transformers itself generates, as a reference for engines); and
+for each of ADAPTERS OUT/lora/NAME/ADAPTER (a LoRA adapter in PEFT's format) and OUT/greedy/NAME-ADAPTER.json (the same
+with the adapter's product added to the weights).
 
 A program of its own, because importing PyTorch and transformers takes seconds and hundreds of megabytes that the tests
 do not need. The same seeds make the same weights everywhere.
@@ -11,11 +13,13 @@ do not need. The same seeds make the same weights everywhere.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPT2Config,
@@ -35,6 +39,14 @@ GREEDY_TOKENS = 48
 PROMPTS = ("Explain about Machine Learning?", "Hello", "The water of the mill")
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 SPECIAL = [EOS, BOS, UNKNOWN]  # ids 0, 1, 2
+
+ADAPTERS = {"a": 11, "b": 12}  # with their seeds
+RANK, ALPHA = 4, 8
+TARGETS = {
+    "gpt2": ("c_attn", "c_proj", "c_fc"),
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "phi": ("q_proj", "v_proj", "dense", "fc1"),
+}
 
 TEXT = """
 A headrace brings water, under control, to every wheel of a mill. One head, many wheels.
@@ -177,6 +189,32 @@ def greedy(model: PreTrainedModel, tokenizer: Tokenizer) -> list[dict[str, objec
     return found
 
 
+def adapt(name: str, model: PreTrainedModel, seed: int, folder: Path) -> PreTrainedModel:
+    """Write a LoRA adapter, strong enough to change every answer; a copy of `model` with its product in the weights."""
+    adapted = copy.deepcopy(model)
+    rng = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
+    for path, module in adapted.named_modules():
+        if path.rpartition(".")[2] not in TARGETS[name]:
+            continue
+        weight = module.weight
+        turned = name == "gpt2"  # its layers keep their weights as (in, out)
+        rows, columns = weight.T.shape if turned else weight.shape
+        a = torch.randn((RANK, columns), generator=rng) * 0.2
+        b = torch.randn((rows, RANK), generator=rng) * 0.2
+        tensors[f"base_model.model.{path}.lora_A.weight"] = a
+        tensors[f"base_model.model.{path}.lora_B.weight"] = b
+        product = ALPHA / RANK * (b @ a)
+        with torch.no_grad():
+            weight += product.T if turned else product
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "bias": "none",
+              "target_modules": list(TARGETS[name]), "fan_in_fan_out": name == "gpt2"}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    return adapted
+
+
 def main(out: Path) -> None:
     tokenizer = make_tokenizer()
     bad = not_text(tokenizer)
@@ -184,7 +222,12 @@ def main(out: Path) -> None:
     for name, model in make_models().items():
         silence(model, bad)
         save(name, model.eval(), tokenizer, out / "hf" / name)
-        (out / "greedy" / f"{name}.json").write_text(json.dumps(greedy(model, tokenizer), ensure_ascii=False, indent=1))
+        references = {name: model}
+        for adapter, seed in ADAPTERS.items():
+            references[f"{name}-{adapter}"] = adapt(name, model, seed, out / "lora" / name / adapter)
+        for reference, whole in references.items():
+            text = json.dumps(greedy(whole, tokenizer), ensure_ascii=False, indent=1)
+            (out / "greedy" / f"{reference}.json").write_text(text)
         convert(out / "hf" / name, out / "ov" / name, "fp32", lambda **_: None)
 
 

@@ -14,11 +14,13 @@ from headrace.cli.endpoint import HeadEndpoint, callable_address, read_endpoint,
 from headrace.cli.loading import PlainProgress
 from headrace.cli.part import backoff_s, own_sentence
 from headrace.cli.sources import resolve, resolve_source
-from headrace.cli.tables import Row, model_lines, node_lines, status_lines, table
-from headrace.cli.waiting import Outcome, Standing, standing
+from headrace.cli.tables import Row, adapter_lines, model_lines, node_lines, status_lines, table
+from headrace.cli.waiting import Outcome, Standing, adapter_standing, standing
 from headrace.cli.welcome import welcome_lines
 from headrace.cli.words import number, one_line, size, wrapped
 from headrace.core.types import (
+    Adapter,
+    AdapterStatus,
     CatalogEntry,
     ClusterStatus,
     Deployment,
@@ -120,6 +122,50 @@ def test_plain_progress_says_each_change_once() -> None:
         progress.show([Standing("demo", Outcome.WAITING, f"loading {percent:.0%}", percent)])
     progress.show([Standing("demo", Outcome.READY, "ready", 1.0)])
     assert said == ["demo: loading 40%", "demo: loading 55%", "demo: ready"]
+
+
+A = Adapter("a", "/lora/" + "a" * 200)
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome", "text"),
+    [
+        ([AdapterStatus(A, loaded=True)], Outcome.READY, "ready"),
+        ([AdapterStatus(A, loaded=True), AdapterStatus(A)], Outcome.WAITING, "loading"),
+        ([AdapterStatus(A, loaded=True), AdapterStatus(A, False, "Too big.")], Outcome.FAILED, "Too big."),
+        ([], Outcome.WAITING, "waiting for demo"),
+    ],
+)
+def test_standing_of_an_adapter(said: list[AdapterStatus], outcome: Outcome, text: str) -> None:
+    replicas = [with_adapter(replica(Phase.READY), s) for s in said]
+    now = adapter_standing(cluster([adapted()], replicas), "demo", A)
+    assert (now.name, now.outcome, now.text) == ("demo:a", outcome, text)
+    other = replace(A, source="/other")
+    assert adapter_standing(cluster([adapted()], replicas), "demo", other).outcome is Outcome.DELETED
+
+
+def adapted(name: str = "demo") -> DeploymentStatus:
+    d = deployment(name)
+    return replace(d, deployment=replace(d.deployment, adapters=(A,)))
+
+
+def with_adapter(r: PlacedReplica, said: AdapterStatus) -> PlacedReplica:
+    return replace(r, status=replace(r.status, adapters=(said,)))
+
+
+def test_tables_show_adapters_that_are_missing_and_why() -> None:
+    ready = replica(Phase.READY)
+    for said, shown in [
+        (AdapterStatus(A), "    adapter a: loading"),
+        (AdapterStatus(A, False, REASON), "    adapter a: The folder /models/x holds no config.json."),
+    ]:
+        lines = status_lines(cluster([adapted()], [with_adapter(ready, said)]))
+        assert any(line.startswith(shown) for line in lines), lines
+        assert max(map(len, [*lines, *adapter_lines(adapted(), [with_adapter(ready, said)])])) <= 100
+    fine = [with_adapter(ready, AdapterStatus(A, loaded=True))]
+    assert "adapter" not in "\n".join(status_lines(cluster([adapted()], fine)))
+    long = adapter_lines(adapted(LONG), [with_adapter(replica(Phase.READY, LONG), AdapterStatus(A))])
+    assert max(map(len, long)) <= 100
 
 
 # --- tables ---

@@ -23,12 +23,14 @@ class FakeSession:
     ready: bool = True
     live: dict[int, Stream] = field(default_factory=dict)
     submitted: int = 0
+    adapters: list[str] = field(default_factory=list)
     aborted: int = 0
 
     def submit(self, submit: Submit, receiver: Stream) -> int:
         if not self.ready:
             raise ReplicaGone("not there")
         self.submitted += 1
+        self.adapters.append(submit.adapter)
         self.live[self.submitted] = receiver
         return self.submitted
 
@@ -54,7 +56,7 @@ class Recorder:
 
 
 EVENTS = ["place", "place-dead", "started", "token", "token", "token", "skip", "stop", "error", "abort-by-replica"]
-EVENTS += ["reject-draining", "reject-bad", "gone", "broken", "end"]
+EVENTS += ["reject-draining", "reject-adapter", "reject-bad", "gone", "broken", "end"]
 
 
 @given(st.lists(st.sampled_from(EVENTS), max_size=40))
@@ -97,6 +99,8 @@ def test_any_story_ends_once_and_leaves_nothing_behind(story):
                 leave().finished("abort", 0, None)
             elif event == "reject-draining":
                 leave().rejected(Failure("draining", "x"))
+            elif event == "reject-adapter":
+                leave().rejected(Failure("not_loaded", "x"))
             elif event == "reject-bad":
                 leave().rejected(Failure("invalid_request", "x"))
             elif event == "gone":
@@ -130,6 +134,16 @@ def test_tries_are_bounded():
     assert tries == MAX_TRIES
     assert stream.error
     assert stream.error.kind == "draining"
+
+
+def test_an_adapter_that_one_replica_lacks_is_looked_for_at_another():
+    stream = Stream(0, Submit(0, "id", TextPrompt("x")), Recorder(), Tally(), lambda: None)
+    lacks, has = FakeSession(Endpoint(ReplicaId("r1"), "")), FakeSession(Endpoint(ReplicaId("r2"), ""))
+    stream.place(cast("Session", lacks), "a")
+    lacks.live.popitem()[1].rejected(Failure("not_loaded", "No such adapter here."))
+    assert stream.needs_replica
+    stream.place(cast("Session", has), "a")
+    assert (lacks.adapters, has.adapters, stream.deaths) == (["a"], ["a"], 0)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 15))

@@ -21,6 +21,7 @@ from headrace.core.types import ModelSpec, ReplicaId, ReplicaSpec, Resources
 from headrace.engines_here import installed, pick
 from headrace.errors import HeadraceError, Unavailable, UserError
 from headrace.replica import conversion, engines
+from headrace.replica.adapter_files import adapter_folder
 from headrace.replica.conversion import converted, own_format
 from headrace.replica.models import Weights, inspect_folder, resolve
 
@@ -115,6 +116,17 @@ def test_only_what_is_needed_is_downloaded(hub: SimpleNamespace, tmp_path: Path)
     hub.files |= {"openvino_model.xml": 1, "openvino_model.bin": 1}
     resolve("hf://org/name", "", tmp_path, quiet)
     assert hub.asked["allow_patterns"] == ["*.json", "*.jinja", "openvino_*"]
+
+
+def test_of_an_adapter_two_files_are_downloaded(hub: SimpleNamespace, tmp_path: Path) -> None:
+    hub.files |= {"adapter_config.json": 1, "adapter_model.bin": 9, "checkpoint-1/adapter_model.safetensors": 9}
+    with pytest.raises(UserError, match="only pickled weights"):
+        adapter_folder("hf://o/n", "v9", tmp_path, quiet)
+    assert not hub.asked
+    hub.files["adapter_model.safetensors"] = 9
+    with pytest.raises(UserError, match="Headrace loads LoRA only"):  # what this hub gives says {}
+        adapter_folder("hf://o/n", "v9", tmp_path, quiet)
+    assert hub.asked["allow_patterns"] == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def test_pickles_are_not_even_downloaded(hub: SimpleNamespace, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from headrace.core.routes import deployment_statuses, routes, settled
 from headrace.core.state import Goal, Intent, NodeView, PutDeployment, PutIntent, State, Unplaced, apply, desired_on
 from headrace.core.types import (
+    Adapter,
+    AdapterStatus,
     Deployment,
     ModelInfo,
     ModelSpec,
@@ -22,6 +25,9 @@ from headrace.core.types import (
     RouteState,
 )
 
+X, Y = Adapter("x", "/x"), Adapter("y", "/y")
+CATALOG = {"c": (X,), "d": (Y,)}
+
 
 def world(
     *replicas: tuple[str, str, Phase | None],
@@ -29,13 +35,14 @@ def world(
     revision: int = 1,
     lost: str = "",
     goal: Goal = Goal.RUN,
+    adapters: tuple[Adapter, ...] = (),
     **said: object,
 ) -> tuple[State, dict[NodeId, NodeView]]:
     """A deployment "d" with replicas given as (id, node, phase as reported; None: nothing reported).
 
     Ids are "r", the revision and a letter.
     """
-    d = Deployment("d", revision, ModelSpec("/m"), Resources(1.0), wanted, wanted, wanted, 7)
+    d = Deployment("d", revision, ModelSpec("/m"), Resources(1.0), wanted, wanted, wanted, 7, adapters)
     intents = [
         Intent(
             ReplicaId(r), "d", int(r[1]), NodeId(n), d.resources, (), goal, 0, 0, address=f"old:{r}", context_tokens=9
@@ -60,7 +67,7 @@ def world(
 
 
 def route(state: State, nodes: Mapping[NodeId, NodeView], reason: str = "", stuck: bool = False) -> Route:
-    return routes(state, nodes, {"d": Unplaced(reason, stuck)} if reason else {}, ["c", "d"])["d"]
+    return routes(state, nodes, {"d": Unplaced(reason, stuck)} if reason else {}, CATALOG)["d"]
 
 
 def endpoints(r: Route) -> list[tuple[str, str, bool]]:
@@ -68,9 +75,11 @@ def endpoints(r: Route) -> list[tuple[str, str, bool]]:
 
 
 def test_catalogued_names_are_available_until_they_are_deployed() -> None:
-    table = routes(*world(("r1a", "1", Phase.READY)), {}, ["c", "d"])
-    assert list(table) == ["c", "d"]
+    table = routes(*world(("r1a", "1", Phase.READY)), {}, CATALOG)
+    assert list(table) == ["c", "c:x", "d"], "adapters of the catalogued d are not those of the deployed one"
     assert table["c"] == Route("c", RouteState.AVAILABLE)
+    assert table["c:x"] == Route("c:x", RouteState.AVAILABLE, adapter="x")
+    assert table["c:x"].model == "c"
     assert table["d"].state is RouteState.READY
     assert table["d"].created_unix_s == 7
 
@@ -170,3 +179,55 @@ def test_what_fits_nowhere_fails_for_callers_until_something_is_coming() -> None
     assert route(*world(), why).state is RouteState.STARTING
     assert route(*world(("r1a", "1", Phase.LOADING), wanted=2), why, stuck=True).state is RouteState.STARTING
     assert route(*world(("r1a", "1", Phase.READY), wanted=2), why, stuck=True).state is RouteState.READY
+
+
+def adapter_route(*said: AdapterStatus | None, lost: str = "", name: str = "d:x") -> Route:
+    """The route of the adapter X of a deployment whose replica of node n says `said[n]`; None: not heard of."""
+    state, nodes = world(
+        *[(f"r1{n}", str(n), Phase.READY if s else None) for n, s in enumerate(said)],
+        wanted=len(said), lost=lost, adapters=(X,),
+    )  # fmt: skip
+    for n, s in enumerate(said):
+        view = nodes[NodeId(str(n))]
+        statuses = {k: replace(v, adapters=(s,)) for k, v in view.statuses.items() if s}
+        nodes[NodeId(str(n))] = replace(view, statuses=statuses)
+    return routes(state, nodes, {}, CATALOG)[name]
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "reason", "where"),
+    [
+        ([AdapterStatus(X, loaded=True)], RouteState.READY, "", ["r10"]),
+        ([AdapterStatus(X, loaded=True), AdapterStatus(X, False, "too big")], RouteState.READY, "", ["r10"]),
+        ([AdapterStatus(X)], RouteState.STARTING, "loading the adapter x", []),
+        ([AdapterStatus(Y, loaded=True)], RouteState.STARTING, "loading the adapter x", []),
+        ([AdapterStatus(replace(X, source="/other"), loaded=True)], RouteState.STARTING, "loading the adapter x", []),
+        ([AdapterStatus(X, False, "too big")], RouteState.FAILED, "too big", []),
+        ([AdapterStatus(X, False, "too big"), AdapterStatus(X)], RouteState.STARTING, "loading the adapter x", []),
+    ],
+)
+def test_an_adapter_is_served_where_it_is_loaded(
+    said: list[AdapterStatus], state: RouteState, reason: str, where: list[str]
+) -> None:
+    r = adapter_route(*said)
+    assert (r.name, r.adapter, r.model) == ("d:x", "x", "d")
+    assert (r.state, r.reason, [e.replica_id for e in r.endpoints]) == (state, reason, where)
+    assert adapter_route(*said, name="d").state is RouteState.READY, "the model is called as before"
+
+
+def test_a_lost_replica_may_have_the_adapter_if_nothing_else_is_known() -> None:
+    assert [e.lost for e in adapter_route(None, lost="0").endpoints] == [True]
+    assert [e.lost for e in adapter_route(AdapterStatus(X, loaded=True), lost="0").endpoints] == [True]
+    assert adapter_route(AdapterStatus(X), lost="0").endpoints == ()
+
+
+def test_an_adapter_is_no_better_off_than_its_model() -> None:
+    state, nodes = world(("r1a", "1", Phase.FAILED), adapters=(X,), reason="no such folder")
+    r = routes(state, nodes, {}, {})["d:x"]
+    assert (r.state, r.reason) == (RouteState.FAILED, "no such folder")
+    assert routes(*world(wanted=0, adapters=(X,)), {}, {})["d:x"].state is RouteState.AVAILABLE
+
+
+def test_nodes_are_told_the_adapters_of_the_deployment() -> None:
+    state, _ = world(("r1a", "1", None), ("r2a", "1", None), revision=2, adapters=(X,))
+    assert [s.adapters for s in desired_on(state, NodeId("1"), 3.0)] == [(X,), (X,)], "old revisions too"

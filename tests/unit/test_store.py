@@ -26,16 +26,18 @@ from headrace.core.state import (
     State,
     apply,
 )
-from headrace.core.types import CatalogEntry, Deployment, ModelSpec, NodeId, ReplicaId, Resources
+from headrace.core.types import Adapter, CatalogEntry, Deployment, ModelSpec, NodeId, ReplicaId, Resources
 from headrace.errors import Fenced, Unavailable, UserError
 from headrace.head.store import SqliteStore
 
 MODEL = ModelSpec("hf://a/b", "rev", "openvino", 128, "{{ 'ü' }}", "int8", '{"a":1}')
-DEPLOYMENT = Deployment("d", 1, MODEL, Resources(0.1, 2**40, 2, 2**33), 1, 3, 2, 1_800_000_000)
+DEPLOYMENT = Deployment(
+    "d", 1, MODEL, Resources(0.1, 2**40, 2, 2**33), 1, 3, 2, 1_800_000_000, (Adapter("x", "/x", "main"),)
+)
 INTENT = Intent(
     ReplicaId("d-1-abc"), "d", 1, NodeId("n"), DEPLOYMENT.resources, (0, 3), Goal.RUN, 1.1, 2.2, "h:1", 99
 )  # fmt: skip
-ENTRY = CatalogEntry("m", MODEL, Resources(1.0), "words", origin="added")
+ENTRY = CatalogEntry("m", MODEL, Resources(1.0), "words", "added", (Adapter("y", "hf://o/y"),))
 
 
 def deployment(name: str, revision: int) -> PutDeployment:
@@ -222,6 +224,43 @@ async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     c.commit()
     c.close()
     assert "has schema 99" in await refused(path)
+
+
+def a_file_of_the_first_schema(path: Path) -> None:
+    """As headrace wrote it when deployments had no adapters."""
+    c = sqlite3.connect(path)
+    c.executescript(Path(__file__).with_name("state_v1.sql").read_text())
+    c.close()
+
+
+async def test_a_file_of_the_first_schema_opens_and_is_ours_from_then_on(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    a_file_of_the_first_schema(path)
+    state = await opened_and_loaded(path)
+    assert state.deployments == {"d": replace(DEPLOYMENT, adapters=())}
+    assert state.intents == {INTENT.replica_id: INTENT}
+    assert state.entries == {"m": replace(ENTRY, adapters=())}
+    store = await SqliteStore.open(path)
+    await store.commit([PutDeployment(DEPLOYMENT), PutEntry(ENTRY)])
+    await store.close()
+    again = await opened_and_loaded(path)
+    assert again.deployments == {"d": DEPLOYMENT}
+    assert again.entries == {"m": ENTRY}
+
+
+async def test_a_damaged_file_of_the_first_schema_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    a_file_of_the_first_schema(path)
+    c = sqlite3.connect(path)
+    c.execute("UPDATE entries SET description = 'other words'")
+    c.commit()
+    c.close()
+    for _ in range(2):
+        assert "a row of entries was altered" in await refused(path)
+    c = sqlite3.connect(path)
+    assert c.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() == ("1",)
+    assert [row[1] for row in c.execute("PRAGMA table_info(deployments)")][-1] == "seal"
+    c.close()
 
 
 async def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

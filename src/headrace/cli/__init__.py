@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("headrace.cli.up", "Start everything on this machine and serve a model."),
     "deploy": ("headrace.cli.deploy", "Deploy a model, or change how it is deployed."),
     "delete": ("headrace.cli.deploy", "Delete a deployment and stop its replicas."),
+    "adapters": ("headrace.cli.adapters", "List, add or remove LoRA adapters of a deployment."),
     "scale": ("headrace.cli.deploy", "Change how many replicas a deployment has."),
     "status": ("headrace.cli.inspect", "Show deployments, replicas and proxies."),
     "nodes": ("headrace.cli.inspect", "Show the machines that take part."),

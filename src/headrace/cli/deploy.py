@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from headrace.cli.adapters import read_adapters, until_loaded
 from headrace.cli.client import call_head, client_options
 from headrace.cli.options import AMOUNT, COUNT, ENGINE, FILE, SIZE, Flag, option
 from headrace.cli.sources import resolve
@@ -41,6 +42,7 @@ MODEL_FLAGS: dict[str, Flag] = {
     ),
     "chat_template": Flag("File with a Jinja chat template.", FILE, env="DEPLOY_CHAT_TEMPLATE"),
     "revision": Flag("Commit or tag of the weights at their source.", env="DEPLOY_REVISION"),
+    "adapter": Flag("NAME=SOURCE of a LoRA adapter, called as MODEL:NAME. Repeatable; those given are all.", many=True),
 }
 
 
@@ -120,12 +122,14 @@ def deploy(model: str, name: str | None, wait: bool, **params: Any) -> None:
         tool_parser=params["tool_parser"],
         reasoning_parser=params["reasoning_parser"],
         trust_remote_code=params["trust_remote_code"] or None,
+        adapters=read_adapters(params["adapter"]),
     )
 
     async def action(admin: AdminClient) -> None:
         made = await admin.deploy(request)
         if wait:
             await _until_ready(admin, made)
+            await until_loaded(admin, made, made.deployment.adapters)
         else:
             d = made.deployment
             click.echo(f"{d.name} is deployed (revision {d.revision}); `headrace status` shows how it loads.")

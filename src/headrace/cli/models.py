@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from headrace.cli.adapters import read_adapters
 from headrace.cli.client import call_head, client_options
 from headrace.cli.deploy import engine_args_json, model_options, read_template
 from headrace.cli.inspect import to_json, width
@@ -67,7 +68,9 @@ def add(params: dict[str, Any], name: str, source: str, description: str, **opti
         gpus=options["num_gpus"] or 0,
         gpu_memory_bytes=options["gpu_memory"] or 0,
     )
-    entry = CatalogEntry(check_name(name), model, resources, description, "added")
+    entry = CatalogEntry(
+        check_name(name), model, resources, description, "added", read_adapters(options["adapter"]) or ()
+    )
     call_head(params, lambda admin: admin.add_model(entry))
     click.echo(f"{name} is in the catalog; `headrace deploy {name}` or a request for it starts it.")
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 
 from headrace.cli.waiting import doing
 from headrace.cli.words import number, one_line, size, wrapped
-from headrace.core.types import CatalogEntry, ClusterStatus, DeploymentStatus, NodeStatus, Phase, PlacedReplica
+from headrace.core.adapters import Standing, public_name, standing
+from headrace.core.types import (
+    CatalogEntry,
+    ClusterStatus,
+    DeploymentStatus,
+    NodeStatus,
+    Phase,
+    PlacedReplica,
+    ReplicaStatus,
+)
 
 WIDTH = 100
 _GAP = "  "
@@ -84,8 +93,39 @@ def deployment_lines(
         scale = str(low) if low == high else f"{low} to {high}"
         engine = chosen.get(d.name, "auto") if d.model.engine == "auto" else d.model.engine
         cells = (d.name, s.state.upper(), f"{s.ready}/{d.replicas}", scale, str(d.revision), engine)
-        rows.append(Row((*cells, d.model.source), (s.reason,)))
+        rows.append(Row((*cells, d.model.source), (s.reason, *_missing_adapters(s, replicas))))
     return table(("DEPLOYMENT", "STATE", ">READY", ">REPLICAS", ">REV", "ENGINE", "SOURCE"), rows, width)
+
+
+def _missing_adapters(s: DeploymentStatus, replicas: Sequence[PlacedReplica]) -> list[str]:
+    """The adapters that not every ready replica of a deployment has, and why."""
+    ready = _ready(s, replicas)
+    stand = [standing(a, ready) for a in s.deployment.adapters]
+    return [f"adapter {x.adapter.name}: {_why(x, len(ready))}" for x in stand if ready and x.loaded < len(ready)]
+
+
+def _ready(s: DeploymentStatus, replicas: Sequence[PlacedReplica]) -> list[ReplicaStatus]:
+    mine = [r.status for r in replicas if r.status.deployment == s.deployment.name]
+    return [r for r in mine if r.phase is Phase.READY]
+
+
+def _why(s: Standing, ready: int) -> str:
+    where = f"loaded by {s.loaded} of {ready} replicas; " if s.loaded else ""
+    return where + (s.reason or "loading")
+
+
+def adapter_lines(s: DeploymentStatus, replicas: Sequence[PlacedReplica] = (), width: int = WIDTH) -> list[str]:
+    """Everything `headrace adapters MODEL` shows, under the names that clients use."""
+    name = s.deployment.name
+    if not s.deployment.adapters:
+        return [f"{name} has no adapters. Add one with: headrace adapters add {name} NAME=SOURCE"]
+    ready = _ready(s, replicas)
+    rows: list[Row] = []
+    for x in (standing(a, ready) for a in s.deployment.adapters):
+        state = "READY" if x.loaded else "FAILED" if x.reason else "LOADING" if ready else s.state.upper()
+        cells = (public_name(name, x.adapter.name), state, f"{x.loaded}/{len(ready)}", x.adapter.source_revision)
+        rows.append(Row((*cells, x.adapter.source), (x.reason,)))
+    return table(("ADAPTER", "STATE", ">LOADED", "REVISION", "SOURCE"), rows, width)
 
 
 def replica_lines(replicas: Sequence[PlacedReplica], width: int = WIDTH) -> list[str]:
@@ -143,8 +183,12 @@ def node_lines(nodes: Sequence[NodeStatus], width: int = WIDTH) -> list[str]:
 
 def model_lines(models: Sequence[CatalogEntry], width: int = WIDTH) -> list[str]:
     """Everything `headrace models` shows."""
-    rows = [Row((m.name, m.origin, m.model.engine, m.model.source), (m.description,)) for m in models]
+    rows = [Row((m.name, m.origin, m.model.engine, m.model.source), (m.description, _adapters_of(m))) for m in models]
     return table(("MODEL", "ORIGIN", "ENGINE", "SOURCE"), rows, width) if rows else ["The catalog is empty."]
+
+
+def _adapters_of(m: CatalogEntry) -> str:
+    return f"adapters: {', '.join(a.name for a in m.adapters)}" if m.adapters else ""
 
 
 def _count(n: int, what: str) -> str:

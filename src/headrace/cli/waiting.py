@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from headrace.core.types import ClusterStatus, DeploymentStatus, Phase, PlacedReplica, ReplicaStatus, RouteState
+from headrace.core.adapters import public_name
+from headrace.core.adapters import standing as adapter_stands
+from headrace.core.types import (
+    Adapter,
+    ClusterStatus,
+    DeploymentStatus,
+    Phase,
+    PlacedReplica,
+    ReplicaStatus,
+    RouteState,
+)
 
 _COMING = (Phase.READY, Phase.LOADING, Phase.STARTING, Phase.PENDING)
 
@@ -57,6 +67,22 @@ def _on_the_way(found: DeploymentStatus, coming: list[PlacedReplica], ready: int
     if wanted > 1:
         text = f"{ready} of {wanted} ready; {text}"
     return Standing(name, Outcome.WAITING, text, nearest.progress if nearest.progress >= 0 else None)
+
+
+def adapter_standing(status: ClusterStatus, name: str, adapter: Adapter) -> Standing:
+    """How an adapter of the deployment `name` stands for somebody who waits until all that are ready have it."""
+    public = public_name(name, adapter.name)
+    found = next((d for d in status.deployments if d.deployment.name == name), None)
+    if found is None or adapter not in found.deployment.adapters:
+        gone = bool(status.deployments)  # a head that has just started again may not say yet
+        return Standing(public, Outcome.DELETED if gone else Outcome.WAITING, "was removed" if gone else "waiting")
+    ready = [r.status for r in status.replicas if r.status.deployment == name and r.status.phase is Phase.READY]
+    now = adapter_stands(adapter, ready)
+    if now.reason or found.state is RouteState.FAILED:
+        return Standing(public, Outcome.FAILED, now.reason or found.reason or "no reason was given")
+    if ready and now.loaded == len(ready):
+        return Standing(public, Outcome.READY, "ready", 1.0)
+    return Standing(public, Outcome.WAITING, "loading" if ready else found.reason or f"waiting for {name}")
 
 
 def doing(replica: ReplicaStatus) -> str:

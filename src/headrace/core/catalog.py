@@ -5,17 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from headrace.core.types import CatalogEntry, Deployment, DeployRequest, ModelSpec, Resources, check_name
+from headrace.core.types import Adapter, CatalogEntry, Deployment, DeployRequest, ModelSpec, Resources, check_name
 from headrace.errors import HeadraceError, InvalidRequest, NotFound
 
 ENGINES = ("auto", "openvino", "vllm", "simulated")
 TASKS = ("", "generate", "embed", "score")
 WEIGHT_FORMATS = ("", "fp32", "fp16", "int8", "int4")
 MAX_REPLICAS = 1000
+MAX_ADAPTERS = 128  # of one deployment
 _MAX_CPUS = 4096.0
 _MAX_GPUS = 1024
 _MAX_CONTEXT = 2**31 - 1
@@ -23,6 +24,7 @@ _MAX_TEMPLATE = 256 * 1024
 _HUB = re.compile(r"hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BUILTIN = re.compile(r"builtin:[a-z0-9-]+")
 _PARSER = re.compile(r"[\w.-]{0,64}")
+_ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _REVISION = re.compile(r"[\w./-]{0,128}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
 _UNITS = (
@@ -33,7 +35,7 @@ _UNITS = (
 
 _ENTRY_KEYS = (
     "source", "revision", "description", "engine", "context_tokens", "chat_template", "weight_format", "engine_args",
-    "task", "tool_parser", "reasoning_parser", "trust_remote_code", "resources",
+    "task", "tool_parser", "reasoning_parser", "trust_remote_code", "resources", "adapters",
 )  # fmt: skip
 _RESOURCE_KEYS = ("cpus", "memory", "gpus", "gpu_memory")
 
@@ -70,6 +72,7 @@ def check_entry(entry: CatalogEntry) -> CatalogEntry:
     check_name(entry.name, param="name")
     check_model(entry.model)
     check_resources(entry.resources)
+    check_adapters(entry.adapters)
     return entry
 
 
@@ -107,6 +110,25 @@ def check_model(model: ModelSpec) -> ModelSpec:
     return replace(model, engine_args_json=json.dumps(options, sort_keys=True, separators=(",", ":")))
 
 
+def check_adapters(adapters: Sequence[Adapter]) -> tuple[Adapter, ...]:
+    """`adapters` by name, if a deployment can have them; else InvalidRequest."""
+    for a in adapters:
+        if not _ADAPTER.fullmatch(a.name):
+            raise InvalidRequest(
+                f"{a.name[:100]!r} is not an adapter's name: use up to 64 letters, digits, '.', '_' and '-', beginning"
+                " with a letter or digit.",
+                param="adapters",
+            )
+        if a.source.startswith("builtin:"):
+            raise InvalidRequest(f"The adapter {a.name} needs a source: hf://org/name or an absolute folder.")
+        check_model(ModelSpec(a.source, a.source_revision))
+    if len({a.name for a in adapters}) < len(adapters):
+        raise InvalidRequest("Two adapters of one deployment have the same name.", param="adapters")
+    if len(adapters) > MAX_ADAPTERS:
+        raise InvalidRequest(f"A deployment has at most {MAX_ADAPTERS} adapters.", param="adapters")
+    return tuple(sorted(adapters, key=lambda a: a.name))
+
+
 def check_resources(r: Resources) -> Resources:
     """`r` if every field is in bounds; else InvalidRequest."""
     if not 0.0 <= r.cpus <= _MAX_CPUS:  # also false for NaN
@@ -130,10 +152,12 @@ class Wanted:
     resources: Resources
     min_replicas: int
     max_replicas: int
+    adapters: tuple[Adapter, ...]
 
 
 def resolve(request: DeployRequest, catalog: Mapping[str, CatalogEntry], existing: Deployment | None = None) -> Wanted:
-    """What `request` asks for, the catalog filling in what it leaves open; `existing` its replica range.
+    """What `request` asks for, the catalog filling in what it leaves open; `existing` its replica range
+    and its adapters.
 
     existing: the deployment that has `name_of(request)` now. NotFound, naming what there is, for an unknown model;
     InvalidRequest with its `param` for anything out of bounds.
@@ -144,6 +168,7 @@ def resolve(request: DeployRequest, catalog: Mapping[str, CatalogEntry], existin
     model = entry.model if entry else ModelSpec(source=request.model.rstrip("/"))
     resources = entry.resources if entry else DEFAULT_RESOURCES
     low, high = _range(request, existing)
+    adapters = existing.adapters if existing else entry.adapters if entry else ()
     model = check_model(
         replace(
             model,
@@ -159,6 +184,7 @@ def resolve(request: DeployRequest, catalog: Mapping[str, CatalogEntry], existin
         resources=check_resources(_with_gpus(model, resources, asked=request.gpus is not None)),
         min_replicas=low,
         max_replicas=high,
+        adapters=check_adapters(adapters if request.adapters is None else request.adapters),
     )
 
 
@@ -247,11 +273,22 @@ def _entry(name: str, value: object, where: str, origin: str) -> CatalogEntry:
             resources=_resources(said.get("resources"), f"{where}: resources"),
             description=_text(said, "description", where),
             origin=origin,
+            adapters=_adapters(said.get("adapters"), f"{where}: adapters"),
         )
         return replace(check_entry(entry), model=check_model(entry.model))
     except (HeadraceError, ValueError, TypeError) as e:
         told = str(e)
         raise InvalidRequest(told if told.startswith(where) else f"{where}: {told}") from e
+
+
+def _adapters(value: object, where: str) -> tuple[Adapter, ...]:
+    """{name: source, or {source, revision}}."""
+    found: list[Adapter] = []
+    for name, said in _mapping(value or {}, where, None).items():
+        one = f"{where}: {name}"
+        given = _mapping({"source": said} if isinstance(said, str) else said, one, ("source", "revision"))
+        found.append(Adapter(name, _text(given, "source", one), _text(given, "revision", one)))
+    return check_adapters(found)
 
 
 def _resources(value: object, where: str) -> Resources:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from headrace.core.adapters import Known, adapter_route
 from headrace.core.state import Goal, Intent, Nodes, State, Unplaced, status_of
 from headrace.core.types import (
     Deployment,
@@ -49,18 +50,18 @@ def deployment_statuses(state: State, nodes: Nodes, reasons: Mapping[str, Unplac
     }
 
 
-def routes(
-    state: State, nodes: Nodes, reasons: Mapping[str, Unplaced], catalog_names: Iterable[str]
-) -> dict[str, Route]:
-    """Every public name. Those that are only catalogued have no time of creation."""
-    found: dict[str, Route] = {
-        name: Route(name, RouteState.AVAILABLE) for name in catalog_names if name not in state.deployments
-    }
+def routes(state: State, nodes: Nodes, reasons: Mapping[str, Unplaced], catalogued: Known) -> dict[str, Route]:
+    """Every public name, those of adapters too. Those that are only catalogued have no time of creation."""
+    models: dict[str, Route] = {}
+    adapters: dict[str, Route] = {}
+    for name in catalogued.keys() - state.deployments.keys():
+        models[name] = Route(name, RouteState.AVAILABLE)
+        adapters |= {r.name: r for a in catalogued[name] for r in [adapter_route(a, models[name], {})]}
     running = _running(state)
     for d in state.deployments.values():
         seen = _see(running.get(d.name, ()), nodes)
         stand = _stand(d, seen, reasons.get(d.name))
-        found[d.name] = Route(
+        route = models[d.name] = Route(
             name=d.name,
             state=stand.state,
             reason=stand.reason if stand.state is not RouteState.READY else "",
@@ -68,7 +69,10 @@ def routes(
             created_unix_s=d.created_unix_s,
             context_tokens=_context_tokens(seen),
         )
-    return dict(sorted(found.items()))
+        told = {s.status.replica_id: s.status.adapters for s in seen if s.status and s.before_lost}
+        adapters |= {r.name: r for a in d.adapters for r in [adapter_route(a, route, told)]}
+    # Names are kept apart as they come; should a catalog that was edited have two of one, the model's counts.
+    return dict(sorted((adapters | models).items()))
 
 
 def _running(state: State) -> dict[str, list[Intent]]:

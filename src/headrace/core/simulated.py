@@ -61,10 +61,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def digest(prompt_ids: Sequence[int], seed: int | None) -> bytes:
+def digest(prompt_ids: Sequence[int], seed: int | None, adapter: str = "") -> bytes:
     """What an answer depends on. No seed is seed 0."""
     packed = struct.pack(f"<Q{len(prompt_ids)}I", (seed or 0) & (2**64 - 1), *prompt_ids)
-    return blake2b(packed, digest_size=16).digest()
+    return blake2b(packed, key=adapter.encode(), digest_size=16).digest()
 
 
 def _number(key: bytes, index: int, purpose: bytes) -> int:
@@ -85,7 +85,7 @@ def natural_length(key: bytes) -> int:
     return 16 + _number(key, 0, b"length") % 64
 
 
-def answer(prompt_ids: Sequence[int], seed: int | None, count: int) -> list[int]:
+def answer(prompt_ids: Sequence[int], seed: int | None, count: int, adapter: str = "") -> list[int]:
     """The first `count` tokens of an answer."""
-    key = digest(prompt_ids, seed)
+    key = digest(prompt_ids, seed, adapter)
     return [token_at(key, i) for i in range(count)]

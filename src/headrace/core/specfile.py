@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from headrace.core.types import ModelSpec, ReplicaId, ReplicaSpec, Resources
+from headrace.core.types import Adapter, ModelSpec, ReplicaId, ReplicaSpec, Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ def parse_spec(text: str) -> SpecFile:
             resources=Resources(**fields["resources"]),
             gpu_indices=tuple(int(i) for i in fields["gpu_indices"]),
             drain_s=float(fields["drain_s"]),
+            adapters=tuple(Adapter(**a) for a in fields.get("adapters", ())),
         )
         return SpecFile(spec, str(fields["host"]), str(fields["cache_dir"]))
     except (ValueError, KeyError, TypeError) as e:

@@ -149,6 +149,7 @@ def desired_on(state: State, node_id: NodeId, drain_s: float) -> tuple[ReplicaSp
             resources=i.resources,
             gpu_indices=i.gpu_indices,
             drain_s=drain_s,
+            adapters=d.adapters if (d := state.deployments.get(i.deployment)) else (),
         )
         for i in sorted(state.intents.values(), key=lambda i: i.replica_id)
         if i.node_id == node_id and i.goal is Goal.RUN

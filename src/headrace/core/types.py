@@ -112,6 +112,24 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter of a deployment, called as `model:name`."""
+
+    name: str
+    source: str  # "hf://org/name", or an absolute folder on the node
+    source_revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterStatus:
+    """What a replica says of an adapter that it was told to have. No reason and not loaded: it is being loaded."""
+
+    adapter: Adapter
+    loaded: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """How busy a replica is."""
 
@@ -155,6 +173,7 @@ class ReplicaStatus:
     gpu_indices: tuple[int, ...] = ()
     permanent: bool = False
     started_at: float = 0.0
+    adapters: tuple[AdapterStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +187,7 @@ class ReplicaSpec:
     resources: Resources
     gpu_indices: tuple[int, ...] = ()
     drain_s: float = 30.0
+    adapters: tuple[Adapter, ...] = ()  # may change while the replica runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +229,12 @@ class Route:
     endpoints: tuple[Endpoint, ...] = ()
     created_unix_s: int = 0
     context_tokens: int = 0
+    adapter: str = ""  # `name` is a model's, a colon and this; "": a model itself
+
+    @property
+    def model(self) -> str:
+        """The name of the model, without that of the adapter."""
+        return self.name.removesuffix(f":{self.adapter}") if self.adapter else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +253,7 @@ class CatalogEntry:
     resources: Resources
     description: str = ""
     origin: str = "built-in"
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +268,7 @@ class Deployment:
     max_replicas: int
     replicas: int  # wanted now, between min and max
     created_unix_s: int
+    adapters: tuple[Adapter, ...] = ()  # by name; not part of a revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +334,7 @@ class DeployRequest:
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     trust_remote_code: bool | None = None
+    adapters: tuple[Adapter, ...] | None = None  # all of them
 
 
 # --- requests and streams ---

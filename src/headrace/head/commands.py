@@ -9,6 +9,7 @@ from dataclasses import replace
 import structlog
 
 from headrace.core import catalog as core_catalog
+from headrace.core.adapters import Known, check_clash, model_of
 from headrace.core.state import (
     Change,
     DropDeployment,
@@ -18,7 +19,7 @@ from headrace.core.state import (
     State,
     next_revision,
 )
-from headrace.core.types import CatalogEntry, Deployment, DeploymentStatus, DeployRequest
+from headrace.core.types import Adapter, CatalogEntry, Deployment, DeploymentStatus, DeployRequest
 from headrace.errors import InvalidRequest, NotFound, Unavailable
 from headrace.head.ledger import Ledger
 from headrace.head.overview import Overview
@@ -49,7 +50,9 @@ class Commands:
                 max_replicas=wanted.max_replicas,
                 replicas=wanted.min_replicas,
                 created_unix_s=existing.created_unix_s if existing else int(time.time()),
+                adapters=wanted.adapters,
             )
+            check_clash(name, {**self._known(state), name: new.adapters})
             equal = existing and (existing.model, existing.resources) == (new.model, new.resources)
             if existing and equal and not self._overview.newest_failed(name):
                 new = replace(new, revision=existing.revision)
@@ -59,17 +62,23 @@ class Commands:
         return self._status(name)
 
     async def ensure(self, model: str) -> None:
-        """A proxy has a request for `model`: deploy it if it is only catalogued, try again if it failed a while ago."""
+        """A proxy has a request for `model`: deploy it if it is only catalogued, try again if it failed a while ago.
+
+        An adapter's name asks for its model.
+        """
+        asked = model
 
         def decide(state: State) -> Sequence[Change]:
+            known = self._known(state)
+            model = model_of(asked, known)
+            if model is None:
+                raise NotFound(_unknown(asked, set(known)), code="model_not_found")
             d = state.deployments.get(model)
             if d is None:
-                catalog = self._overview.catalog()
-                if model not in catalog:
-                    raise NotFound(_unknown(model, {*catalog, *state.deployments}), code="model_not_found")
-                w = core_catalog.resolve(DeployRequest(model, min_replicas=1, max_replicas=1), catalog)
+                request = DeployRequest(model, min_replicas=1, max_replicas=1)
+                w = core_catalog.resolve(request, self._overview.catalog())
                 revision, now = next_revision(state, model), int(time.time())
-                return [PutDeployment(Deployment(model, revision, w.model, w.resources, 1, 1, 1, now))]
+                return [PutDeployment(Deployment(model, revision, w.model, w.resources, 1, 1, 1, now, w.adapters))]
             if d.replicas == 0:
                 if d.max_replicas == 0:
                     raise Unavailable(f"{model} is scaled to 0; start it with: headrace scale {model} 1")
@@ -102,11 +111,46 @@ class Commands:
         await self._ledger.transact(decide)
         return self._status(name)
 
+    async def add_adapter(self, name: str, adapter: Adapter) -> DeploymentStatus:
+        """One more adapter for a deployment, or another source for one that it has. Its replicas go on."""
+
+        def decide(state: State) -> Sequence[Change]:
+            d = _existing(state, name)
+            others = [a for a in d.adapters if a.name != adapter.name]
+            new = replace(d, adapters=core_catalog.check_adapters([*others, adapter]))
+            check_clash(name, {**self._known(state), name: new.adapters})
+            return [PutDeployment(new)] if new != d else []
+
+        await self._ledger.transact(decide)
+        log.info("adapter_added", deployment=name, adapter=adapter.name, source=adapter.source)
+        return self._status(name)
+
+    async def remove_adapter(self, name: str, adapter: str) -> DeploymentStatus:
+        """Its name cannot be called any more; streams that run with it finish."""
+
+        def decide(state: State) -> Sequence[Change]:
+            d = _existing(state, name)
+            left = tuple(a for a in d.adapters if a.name != adapter)
+            if len(left) == len(d.adapters):
+                there = ", ".join(a.name for a in d.adapters) or "none"
+                raise NotFound(f"{name} has no adapter {adapter[:100]!r}; it has: {there}.", param="adapter")
+            return [PutDeployment(replace(d, adapters=left))]
+
+        await self._ledger.transact(decide)
+        log.info("adapter_removed", deployment=name, adapter=adapter)
+        return self._status(name)
+
     async def add_model(self, entry: CatalogEntry) -> CatalogEntry:
         """Add to the catalog, or replace what is there under this name. What is deployed already stays as it is."""
         core_catalog.check_entry(entry)
-        added = replace(entry, model=core_catalog.check_model(entry.model), origin="added")
-        await self._ledger.transact(lambda state: [PutEntry(added)] if state.entries.get(added.name) != added else [])
+        model, adapters = core_catalog.check_model(entry.model), core_catalog.check_adapters(entry.adapters)
+        added = replace(entry, model=model, adapters=adapters, origin="added")
+
+        def decide(state: State) -> Sequence[Change]:
+            check_clash(added.name, {**self._known(state), added.name: adapters})
+            return [PutEntry(added)] if state.entries.get(added.name) != added else []
+
+        await self._ledger.transact(decide)
         return added
 
     async def remove_model(self, name: str) -> None:
@@ -123,6 +167,11 @@ class Commands:
             raise NotFound(f"No model {name[:100]!r} was added; added are: {added}.")
 
         await self._ledger.transact(decide)
+
+    def _known(self, state: State) -> Known:
+        """Every model with its adapters, as deployed, else as catalogued."""
+        catalogued = {name: e.adapters for name, e in self._overview.catalog().items()}
+        return catalogued | {name: d.adapters for name, d in state.deployments.items()}
 
     def _status(self, name: str) -> DeploymentStatus:
         found = self._overview.deployment(name)

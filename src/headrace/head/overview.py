@@ -148,7 +148,8 @@ class Overview:
         self._failed_since = {k: self._failed_since.get(k, now) for k in keys}
         if self.table is None and not core_routes.settled(state, nodes, now, self._started, self._lease_s):
             return
-        routes = core_routes.routes(state, nodes, self.reasons, self.catalog())
+        catalogued = {name: e.adapters for name, e in self.catalog().items()}
+        routes = core_routes.routes(state, nodes, self.reasons, catalogued)
         if self.table is not None and self.table.routes == routes:
             return
         version = self.table.version + 1 if self.table else 1

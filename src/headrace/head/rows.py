@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 
 from headrace.core.state import Goal, Intent, Revision
-from headrace.core.types import CatalogEntry, Deployment, ModelSpec, NodeId, ReplicaId, Resources
+from headrace.core.types import Adapter, CatalogEntry, Deployment, ModelSpec, NodeId, ReplicaId, Resources
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = sa.MetaData()
 
@@ -33,6 +33,7 @@ deployments = sa.Table(
     sa.Column("max_replicas", sa.Integer, nullable=False),
     sa.Column("replicas", sa.Integer, nullable=False),
     sa.Column("created_unix_s", sa.BigInteger, nullable=False),
+    sa.Column("adapters", sa.Text, nullable=False),
     sa.Column("seal", sa.Text, nullable=False),
 )
 revisions = sa.Table(
@@ -67,8 +68,14 @@ entries = sa.Table(
     sa.Column("description", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("resources", sa.Text, nullable=False),
+    sa.Column("adapters", sa.Text, nullable=False),
     sa.Column("seal", sa.Text, nullable=False),
 )
+
+# What each schema added to the one before: (table, column, its value in rows that were there already).
+ADDED: Mapping[int, Sequence[tuple[str, str, str]]] = {
+    2: (("deployments", "adapters", "[]"), ("entries", "adapters", "[]")),
+}
 
 Row = Mapping[str, Any]
 
@@ -105,6 +112,7 @@ def row_of_deployment(d: Deployment) -> dict[str, Any]:
         "max_replicas": d.max_replicas,
         "replicas": d.replicas,
         "created_unix_s": d.created_unix_s,
+        "adapters": _adapters_json(d.adapters),
     }
 
 
@@ -112,7 +120,7 @@ def deployment_of_row(row: Row, known: Mapping[tuple[str, int], Revision]) -> De
     made = known.get((row["name"], row["revision"]))
     if made is None:
         raise Damaged(f"revision {row['revision']} of {row['name']} is missing")
-    return Deployment(**row, model=made.model, resources=made.resources)
+    return Deployment(**{**row, "adapters": _adapters(row)}, model=made.model, resources=made.resources)
 
 
 def row_of_revision(d: Deployment) -> dict[str, Any]:
@@ -154,12 +162,21 @@ def row_of_entry(e: CatalogEntry) -> dict[str, Any]:
         "description": e.description,
         "model": _json(asdict(e.model)),
         "resources": _json(asdict(e.resources)),
+        "adapters": _adapters_json(e.adapters),
     }
 
 
 def entry_of_row(row: Row) -> CatalogEntry:
     model, resources = _model_and_resources(row)
-    return CatalogEntry(row["name"], model, resources, row["description"], origin="added")
+    return CatalogEntry(row["name"], model, resources, row["description"], "added", _adapters(row))
+
+
+def _adapters_json(adapters: Sequence[Adapter]) -> str:
+    return _json([asdict(a) for a in adapters])
+
+
+def _adapters(row: Row) -> tuple[Adapter, ...]:
+    return tuple(Adapter(**a) for a in json.loads(row["adapters"]))
 
 
 def _model_and_resources(row: Row) -> tuple[ModelSpec, Resources]:

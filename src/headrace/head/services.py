@@ -154,6 +154,16 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
         return convert.deployment_status_to_pb(status)
 
     @rpc_errors
+    async def AddAdapter(self, request: head_pb2.AddAdapterRequest, context: Context) -> head_pb2.Deployment:
+        status = await self._commands.add_adapter(request.deployment, convert.adapter_from_pb(request.adapter))
+        return convert.deployment_status_to_pb(status)
+
+    @rpc_errors
+    async def RemoveAdapter(self, request: head_pb2.RemoveAdapterRequest, context: Context) -> head_pb2.Deployment:
+        status = await self._commands.remove_adapter(request.deployment, request.name)
+        return convert.deployment_status_to_pb(status)
+
+    @rpc_errors
     async def Status(self, request: head_pb2.StatusRequest, context: Context) -> head_pb2.ClusterStatus:
         return convert.cluster_status_to_pb(self._overview.status())
 

@@ -177,7 +177,10 @@ def _begin_epoch(engine: sa.Engine, path: Path) -> int:
         if missing := set(rows.metadata.tables) - found:
             raise rows.Damaged(f"it has no table {min(missing)}")
         schema = c.execute(sa.select(rows.meta.c.value).where(rows.meta.c.key == "schema")).scalar()
-        if schema != str(rows.SCHEMA_VERSION):
+        older = {str(n): n for n in range(1, rows.SCHEMA_VERSION)}
+        if schema in older:
+            _migrate(c, older[schema], path)
+        elif schema != str(rows.SCHEMA_VERSION):
             raise UserError(
                 f"The state file {path} has schema {schema}, this version of headrace knows"
                 f" {rows.SCHEMA_VERSION}; start the version that wrote it, or choose another --state-dir."
@@ -185,6 +188,24 @@ def _begin_epoch(engine: sa.Engine, path: Path) -> int:
         epoch = _epoch_in(c) + 1
         _set_epoch(c, epoch)
     return epoch
+
+
+def _migrate(c: sa.Connection, schema: int, path: Path) -> None:
+    """Bring an older file to our schema, all of it or nothing: rows that get new columns are sealed anew."""
+    for version in range(schema + 1, rows.SCHEMA_VERSION + 1):
+        for name in dict.fromkeys(table for table, _, _ in rows.ADDED[version]):
+            new = {column: value for table, column, value in rows.ADDED[version] if table == name}
+            table = rows.metadata.tables[name]
+            old = [rows.unsealed(table, dict(r)) for r in c.exec_driver_sql(f"SELECT * FROM {name}").mappings()]
+            for column, value in new.items():
+                c.exec_driver_sql(f"ALTER TABLE {name} ADD COLUMN {column} TEXT NOT NULL DEFAULT '{value}'")
+            c.exec_driver_sql(f"DELETE FROM {name}")
+            for row in old:
+                values = rows.sealed(table, {**row, **new})
+                marks = ", ".join(f":{k}" for k in values)
+                c.execute(sa.text(f"INSERT INTO {name} ({', '.join(values)}) VALUES ({marks})"), values)
+    _put(c, rows.meta, {"key": "schema", "value": str(rows.SCHEMA_VERSION)}, "key")
+    log.info("state_file_migrated", path=str(path), before=schema, now=rows.SCHEMA_VERSION)
 
 
 def _set_epoch(c: sa.Connection, epoch: int) -> None:

@@ -55,6 +55,10 @@ class Conditions:
         }
         return Child.spawn([*self.command, str(folder.path)], env=child_env(extra | dict(self.env)), output=folder.log)
 
+    def keep(self, spec: ReplicaSpec) -> None:
+        """Write down what changed of a running replica's spec."""
+        self.folder(spec.replica_id).write_spec(spec, host=self.host, cache_dir=self.cache_dir)
+
     def marked(self, replica_id: str | None = None, but: Collection[str] = ()) -> list[ProcessRecord]:
         """Living processes of one replica of this node, or of all its replicas `but` these."""
         return [

@@ -50,9 +50,12 @@ class ReplicaFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.end_life()
         (self.path / "failure.json").unlink(missing_ok=True)
-        write_atomic(self.path / "spec.json", dump_spec(spec, host=host, cache_dir=str(cache_dir)))
+        self.write_spec(spec, host=host, cache_dir=cache_dir)
         with self.log.open("ab") as f:
             f.write(f"{_START_MARK} {spec.replica_id} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
+
+    def write_spec(self, spec: ReplicaSpec, *, host: str, cache_dir: Path) -> None:
+        write_atomic(self.path / "spec.json", dump_spec(spec, host=host, cache_dir=str(cache_dir)))
 
     def end_life(self) -> None:
         """Forget the process; log, spec and failure stay."""

@@ -99,7 +99,8 @@ class Node:
             if replica_id not in self._wanted and not runner.told_to_go:
                 runner.go(runner.spec.drain_s)
         for replica_id, spec in self._wanted.items():
-            if replica_id in self._runners:
+            if runner := self._runners.get(replica_id):
+                runner.adapt(spec.adapters)
                 continue
             if not _ID.fullmatch(replica_id):
                 self._refuse(spec)

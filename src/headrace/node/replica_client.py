@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 import structlog
 
-from headrace.core.types import ReplicaId, ReplicaStatus
+from headrace.core.types import Adapter, ReplicaId, ReplicaStatus
 from headrace.rpc.channel import Tls, from_rpc, open_channel
-from headrace.rpc.convert import replica_status_from_pb
+from headrace.rpc.convert import adapter_to_pb, replica_status_from_pb
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc
 
 log = structlog.get_logger()
 
 _REOPEN_S, _REOPEN_MAX_S = 0.1, 1.0
+_TELL_S = 5.0
 
 
 async def watch(
@@ -55,3 +56,13 @@ async def drain(address: str, replica_id: ReplicaId, tls: Tls | None, timeout_s:
     except grpc.RpcError as e:
         log.warning("drain_failed", replica=replica_id, error=from_rpc(e, f"replica at {address}").message)
         return False
+
+
+async def set_adapters(address: str, replica_id: ReplicaId, tls: Tls | None, adapters: Sequence[Adapter]) -> None:
+    """Tell the replica which adapters to have. One that cannot be told now is told again: its status shows the need."""
+    request = replica_pb2.SetAdaptersRequest(replica_id=replica_id, adapters=[adapter_to_pb(a) for a in adapters])
+    try:
+        async with open_channel(address, tls) as channel:
+            await replica_pb2_grpc.ReplicaServiceStub(channel).SetAdapters(request, timeout=_TELL_S)
+    except grpc.RpcError as e:
+        log.warning("adapters_untold", replica=replica_id, error=from_rpc(e, f"replica at {address}").message)

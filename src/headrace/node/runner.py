@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from headrace.core.restart import GiveUp, after_failure
-from headrace.core.types import InvalidMove, Phase, ReplicaSpec, ReplicaStatus
+from headrace.core.types import Adapter, InvalidMove, Phase, ReplicaSpec, ReplicaStatus
 from headrace.node.conditions import Conditions
 from headrace.node.ending import Failure, oom_kills, why_ended
 from headrace.node.folder import LifeRecord
-from headrace.node.replica_client import drain, watch
+from headrace.node.replica_client import drain, set_adapters, watch
 from headrace.node.standing import Standing
 from headrace.process import Child, kill_all
 
@@ -52,7 +52,12 @@ class _Leave:
     pass
 
 
-_Message = _Listening | _Ended | _Go | _Drained | _Leave | ReplicaStatus
+@dataclass(frozen=True, slots=True)
+class _Adapt:
+    adapters: tuple[Adapter, ...]
+
+
+_Message = _Listening | _Ended | _Go | _Drained | _Leave | _Adapt | ReplicaStatus
 
 
 @dataclass(slots=True)
@@ -65,6 +70,7 @@ class _Life:
     helpers: list[asyncio.Task[None]] = field(default_factory=list)
     failure: Failure | None = None  # what it dies of, where we know better than its exit code
     oom_kills: int = field(default_factory=oom_kills)
+    telling: asyncio.Task[None] | None = None  # it which adapters to have
 
 
 class Runner:
@@ -97,6 +103,10 @@ class Runner:
         """Drain for up to `drain_s`, then end the process and `run` with it. A shorter time may be asked for later."""
         self.told_to_go = True
         self._inbox.put_nowait(_Go(drain_s, self._on.term_s if term_s is None else term_s))
+
+    def adapt(self, adapters: tuple[Adapter, ...]) -> None:
+        """The adapters to have from now on, also after the next start."""
+        self._inbox.put_nowait(_Adapt(adapters))
 
     def leave(self) -> None:
         """End `run` and leave the process running."""
@@ -190,8 +200,17 @@ class Runner:
             return None
         if isinstance(message, _Go):
             self._going = message
+        if isinstance(message, _Adapt) and message.adapters != self.spec.adapters:
+            self.spec = replace(self.spec, adapters=message.adapters)
+            self._remember_spec()
         self._leaving = self._leaving or isinstance(message, _Leave)
         return message
+
+    def _remember_spec(self) -> None:
+        try:
+            self._on.keep(self.spec)
+        except OSError as e:  # the head will say it again to the next scheduler
+            self._log.error("spec_unwritten", error=str(e))
 
     # --- one life ---
 
@@ -205,7 +224,7 @@ class Runner:
             try:
                 code = await self._attend(life)
             finally:
-                for helper in life.helpers:
+                for helper in filter(None, (*life.helpers, life.telling)):
                     helper.cancel()
         if self._leaving:
             return Failure("left running")
@@ -244,7 +263,10 @@ class Runner:
                         life.deadline = time.monotonic() + self._on.stalled_s
                 case ReplicaStatus() as seen:
                     self._take(life, seen)
+                    self._tell_adapters(life)
                     self.heard.set()
+                case _Adapt():
+                    self._tell_adapters(life)
                 case _Go() as go:
                     self._begin_to_go(life, go)
                 case _Drained(asked):
@@ -265,7 +287,7 @@ class Runner:
             before = self.status
             if seen.phase is Phase.READY and self._standing.ready_since is None:
                 self._standing.ready_since = time.monotonic()
-            said = {k: getattr(seen, k) for k in ("reason", "activity", "progress", "load", "model")}
+            said = {k: getattr(seen, k) for k in ("reason", "activity", "progress", "load", "model", "adapters")}
             try:
                 self._standing.say(seen.phase, **said)
             except InvalidMove as e:
@@ -277,6 +299,15 @@ class Runner:
         else:
             phase = seen.phase.lower()
             self._standing.note(reason=f"is {phase} although its scheduler did not ask for it", load=seen.load)
+
+    def _tell_adapters(self, life: _Life) -> None:
+        """Have a replica that serves told its adapters, if by its last word it was told others."""
+        status, wanted = self.status, self.spec.adapters
+        if status.phase is not Phase.READY or tuple(a.adapter for a in status.adapters) == wanted:
+            return
+        if life.telling is None or life.telling.done():
+            told = set_adapters(status.address, self.spec.replica_id, self._on.tls, wanted)
+            life.telling = life.tasks.create_task(told)
 
     def _begin_to_go(self, life: _Life, go: _Go) -> None:
         now, status = time.monotonic(), self.status

@@ -54,7 +54,9 @@ class Standing:
         """There is no process any more. The phase stays: what comes next decides it."""
         self.process = None
         self._folder.end_life()
-        self.status = replace(self.status, pid=0, address="", activity="", progress=-1.0, load=Load(), model=None)
+        self.status = replace(
+            self.status, pid=0, address="", activity="", progress=-1.0, load=Load(), model=None, adapters=()
+        )
 
     def say(self, phase: Phase, **changes: object) -> None:
         """Move to `phase` with these changes of the status. InvalidMove if the table does not allow it."""

@@ -211,12 +211,14 @@ def _maker(shape: Any, parsed: ChatRequest | CompletionRequest, count: int) -> C
 
 
 def _model(r: Route) -> dict[str, Any]:
-    """OpenAI's model object, with `max_model_len` as vLLM has it, and our state and reason."""
+    """OpenAI's model object, with `root`, `parent` and `max_model_len` as vLLM has them, and our state and reason."""
     return {
         "id": r.name,
         "object": "model",
         "created": r.created_unix_s,
         "owned_by": "headrace",
+        "root": r.model,
+        "parent": r.model if r.adapter else None,
         "max_model_len": r.context_tokens or None,
         "state": r.state.value,
         "reason": r.reason or None,

@@ -80,8 +80,9 @@ class Generation:
     async def _place(self, waiting: list[Stream]) -> None:
         excluded: set[ReplicaId] = {r for s in waiting for r in s.tried}
         session = await self._admission.session_for(self.model, excluded, self._sink.waiting)
+        route = self._admission.route(self.model)  # the one that the session was found by
         for stream in waiting:
-            stream.place(session)
+            stream.place(session, route.adapter if route else "")
 
     async def _sleep(self) -> None:
         if self.first_at:

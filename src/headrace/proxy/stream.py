@@ -79,11 +79,12 @@ class Stream:
     def needs_replica(self) -> bool:
         return self._session is None and self.reason is None
 
-    def place(self, session: Session) -> None:
-        """Submit to a replica. If the session broke meanwhile the stream goes on waiting."""
+    def place(self, session: Session, adapter: str = "") -> None:
+        """Submit to a replica, for one of its adapters. If the session broke meanwhile the stream goes on waiting."""
         self.tried.append(session.endpoint.replica_id)
         try:
-            self._number = session.submit(self.submit, self)
+            submit = replace(self.submit, adapter=adapter) if adapter else self.submit
+            self._number = session.submit(submit, self)
         except errors.ReplicaGone as e:
             self._try_again(e)
             return
@@ -141,7 +142,7 @@ class Stream:
 
     def _failed(self, f: Failure) -> None:
         error = errors.from_kind(f.kind, f.message, param=f.param, code=f.code, retry_after_s=f.retry_after_s)
-        if isinstance(error, errors.Draining):
+        if isinstance(error, errors.Draining | errors.NotLoaded):
             self._try_again(error)
         else:
             self.end("error", error)

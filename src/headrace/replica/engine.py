@@ -132,9 +132,11 @@ class Engine(Protocol):
         ...
 
     def set_adapters(self, adapters: Mapping[str, Path]) -> Mapping[str, str]:
-        """Have exactly these LoRA adapters (name → folder): load what is new, drop what is gone once it is idle.
+        """Have exactly these LoRA adapters (name → PEFT folder): load what is new, drop what is gone.
 
-        Slow; called in a thread, one call at a time. Returns name → why it was not loaded, for those that were not.
+        Slow; called in a thread after `start`, one call at a time. Nothing that was not aborted runs with what is gone,
+        and a name never changes its folder without having been gone. Returns name → why it was not loaded, for those
+        that were not; for all, if `info.features` does not name "adapters".
         """
         ...
 

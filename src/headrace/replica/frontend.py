@@ -65,7 +65,9 @@ class FrontEnd:
         text = answer.resume(delivered, submit.resume.text_chars) if submit.resume else ""
         finish = "stop" if answer.stopped else "length" if len(delivered) >= limit else None
         sampling = complete(submit.sampling, self._defaults)
-        request = EngineRequest(request_id, prompt + delivered, limit - len(delivered), sampling, (), len(delivered))
+        request = EngineRequest(
+            request_id, prompt + delivered, limit - len(delivered), sampling, (), len(delivered), submit.adapter
+        )
         return Prepared(request, answer, len(prompt), len(delivered), text, submit.sampling.logprobs, finish)
 
     def warm_up(self, request_id: int) -> EngineRequest:

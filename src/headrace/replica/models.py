@@ -14,7 +14,7 @@ from headrace.errors import Unavailable, UserError
 Report = Callable[[str, float], None]
 """Told what is being done and how far it is: 0..1, negative when unknown. May be called from any thread."""
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _COMMON = ["*.json", "*.jinja"]
 
 
@@ -42,7 +42,7 @@ def resolve(source: str, revision: str, cache_dir: Path, report: Report) -> Mode
             raise UserError(f"There is no built-in model {source!r}.")
         return inspect_folder(folder)
     if source.startswith("hf://"):
-        return inspect_folder(_download(source.removeprefix("hf://"), revision, cache_dir, report))
+        return inspect_folder(download(source.removeprefix("hf://"), revision, cache_dir, report, _patterns))
     folder = Path(source)
     if not folder.is_absolute():
         raise UserError(f"The model's source {source!r} is neither builtin:NAME, hf://ORG/NAME nor an absolute folder.")
@@ -58,7 +58,7 @@ def inspect_folder(folder: Path) -> Model:
         raise UserError(f"{folder} is not a model folder: it has no config.json.")
     if weights := _weights(names):
         return Model(folder, weights)
-    if any(n.endswith(_PICKLES) for n in names):
+    if any(n.endswith(PICKLES) for n in names):
         raise UserError(f"{folder} has only pickled weights, which can run code; Headrace loads safetensors only.")
     raise UserError(f"{folder} has no weights: neither openvino_model.xml nor *.safetensors.")
 
@@ -71,8 +71,10 @@ def _weights(names: set[str]) -> Weights | None:
     return None
 
 
-def _download(repo: str, revision: str, cache_dir: Path, report: Report) -> Path:
-    """A snapshot of a hub repository: configuration, tokenizer and one kind of weights."""
+def download(
+    repo: str, revision: str, cache_dir: Path, report: Report, patterns_of: Callable[[str, set[str]], list[str]]
+) -> Path:
+    """A snapshot of a hub repository: of its files what `patterns_of` (source, names) says."""
     import huggingface_hub as hub  # 0.3 s, and most replicas do not need it
     from huggingface_hub import errors as e
 
@@ -82,7 +84,7 @@ def _download(repo: str, revision: str, cache_dir: Path, report: Report) -> Path
     try:
         info = hub.HfApi().model_info(repo, revision=revision or None, files_metadata=True)
         files = {s.rfilename: s.size or 0 for s in info.siblings or ()}
-        patterns = _patterns(where, set(files))
+        patterns = patterns_of(where, set(files))
         common["revision"] = info.sha or common["revision"]
         report(f"downloading {where}", 0.0)
         bars = _progress_bars(lambda done: report(f"downloading {where}", done))
@@ -118,7 +120,7 @@ def _patterns(where: str, files: set[str]) -> list[str]:
         case Weights.SAFETENSORS:
             return [*_COMMON, *sorted(f for f in files if f.endswith(".safetensors") and "/" not in f)]
         case None:
-            if any(f.endswith(_PICKLES) for f in files):
+            if any(f.endswith(PICKLES) for f in files):
                 raise UserError(
                     f"{where} has only pickled weights, which can run code; Headrace loads safetensors only."
                 )

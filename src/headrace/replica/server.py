@@ -17,6 +17,7 @@ from headrace.core.specfile import SpecFile, parse_spec
 from headrace.core.types import Failure, Phase, ReplicaStatus
 from headrace.errors import HeadraceError, ReplicaGone, UserError
 from headrace.process import ProcessRecord, told_to_stop, write_atomic
+from headrace.replica.adapters import Adapters
 from headrace.replica.engine import Engine
 from headrace.replica.engines import Opened, open_engine, prepare
 from headrace.replica.frontend import FrontEnd, open_front_end
@@ -120,10 +121,12 @@ class Replica:
             raise Failed(why, False)
         self._board.load = engine.load
         self._service.streams = streams
+        spec, cache_dir = self._file.spec, Path(self._file.cache_dir)
+        adapters = self._service.adapters = Adapters(engine, streams, self._board, cache_dir, spec.adapters)
         if self._board.now.phase is Phase.LOADING:
             self._board.change(Phase.READY, activity="", progress=-1.0, model=engine.info)
         log.info("ready", engine=engine.info.engine, context_tokens=engine.info.context_tokens)
-        await self._or_death(self._service.drained.wait(), streams.heartbeat())
+        await self._or_death(self._service.drained.wait(), streams.heartbeat(), adapters.run())
 
     async def _listen(self) -> None:
         spec_file = self._file
@@ -146,7 +149,8 @@ class Replica:
             _hand_over(loop, self._activity, activity, progress)
 
         def load() -> tuple[Opened, FrontEnd]:
-            opened = open_engine(spec.model, spec.resources, Path(self._file.cache_dir), report)
+            cache_dir, adapters = Path(self._file.cache_dir), bool(spec.adapters)
+            opened = open_engine(spec.model, spec.resources, cache_dir, report, adapters=adapters)
             e = opened.engine
             return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids)
 

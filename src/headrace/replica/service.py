@@ -11,6 +11,7 @@ import structlog
 
 from headrace import errors
 from headrace.core.types import Failure, Phase
+from headrace.replica.adapters import Adapters
 from headrace.replica.session import Session
 from headrace.replica.status import StatusBoard
 from headrace.replica.streams import Streams
@@ -27,11 +28,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
-    """`streams` is set once the model is loaded; `drained` is set when the process is to end."""
+    """`streams` and `adapters` are set once the model is loaded; `drained` is set when the process is to end."""
 
     def __init__(self, board: StatusBoard) -> None:
         self._board = board
         self.streams: Streams | None = None
+        self.adapters: Adapters | None = None
         self.drained = asyncio.Event()
 
     @rpc_errors
@@ -47,6 +49,16 @@ class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
         await self.drain(request.timeout_s)
         self.drained.set()
         return replica_pb2.DrainResponse()
+
+    @rpc_errors
+    async def SetAdapters(
+        self, request: replica_pb2.SetAdaptersRequest, context: Context
+    ) -> replica_pb2.SetAdaptersResponse:
+        self._check_identity(request.replica_id)
+        if self.adapters is None:
+            raise errors.Unavailable("This replica is still loading its model.")
+        self.adapters.set([convert.adapter_from_pb(a) for a in request.adapters])
+        return replica_pb2.SetAdaptersResponse()
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new; return when all streams have ended. Those that have not in time end with an error."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 import structlog
@@ -32,6 +33,7 @@ class Stream:
     engine_id: int
     prepared: Prepared | None = None
     position: int = 0
+    adapter: str = ""
 
 
 class Streams:
@@ -48,6 +50,8 @@ class Streams:
         self._empty = asyncio.Event()
         self._empty.set()
         self.draining = False
+        self.adapters: Set[str] = frozenset()  # that new streams may use
+        self.on_adapter_left: Callable[[], object] = lambda: None  # a stream that used one has ended
 
     # --- engine ---
 
@@ -137,6 +141,8 @@ class Streams:
         self._by_engine_id.pop(stream.engine_id, None)
         if not self._by_engine_id:
             self._empty.set()
+        if stream.adapter:
+            self.on_adapter_left()
 
     # --- sessions ---
 
@@ -156,11 +162,12 @@ class Streams:
 
     async def submit(self, session: Session, submit: Submit) -> None:
         """Start a stream, or reject it. Returns when the front end is done with it."""
-        stream = Stream(submit.stream, session, next(self._ids))
+        stream = Stream(submit.stream, session, next(self._ids), adapter=submit.adapter)
         try:
             if submit.stream in session.streams:
                 raise errors.InvalidRequest(f"Stream {submit.stream} runs already in this session.")
             self._check_room()
+            self._check_adapter(submit.adapter)
             session.streams[stream.number] = self._by_engine_id[stream.engine_id] = stream
             self._empty.clear()
             prepared = await self._prepare(stream.engine_id, submit)
@@ -202,6 +209,14 @@ class Streams:
             raise errors.Overloaded(
                 f"This replica has {self._max_waiting} requests waiting already.", retry_after_s=1.0
             )
+
+    def _check_adapter(self, name: str) -> None:
+        if name and name not in self.adapters:
+            raise errors.NotLoaded(f"This replica has no adapter {name[:100]!r} loaded.", retry_after_s=1.0)
+
+    def adapters_in_use(self) -> Set[str]:
+        """Names of the adapters that running streams use."""
+        return {s.adapter for s in self._by_engine_id.values() if s.adapter}
 
     def _reject(self, stream: Stream, submit: Submit, e: Exception) -> None:
         self._forget_if_ours(stream)

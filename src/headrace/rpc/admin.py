@@ -54,6 +54,18 @@ class AdminClient:
             answer = await self._stub.Scale(request, timeout=_CALL_S)
         return convert.deployment_status_from_pb(answer)
 
+    async def add_adapter(self, deployment: str, adapter: t.Adapter) -> t.DeploymentStatus:
+        request = head_pb2.AddAdapterRequest(deployment=deployment, adapter=convert.adapter_to_pb(adapter))
+        with self._errors():
+            answer = await self._stub.AddAdapter(request, timeout=_CALL_S)
+        return convert.deployment_status_from_pb(answer)
+
+    async def remove_adapter(self, deployment: str, name: str) -> t.DeploymentStatus:
+        request = head_pb2.RemoveAdapterRequest(deployment=deployment, name=name)
+        with self._errors():
+            answer = await self._stub.RemoveAdapter(request, timeout=_CALL_S)
+        return convert.deployment_status_from_pb(answer)
+
     async def status(self) -> t.ClusterStatus:
         with self._errors():
             answer = await self._stub.Status(head_pb2.StatusRequest(), timeout=_CALL_S)

@@ -59,6 +59,14 @@ def model_from_pb(m: types_pb2.ModelSpec) -> t.ModelSpec:
     )
 
 
+def adapter_to_pb(a: t.Adapter) -> types_pb2.Adapter:
+    return types_pb2.Adapter(name=a.name, source=a.source, source_revision=a.source_revision)
+
+
+def adapter_from_pb(m: types_pb2.Adapter) -> t.Adapter:
+    return t.Adapter(m.name, m.source, m.source_revision)
+
+
 def phase_to_pb(p: t.Phase) -> types_pb2.Phase.ValueType:
     return types_pb2.Phase.Value(p.value)
 
@@ -107,6 +115,10 @@ def replica_status_to_pb(s: t.ReplicaStatus) -> types_pb2.ReplicaStatus:
         gpu_indices=s.gpu_indices,
         permanent=s.permanent,
         started_at=s.started_at,
+        adapters=[
+            types_pb2.AdapterStatus(adapter=adapter_to_pb(a.adapter), loaded=a.loaded, reason=a.reason)
+            for a in s.adapters
+        ],
     )
     if s.model:
         m.model.CopyFrom(
@@ -144,6 +156,7 @@ def replica_status_from_pb(m: types_pb2.ReplicaStatus) -> t.ReplicaStatus:
         gpu_indices=tuple(m.gpu_indices),
         permanent=m.permanent,
         started_at=m.started_at,
+        adapters=tuple(t.AdapterStatus(adapter_from_pb(a.adapter), a.loaded, a.reason) for a in m.adapters),
     )
 
 
@@ -156,6 +169,7 @@ def replica_spec_to_pb(s: t.ReplicaSpec) -> types_pb2.ReplicaSpec:
         resources=resources_to_pb(s.resources),
         gpu_indices=s.gpu_indices,
         drain_s=s.drain_s,
+        adapters=[adapter_to_pb(a) for a in s.adapters],
     )
 
 
@@ -168,6 +182,7 @@ def replica_spec_from_pb(m: types_pb2.ReplicaSpec) -> t.ReplicaSpec:
         resources=resources_from_pb(m.resources),
         gpu_indices=tuple(m.gpu_indices),
         drain_s=m.drain_s,
+        adapters=tuple(adapter_from_pb(a) for a in m.adapters),
     )
 
 
@@ -220,6 +235,7 @@ def route_table_to_pb(table: t.RouteTable) -> head_pb2.RouteTable:
                 ],
                 created_unix_s=r.created_unix_s,
                 context_tokens=r.context_tokens,
+                adapter=r.adapter,
             )
             for r in table.routes.values()
         ],
@@ -238,6 +254,7 @@ def route_table_from_pb(m: head_pb2.RouteTable) -> t.RouteTable:
                 endpoints=tuple(t.Endpoint(t.ReplicaId(e.replica_id), e.address, e.lost) for e in r.endpoints),
                 created_unix_s=r.created_unix_s,
                 context_tokens=r.context_tokens,
+                adapter=r.adapter,
             )
             for r in m.routes
         },
@@ -270,12 +287,16 @@ def deploy_request_to_pb(r: t.DeployRequest) -> head_pb2.DeployRequest:
         value = getattr(r, name)
         if value is not None:
             setattr(m, name, value)
+    if r.adapters is not None:
+        m.adapters.adapters.extend(adapter_to_pb(a) for a in r.adapters)
+        m.adapters.SetInParent()
     return m
 
 
 def deploy_request_from_pb(m: head_pb2.DeployRequest) -> t.DeployRequest:
     optional = {name: getattr(m, name) for name in _DEPLOY_OPTIONAL if m.HasField(name)}
-    return t.DeployRequest(model=m.model, name=m.name, **optional)
+    adapters = tuple(adapter_from_pb(a) for a in m.adapters.adapters) if m.HasField("adapters") else None
+    return t.DeployRequest(model=m.model, name=m.name, adapters=adapters, **optional)
 
 
 def deployment_status_to_pb(s: t.DeploymentStatus) -> head_pb2.Deployment:
@@ -292,6 +313,7 @@ def deployment_status_to_pb(s: t.DeploymentStatus) -> head_pb2.Deployment:
         state=_ROUTE_STATES[s.state],
         reason=s.reason,
         created_unix_s=d.created_unix_s,
+        adapters=[adapter_to_pb(a) for a in d.adapters],
     )
 
 
@@ -306,6 +328,7 @@ def deployment_status_from_pb(m: head_pb2.Deployment) -> t.DeploymentStatus:
             max_replicas=m.max_replicas,
             replicas=m.replicas,
             created_unix_s=m.created_unix_s,
+            adapters=tuple(adapter_from_pb(a) for a in m.adapters),
         ),
         ready=m.ready,
         state=_ROUTE_STATES_BACK[m.state],
@@ -373,6 +396,7 @@ def catalog_entry_to_pb(e: t.CatalogEntry) -> head_pb2.CatalogEntry:
         model=model_to_pb(e.model),
         resources=resources_to_pb(e.resources),
         origin=e.origin,
+        adapters=[adapter_to_pb(a) for a in e.adapters],
     )
 
 
@@ -383,4 +407,5 @@ def catalog_entry_from_pb(m: head_pb2.CatalogEntry) -> t.CatalogEntry:
         model=model_from_pb(m.model),
         resources=resources_from_pb(m.resources),
         origin=m.origin,
+        adapters=tuple(adapter_from_pb(a) for a in m.adapters),
     )

@@ -31,9 +31,12 @@ def prepare(spec: ModelSpec, resources: Resources) -> None:
         vllm_processes.start_server({} if resources.gpus else vllm_args.cpu_environment(resources))
 
 
-def open_engine(spec: ModelSpec, resources: Resources, cache_dir: Path, report: Report) -> Opened:
+def open_engine(
+    spec: ModelSpec, resources: Resources, cache_dir: Path, report: Report, *, adapters: bool = False
+) -> Opened:
     """Find, fetch, convert and load what `spec` asks for. Slow; call it in a thread.
 
+    adapters: some are wanted already, for engines that make room for them at the start or never.
     UserError: trying again cannot help. Other HeadraceErrors: it may.
     """
     name, why = pick(spec.engine, installed(), resources.gpus)
@@ -47,7 +50,9 @@ def open_engine(spec: ModelSpec, resources: Resources, cache_dir: Path, report: 
         raise UserError(f"There is no engine {name!r}: use auto, openvino, vllm or simulated.")
     if name not in installed():
         raise UserError(HOW_TO_INSTALL[name])
-    return (_open_vllm if name == "vllm" else _open_openvino)(spec, given, resources, cache_dir, report)
+    if name == "vllm":
+        return _open_vllm(spec, given, resources, cache_dir, report, adapters)
+    return _open_openvino(spec, given, resources, cache_dir, report)
 
 
 def _open_openvino(
@@ -65,7 +70,9 @@ def _open_openvino(
     return Opened(OpenVinoEngine(model.folder, settings, resources, spec.context_tokens), model)
 
 
-def _open_vllm(spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report) -> Opened:
+def _open_vllm(
+    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report, adapters: bool
+) -> Opened:
     model = resolve(spec.source, spec.source_revision, cache_dir, report)
     assert model.folder
     if model.weights is Weights.OPENVINO and not any(model.folder.glob("*.safetensors")):
@@ -76,7 +83,7 @@ def _open_vllm(spec: ModelSpec, given: dict[str, Any], resources: Resources, cac
     from headrace.replica.engines.vllm import VllmEngine
 
     report("loading the model", -1.0)
-    return Opened(VllmEngine(model.folder, spec, given, resources), model)
+    return Opened(VllmEngine(model.folder, spec, given, resources, adapters=adapters), model)
 
 
 def _engine_args(spec: ModelSpec) -> dict[str, Any]:

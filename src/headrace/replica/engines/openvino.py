@@ -24,6 +24,7 @@ from headrace.core.types import Load, ModelInfo, Resources, Sampling
 from headrace.errors import HeadraceError, UserError
 from headrace.replica import telemetry
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
+from headrace.replica.engines.openvino_lora import Pipelines
 from headrace.replica.engines.options import parse_options
 from headrace.replica.sampling import context_of, read_generation_config, read_json
 
@@ -36,7 +37,7 @@ from openvino_genai.py_openvino_genai import GenerationFinishReason, GenerationS
 FEATURES = frozenset(
     {
         "temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty",
-        "logprobs", "ignore_eos", "min_tokens",
+        "logprobs", "ignore_eos", "min_tokens", "adapters",
     }
 )  # fmt: skip
 
@@ -98,7 +99,7 @@ class _Inbox:
 
 
 class OpenVinoEngine:
-    """One model in a ContinuousBatchingPipeline. Only its own thread touches the pipeline after `start`."""
+    """One model in a ContinuousBatchingPipeline (and one more for each LoRA adapter), used by the engine's thread."""
 
     def __init__(self, folder: Path, options: OpenVinoOptions, resources: Resources, context_tokens: int) -> None:
         """Loads the model. UserError if the folder cannot be used; HeadraceError if OpenVINO fails to."""
@@ -121,8 +122,12 @@ class OpenVinoEngine:
         }
         if resources.cpus > 0:
             properties["INFERENCE_NUM_THREADS"] = max(1, int(resources.cpus))
+
+        def make(more: Mapping[str, Any]) -> genai.ContinuousBatchingPipeline:
+            return genai.ContinuousBatchingPipeline(str(folder), scheduler, options.device, {**properties, **more})
+
         try:
-            self._pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, options.device, properties)
+            self._pipelines = Pipelines(folder, make)
         except RuntimeError as e:
             raise HeadraceError(f"OpenVINO cannot load {folder}: {_brief(e)}") from e
         vocab_size = int(config.get("vocab_size") or 0)
@@ -152,7 +157,7 @@ class OpenVinoEngine:
         return None
 
     def set_adapters(self, adapters: Mapping[str, Path]) -> Mapping[str, str]:
-        return dict.fromkeys(adapters, "This engine has no LoRA adapters.")
+        return self._pipelines.set(adapters)
 
     def abort(self, request_id: int) -> None:
         with self._changed:
@@ -184,7 +189,6 @@ class OpenVinoEngine:
 
     def _turn(self) -> bool:
         """Wait for something to do and do one step. False: closed."""
-        pipeline = self._pipeline
         with self._changed:
             while not (self._inbox.new or self._inbox.aborted or self._inbox.closed or self._live):
                 self._changed.wait()
@@ -198,17 +202,15 @@ class OpenVinoEngine:
             if live := self._live.pop(request_id, None):
                 live.handle.cancel()
                 rows.append(Row(request_id, (), "abort"))
-        # Also the step after a cancel frees what the request held.
-        if pipeline.has_non_finished_requests():
-            pipeline.step()
+        self._pipelines.step()
         self._read(rows)
-        metrics = pipeline.get_metrics()
+        scheduled, cache_usage = self._pipelines.metrics()
         with self._changed:
             self._pending -= sum(row.finish is not None for row in rows)
             last = self._load
             self._load = Load(
-                running=min(metrics.scheduled_requests, len(self._live)),
-                kv_usage=metrics.cache_usage / 100 if self._live else 0.0,
+                running=min(scheduled, len(self._live)),
+                kv_usage=cache_usage if self._live else 0.0,
                 step=last.step + 1,
                 tokens_total=last.tokens_total + sum(len(row.tokens) for row in rows),
             )
@@ -224,7 +226,8 @@ class OpenVinoEngine:
                 raise ValueError(f"the prompt needs more than the KV cache's {self._kv_tokens} tokens")
             stops = frozenset() if request.sampling.ignore_eos else frozenset((*self.eos_ids, *request.stop_token_ids))
             ids = openvino.Tensor(np.array([request.prompt_ids], dtype=np.int64))
-            handle = self._pipeline.add_request(request.id, ids, _generation_config(request, stops))
+            pipeline = self._pipelines.of(request.adapter)
+            handle = pipeline.add_request(request.id, ids, _generation_config(request, stops))
         except Exception as e:  # whatever it is, it is this request's and nobody else's
             rows.append(Row(request.id, (), "error", error=f"The engine refuses the request: {_brief(e)}."))
         else:

@@ -77,7 +77,9 @@ class SimulatedEngine:
             time.sleep(min(0.05, o.load_s - passed))
         if o.fail_load:
             raise (UserError if o.permanent else HeadraceError)(o.fail_load)
-        self.info = ModelInfo("simulated", __version__, context_tokens or 8192, simulated.VOCAB_SIZE, FEATURES)
+        self.info = ModelInfo(
+            "simulated", __version__, context_tokens or 8192, simulated.VOCAB_SIZE, FEATURES | {"adapters"}
+        )
         self.eos_ids: tuple[int, ...] = (simulated.EOS_ID,)
         self.defaults = Sampling()
         self._text_ids = simulated.encode(o.text)
@@ -107,7 +109,7 @@ class SimulatedEngine:
         return None
 
     def set_adapters(self, adapters: Mapping[str, Path]) -> Mapping[str, str]:
-        return dict.fromkeys(adapters, "This engine has no LoRA adapters.")
+        return {}  # an adapter's name is all that it is here
 
     def abort(self, request_id: int) -> None:
         with self._changed:
@@ -179,7 +181,7 @@ class SimulatedEngine:
     def _take_in(self, inbox: _Inbox, rows: list[Row]) -> None:
         for request in inbox.new:
             prompt = request.prompt_ids[: len(request.prompt_ids) - request.delivered]
-            key = simulated.digest(prompt, request.sampling.seed)
+            key = simulated.digest(prompt, request.sampling.seed, request.adapter)
             end = self._options.answer_tokens or simulated.natural_length(key)
             end = max(end, request.sampling.min_tokens or 0)
             if request.sampling.ignore_eos:

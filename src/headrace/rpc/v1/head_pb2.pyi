@@ -109,6 +109,7 @@ class Route(_message.Message):
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_S_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: Global___RouteState.ValueType
     reason: _builtins.str
@@ -116,6 +117,8 @@ class Route(_message.Message):
     created_unix_s: _builtins.int
     context_tokens: _builtins.int
     """0 until a replica has loaded."""
+    adapter: _builtins.str
+    """The LoRA adapter that this name stands for, after the model's name and a colon; empty: a model itself."""
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Endpoint]: ...
     def __init__(
@@ -127,10 +130,11 @@ class Route(_message.Message):
         endpoints: _abc.Iterable[Global___Endpoint] | None = ...,
         created_unix_s: _builtins.int = ...,
         context_tokens: _builtins.int = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "created_unix_s", b"created_unix_s", "endpoints", b"endpoints", "name", b"name", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "context_tokens", b"context_tokens", "created_unix_s", b"created_unix_s", "endpoints", b"endpoints", "name", b"name", "reason", b"reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -220,6 +224,7 @@ class DeployRequest(_message.Message):
     TOOL_PARSER_FIELD_NUMBER: _builtins.int
     REASONING_PARSER_FIELD_NUMBER: _builtins.int
     TRUST_REMOTE_CODE_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Catalog name, absolute folder, or hf://org/name."""
     name: _builtins.str
@@ -240,6 +245,10 @@ class DeployRequest(_message.Message):
     tool_parser: _builtins.str
     reasoning_parser: _builtins.str
     trust_remote_code: _builtins.bool
+    @_builtins.property
+    def adapters(self) -> _types_pb2.Adapters:
+        """All of them; unset: those that the deployment has, or the catalog's."""
+
     def __init__(
         self,
         *,
@@ -261,10 +270,11 @@ class DeployRequest(_message.Message):
         tool_parser: _builtins.str | None = ...,
         reasoning_parser: _builtins.str | None = ...,
         trust_remote_code: _builtins.bool | None = ...,
+        adapters: _types_pb2.Adapters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_chat_template", b"_chat_template", "_context_tokens", b"_context_tokens", "_cpus", b"_cpus", "_engine", b"_engine", "_engine_args_json", b"_engine_args_json", "_gpu_memory_bytes", b"_gpu_memory_bytes", "_gpus", b"_gpus", "_max_replicas", b"_max_replicas", "_memory_bytes", b"_memory_bytes", "_min_replicas", b"_min_replicas", "_reasoning_parser", b"_reasoning_parser", "_source_revision", b"_source_revision", "_task", b"_task", "_tool_parser", b"_tool_parser", "_trust_remote_code", b"_trust_remote_code", "_weight_format", b"_weight_format", "chat_template", b"chat_template", "context_tokens", b"context_tokens", "cpus", b"cpus", "engine", b"engine", "engine_args_json", b"engine_args_json", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus", b"gpus", "max_replicas", b"max_replicas", "memory_bytes", b"memory_bytes", "min_replicas", b"min_replicas", "reasoning_parser", b"reasoning_parser", "source_revision", b"source_revision", "task", b"task", "tool_parser", b"tool_parser", "trust_remote_code", b"trust_remote_code", "weight_format", b"weight_format"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chat_template", b"_chat_template", "_context_tokens", b"_context_tokens", "_cpus", b"_cpus", "_engine", b"_engine", "_engine_args_json", b"_engine_args_json", "_gpu_memory_bytes", b"_gpu_memory_bytes", "_gpus", b"_gpus", "_max_replicas", b"_max_replicas", "_memory_bytes", b"_memory_bytes", "_min_replicas", b"_min_replicas", "_reasoning_parser", b"_reasoning_parser", "_source_revision", b"_source_revision", "_task", b"_task", "_tool_parser", b"_tool_parser", "_trust_remote_code", b"_trust_remote_code", "_weight_format", b"_weight_format", "adapters", b"adapters", "chat_template", b"chat_template", "context_tokens", b"context_tokens", "cpus", b"cpus", "engine", b"engine", "engine_args_json", b"engine_args_json", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus", b"gpus", "max_replicas", b"max_replicas", "memory_bytes", b"memory_bytes", "min_replicas", b"min_replicas", "reasoning_parser", b"reasoning_parser", "source_revision", b"source_revision", "task", b"task", "tool_parser", b"tool_parser", "trust_remote_code", b"trust_remote_code", "weight_format", b"weight_format"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chat_template", b"_chat_template", "_context_tokens", b"_context_tokens", "_cpus", b"_cpus", "_engine", b"_engine", "_engine_args_json", b"_engine_args_json", "_gpu_memory_bytes", b"_gpu_memory_bytes", "_gpus", b"_gpus", "_max_replicas", b"_max_replicas", "_memory_bytes", b"_memory_bytes", "_min_replicas", b"_min_replicas", "_reasoning_parser", b"_reasoning_parser", "_source_revision", b"_source_revision", "_task", b"_task", "_tool_parser", b"_tool_parser", "_trust_remote_code", b"_trust_remote_code", "_weight_format", b"_weight_format", "chat_template", b"chat_template", "context_tokens", b"context_tokens", "cpus", b"cpus", "engine", b"engine", "engine_args_json", b"engine_args_json", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus", b"gpus", "max_replicas", b"max_replicas", "memory_bytes", b"memory_bytes", "min_replicas", b"min_replicas", "model", b"model", "name", b"name", "reasoning_parser", b"reasoning_parser", "source_revision", b"source_revision", "task", b"task", "tool_parser", b"tool_parser", "trust_remote_code", b"trust_remote_code", "weight_format", b"weight_format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chat_template", b"_chat_template", "_context_tokens", b"_context_tokens", "_cpus", b"_cpus", "_engine", b"_engine", "_engine_args_json", b"_engine_args_json", "_gpu_memory_bytes", b"_gpu_memory_bytes", "_gpus", b"_gpus", "_max_replicas", b"_max_replicas", "_memory_bytes", b"_memory_bytes", "_min_replicas", b"_min_replicas", "_reasoning_parser", b"_reasoning_parser", "_source_revision", b"_source_revision", "_task", b"_task", "_tool_parser", b"_tool_parser", "_trust_remote_code", b"_trust_remote_code", "_weight_format", b"_weight_format", "adapters", b"adapters", "chat_template", b"chat_template", "context_tokens", b"context_tokens", "cpus", b"cpus", "engine", b"engine", "engine_args_json", b"engine_args_json", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus", b"gpus", "max_replicas", b"max_replicas", "memory_bytes", b"memory_bytes", "min_replicas", b"min_replicas", "model", b"model", "name", b"name", "reasoning_parser", b"reasoning_parser", "source_revision", b"source_revision", "task", b"task", "tool_parser", b"tool_parser", "trust_remote_code", b"trust_remote_code", "weight_format", b"weight_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chat_template: _TypeAlias = _typing.Literal["chat_template"]  # noqa: Y015
     _WhichOneofArgType__chat_template: _TypeAlias = _typing.Literal["_chat_template", b"_chat_template"]  # noqa: Y015
@@ -393,6 +403,51 @@ class ScaleRequest(_message.Message):
 Global___ScaleRequest: _TypeAlias = ScaleRequest  # noqa: Y015
 
 @_typing.final
+class AddAdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    deployment: _builtins.str
+    @_builtins.property
+    def adapter(self) -> _types_pb2.Adapter: ...
+    def __init__(
+        self,
+        *,
+        deployment: _builtins.str = ...,
+        adapter: _types_pb2.Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddAdapterRequest: _TypeAlias = AddAdapterRequest  # noqa: Y015
+
+@_typing.final
+class RemoveAdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    deployment: _builtins.str
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveAdapterRequest: _TypeAlias = RemoveAdapterRequest  # noqa: Y015
+
+@_typing.final
 class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -424,6 +479,7 @@ class Deployment(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_S_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     revision: _builtins.int
     min_replicas: _builtins.int
@@ -438,6 +494,8 @@ class Deployment(_message.Message):
     def model(self) -> _types_pb2.ModelSpec: ...
     @_builtins.property
     def resources(self) -> _types_pb2.Resources: ...
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Adapter]: ...
     def __init__(
         self,
         *,
@@ -452,10 +510,11 @@ class Deployment(_message.Message):
         state: Global___RouteState.ValueType = ...,
         reason: _builtins.str = ...,
         created_unix_s: _builtins.int = ...,
+        adapters: _abc.Iterable[_types_pb2.Adapter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_s", b"created_unix_s", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "model", b"model", "name", b"name", "ready", b"ready", "reason", b"reason", "replicas", b"replicas", "resources", b"resources", "revision", b"revision", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "created_unix_s", b"created_unix_s", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "model", b"model", "name", b"name", "ready", b"ready", "reason", b"reason", "replicas", b"replicas", "resources", b"resources", "revision", b"revision", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -617,6 +676,7 @@ class CatalogEntry(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     description: _builtins.str
     origin: _builtins.str
@@ -625,6 +685,8 @@ class CatalogEntry(_message.Message):
     def model(self) -> _types_pb2.ModelSpec: ...
     @_builtins.property
     def resources(self) -> _types_pb2.Resources: ...
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Adapter]: ...
     def __init__(
         self,
         *,
@@ -633,10 +695,11 @@ class CatalogEntry(_message.Message):
         model: _types_pb2.ModelSpec | None = ...,
         resources: _types_pb2.Resources | None = ...,
         origin: _builtins.str = ...,
+        adapters: _abc.Iterable[_types_pb2.Adapter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "model", b"model", "name", b"name", "origin", b"origin", "resources", b"resources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "description", b"description", "model", b"model", "name", b"name", "origin", b"origin", "resources", b"resources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

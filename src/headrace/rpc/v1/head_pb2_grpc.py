@@ -166,6 +166,16 @@ class AdminServiceStub:
                 request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ScaleRequest.SerializeToString,
                 response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.FromString,
                 _registered_method=True)
+        self.AddAdapter = channel.unary_unary(
+                '/headrace.v1.AdminService/AddAdapter',
+                request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.AddAdapterRequest.SerializeToString,
+                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.FromString,
+                _registered_method=True)
+        self.RemoveAdapter = channel.unary_unary(
+                '/headrace.v1.AdminService/RemoveAdapter',
+                request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.RemoveAdapterRequest.SerializeToString,
+                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/headrace.v1.AdminService/Status',
                 request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.StatusRequest.SerializeToString,
@@ -214,6 +224,19 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Scale(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddAdapter(self, request, context):
+        """Gives a deployment one more LoRA adapter, or another source to one it has. Its replicas go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveAdapter(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -272,6 +295,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
             'Scale': grpc.unary_unary_rpc_method_handler(
                     servicer.Scale,
                     request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ScaleRequest.FromString,
+                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.SerializeToString,
+            ),
+            'AddAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddAdapter,
+                    request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.AddAdapterRequest.FromString,
+                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.SerializeToString,
+            ),
+            'RemoveAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveAdapter,
+                    request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.RemoveAdapterRequest.FromString,
                     response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
@@ -385,6 +418,60 @@ class AdminService:
             target,
             '/headrace.v1.AdminService/Scale',
             headrace_dot_rpc_dot_v1_dot_head__pb2.ScaleRequest.SerializeToString,
+            headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.AdminService/AddAdapter',
+            headrace_dot_rpc_dot_v1_dot_head__pb2.AddAdapterRequest.SerializeToString,
+            headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.AdminService/RemoveAdapter',
+            headrace_dot_rpc_dot_v1_dot_head__pb2.RemoveAdapterRequest.SerializeToString,
             headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.FromString,
             options,
             channel_credentials,

@@ -43,6 +43,9 @@ class AdminServiceStub:
     Deploy: _aio.UnaryUnaryMultiCallable[_head_pb2.DeployRequest, _head_pb2.Deployment]
     Delete: _aio.UnaryUnaryMultiCallable[_head_pb2.DeleteRequest, _head_pb2.DeleteResponse]
     Scale: _aio.UnaryUnaryMultiCallable[_head_pb2.ScaleRequest, _head_pb2.Deployment]
+    AddAdapter: _aio.UnaryUnaryMultiCallable[_head_pb2.AddAdapterRequest, _head_pb2.Deployment]
+    """Gives a deployment one more LoRA adapter, or another source to one it has. Its replicas go on."""
+    RemoveAdapter: _aio.UnaryUnaryMultiCallable[_head_pb2.RemoveAdapterRequest, _head_pb2.Deployment]
     Status: _aio.UnaryUnaryMultiCallable[_head_pb2.StatusRequest, _head_pb2.ClusterStatus]
     WatchStatus: _aio.UnaryStreamMultiCallable[_head_pb2.StatusRequest, _head_pb2.ClusterStatus]
     """Status now, and again at every change, at most five times a second."""
@@ -71,6 +74,21 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _head_pb2.ScaleRequest,
         context: _aio.ServicerContext[_head_pb2.ScaleRequest, _abc.Awaitable[_head_pb2.Deployment]],
+    ) -> _abc.Awaitable[_head_pb2.Deployment]: ...
+
+    @_abc_1.abstractmethod
+    def AddAdapter(
+        self,
+        request: _head_pb2.AddAdapterRequest,
+        context: _aio.ServicerContext[_head_pb2.AddAdapterRequest, _abc.Awaitable[_head_pb2.Deployment]],
+    ) -> _abc.Awaitable[_head_pb2.Deployment]:
+        """Gives a deployment one more LoRA adapter, or another source to one it has. Its replicas go on."""
+
+    @_abc_1.abstractmethod
+    def RemoveAdapter(
+        self,
+        request: _head_pb2.RemoveAdapterRequest,
+        context: _aio.ServicerContext[_head_pb2.RemoveAdapterRequest, _abc.Awaitable[_head_pb2.Deployment]],
     ) -> _abc.Awaitable[_head_pb2.Deployment]: ...
 
     @_abc_1.abstractmethod

@@ -50,6 +50,11 @@ class ReplicaServiceStub:
                 request_serializer=headrace_dot_rpc_dot_v1_dot_replica__pb2.DrainRequest.SerializeToString,
                 response_deserializer=headrace_dot_rpc_dot_v1_dot_replica__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.SetAdapters = channel.unary_unary(
+                '/headrace.v1.ReplicaService/SetAdapters',
+                request_serializer=headrace_dot_rpc_dot_v1_dot_replica__pb2.SetAdaptersRequest.SerializeToString,
+                response_deserializer=headrace_dot_rpc_dot_v1_dot_replica__pb2.SetAdaptersResponse.FromString,
+                _registered_method=True)
 
 
 class ReplicaServiceServicer:
@@ -77,6 +82,13 @@ class ReplicaServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetAdapters(self, request, context):
+        """All the LoRA adapters that it is to have from now on. Returns at once; how they stand comes with the status.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReplicaServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_ReplicaServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=headrace_dot_rpc_dot_v1_dot_replica__pb2.DrainRequest.FromString,
                     response_serializer=headrace_dot_rpc_dot_v1_dot_replica__pb2.DrainResponse.SerializeToString,
+            ),
+            'SetAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAdapters,
+                    request_deserializer=headrace_dot_rpc_dot_v1_dot_replica__pb2.SetAdaptersRequest.FromString,
+                    response_serializer=headrace_dot_rpc_dot_v1_dot_replica__pb2.SetAdaptersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +194,33 @@ class ReplicaService:
             '/headrace.v1.ReplicaService/Drain',
             headrace_dot_rpc_dot_v1_dot_replica__pb2.DrainRequest.SerializeToString,
             headrace_dot_rpc_dot_v1_dot_replica__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.ReplicaService/SetAdapters',
+            headrace_dot_rpc_dot_v1_dot_replica__pb2.SetAdaptersRequest.SerializeToString,
+            headrace_dot_rpc_dot_v1_dot_replica__pb2.SetAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

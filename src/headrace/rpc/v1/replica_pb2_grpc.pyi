@@ -23,6 +23,8 @@ class ReplicaServiceStub:
     """The replica's own view of itself: now, at every change, and once a second."""
     Drain: _aio.UnaryUnaryMultiCallable[_replica_pb2.DrainRequest, _replica_pb2.DrainResponse]
     """Takes nothing new from now on. Ends, and the process with it, when all streams have ended or the time is over."""
+    SetAdapters: _aio.UnaryUnaryMultiCallable[_replica_pb2.SetAdaptersRequest, _replica_pb2.SetAdaptersResponse]
+    """All the LoRA adapters that it is to have from now on. Returns at once; how they stand comes with the status."""
 
 class ReplicaServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -50,5 +52,13 @@ class ReplicaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_replica_pb2.DrainRequest, _abc.Awaitable[_replica_pb2.DrainResponse]],
     ) -> _abc.Awaitable[_replica_pb2.DrainResponse]:
         """Takes nothing new from now on. Ends, and the process with it, when all streams have ended or the time is over."""
+
+    @_abc_1.abstractmethod
+    def SetAdapters(
+        self,
+        request: _replica_pb2.SetAdaptersRequest,
+        context: _aio.ServicerContext[_replica_pb2.SetAdaptersRequest, _abc.Awaitable[_replica_pb2.SetAdaptersResponse]],
+    ) -> _abc.Awaitable[_replica_pb2.SetAdaptersResponse]:
+        """All the LoRA adapters that it is to have from now on. Returns at once; how they stand comes with the status."""
 
 def add_ReplicaServiceServicer_to_server(servicer: ReplicaServiceServicer, server: _aio.Server) -> None: ...

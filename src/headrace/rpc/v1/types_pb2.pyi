@@ -189,6 +189,83 @@ class ModelSpec(_message.Message):
 Global___ModelSpec: _TypeAlias = ModelSpec  # noqa: Y015
 
 @_typing.final
+class Adapter(_message.Message):
+    """A LoRA adapter of a deployment: small weights on top of the model's, called as `model:name`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SOURCE_REVISION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    source: _builtins.str
+    """"hf://org/name", or an absolute folder on the node, in PEFT's format."""
+    source_revision: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        source: _builtins.str = ...,
+        source_revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "source", b"source", "source_revision", b"source_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
+
+@_typing.final
+class Adapters(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]: ...
+    def __init__(
+        self,
+        *,
+        adapters: _abc.Iterable[Global___Adapter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adapters: _TypeAlias = Adapters  # noqa: Y015
+
+@_typing.final
+class AdapterStatus(_message.Message):
+    """What a replica says of an adapter that it was told to have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    LOADED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    loaded: _builtins.bool
+    reason: _builtins.str
+    """Why it is not loaded; empty while that is under way."""
+    @_builtins.property
+    def adapter(self) -> Global___Adapter: ...
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+        loaded: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "loaded", b"loaded", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterStatus: _TypeAlias = AdapterStatus  # noqa: Y015
+
+@_typing.final
 class Load(_message.Message):
     """How busy a replica is; travels with every frame."""
 
@@ -293,6 +370,7 @@ class ReplicaStatus(_message.Message):
     GPU_INDICES_FIELD_NUMBER: _builtins.int
     PERMANENT_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     deployment: _builtins.str
     revision: _builtins.int
@@ -318,6 +396,10 @@ class ReplicaStatus(_message.Message):
     def model(self) -> Global___ModelInfo: ...
     @_builtins.property
     def gpu_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterStatus]:
+        """One for each adapter that it was told to have."""
+
     def __init__(
         self,
         *,
@@ -336,10 +418,11 @@ class ReplicaStatus(_message.Message):
         gpu_indices: _abc.Iterable[_builtins.int] | None = ...,
         permanent: _builtins.bool = ...,
         started_at: _builtins.float = ...,
+        adapters: _abc.Iterable[Global___AdapterStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "address", b"address", "deployment", b"deployment", "gpu_indices", b"gpu_indices", "load", b"load", "model", b"model", "permanent", b"permanent", "phase", b"phase", "pid", b"pid", "progress", b"progress", "reason", b"reason", "replica_id", b"replica_id", "restarts", b"restarts", "revision", b"revision", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "adapters", b"adapters", "address", b"address", "deployment", b"deployment", "gpu_indices", b"gpu_indices", "load", b"load", "model", b"model", "permanent", b"permanent", "phase", b"phase", "pid", b"pid", "progress", b"progress", "reason", b"reason", "replica_id", b"replica_id", "restarts", b"restarts", "revision", b"revision", "started_at", b"started_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -358,6 +441,7 @@ class ReplicaSpec(_message.Message):
     RESOURCES_FIELD_NUMBER: _builtins.int
     GPU_INDICES_FIELD_NUMBER: _builtins.int
     DRAIN_S_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     deployment: _builtins.str
     revision: _builtins.int
@@ -369,6 +453,10 @@ class ReplicaSpec(_message.Message):
     def resources(self) -> Global___Resources: ...
     @_builtins.property
     def gpu_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
+        """May change while the replica runs."""
+
     def __init__(
         self,
         *,
@@ -379,10 +467,11 @@ class ReplicaSpec(_message.Message):
         resources: Global___Resources | None = ...,
         gpu_indices: _abc.Iterable[_builtins.int] | None = ...,
         drain_s: _builtins.float = ...,
+        adapters: _abc.Iterable[Global___Adapter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "drain_s", b"drain_s", "gpu_indices", b"gpu_indices", "model", b"model", "replica_id", b"replica_id", "resources", b"resources", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "deployment", b"deployment", "drain_s", b"drain_s", "gpu_indices", b"gpu_indices", "model", b"model", "replica_id", b"replica_id", "resources", b"resources", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

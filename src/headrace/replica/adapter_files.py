@@ -1,0 +1,63 @@
+"""Where a LoRA adapter's files are: in a folder, or fetched from the Hugging Face hub. PEFT's format, never pickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import UserError
+from headrace.replica.models import PICKLES, Report, download
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def adapter_folder(source: str, revision: str, cache_dir: Path, report: Report) -> Path:
+    """The folder of the adapter that `source` names, downloaded if need be; it holds CONFIG and WEIGHTS.
+
+    UserError if it can never be used; Unavailable if the hub cannot be reached now.
+    """
+    if source.startswith("hf://"):
+        return check_folder(download(source.removeprefix("hf://"), revision, cache_dir, report, _patterns))
+    folder = Path(source)
+    if not folder.is_absolute():
+        raise UserError(f"The adapter's source {source!r} is neither hf://ORG/NAME nor an absolute folder.")
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder} on this node.")
+    return check_folder(folder)
+
+
+def check_folder(folder: Path) -> Path:
+    """`folder` if it holds a LoRA adapter that we read; else UserError."""
+    names = {p.name for p in folder.iterdir()}
+    if CONFIG not in names:
+        raise UserError(f"{folder} is not an adapter: it has no {CONFIG}.")
+    _check_weights(str(folder), names)
+    kind = read_config(folder).get("peft_type")
+    if kind != "LORA":
+        raise UserError(f"{folder} is an adapter of the kind {str(kind)[:50]!r}; Headrace loads LoRA only.")
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The adapter's configuration. UserError if it is none."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise UserError(f"Cannot read {folder / CONFIG}: {e}.") from e
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / CONFIG} is not a JSON object.")
+    return config
+
+
+def _check_weights(where: str, names: set[str]) -> None:
+    if WEIGHTS in names:
+        return
+    if any(n.endswith(PICKLES) for n in names):
+        raise UserError(f"{where} has only pickled weights, which can run code; Headrace loads {WEIGHTS} only.")
+    raise UserError(f"{where} has no {WEIGHTS}.")
+
+
+def _patterns(where: str, files: set[str]) -> list[str]:
+    _check_weights(where, {f for f in files if "/" not in f})
+    return [CONFIG, WEIGHTS]
