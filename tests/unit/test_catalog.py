@@ -215,3 +215,19 @@ def test_names_are_never_paths() -> None:
         name_of(DeployRequest("/"))
     with pytest.raises(InvalidRequest):
         check_entry(entry(name="a/b"))
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("s3://bucket/org/tiny", "tiny"), ("s3://bucket", "bucket"), ("file:///models/tiny", "tiny")]
+)
+def test_addresses_of_buckets_and_files(source: str, name: str) -> None:
+    wanted = resolve(DeployRequest(source), {})
+    assert (wanted.name, wanted.model.source) == (name, source)
+
+
+@pytest.mark.parametrize(
+    "source", ["s3://", "s3://B/x", "s3://bucket/a b", "s3://bucket//x", "file://host/x", "file://"]
+)
+def test_what_is_no_address(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="is not a source"):
+        resolve(DeployRequest(source, name="x"), {})

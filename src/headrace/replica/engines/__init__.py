@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from headrace.core.types import ModelSpec, Resources
@@ -13,6 +12,7 @@ from headrace.errors import UserError
 from headrace.replica.conversion import converted
 from headrace.replica.engine import Engine
 from headrace.replica.models import Model, Report, Weights, resolve
+from headrace.replica.weights.cache import Cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Opened:
     model: Model
 
 
-def open_engine(spec: ModelSpec, resources: Resources, cache_dir: Path, report: Report) -> Opened:
+def open_engine(spec: ModelSpec, resources: Resources, cache: Cache, report: Report) -> Opened:
     """Find, fetch, convert and load what `spec` asks for. Slow; call it in a thread.
 
     UserError: trying again cannot help. Other HeadraceErrors: it may.
@@ -41,10 +41,10 @@ def open_engine(spec: ModelSpec, resources: Resources, cache_dir: Path, report: 
     from headrace.replica.engines.openvino import OpenVinoEngine, OpenVinoOptions
 
     settings = OpenVinoOptions.parse(options)
-    model = resolve(spec.source, spec.source_revision, cache_dir, report)
+    model = resolve(spec.source, spec.source_revision, cache, report, trust_remote_code=spec.trust_remote_code)
     assert model.folder
     if model.weights is not Weights.OPENVINO:
-        model = Model(converted(model.folder, spec.weight_format, cache_dir, report), Weights.OPENVINO)
+        model = Model(converted(model.folder, spec.weight_format, cache.folder, report), Weights.OPENVINO)
     assert model.folder
     report("loading the model", -1.0)
     return Opened(OpenVinoEngine(model.folder, settings, resources, spec.context_tokens), model)
