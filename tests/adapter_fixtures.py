@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format, written by hand."""
+"""LoRA adapters in PEFT's format, written by hand; telling a replica of them, and asking it with them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from replica_fixtures import ProxySide, RunningReplica
+
+from headrace.core.types import Adapter, ReplicaStatus, Sampling, TokenPrompt
+from headrace.rpc import convert
+from headrace.rpc.v1 import replica_pb2
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Any]) -> None:
@@ -27,3 +33,32 @@ def write_adapter(folder: Path, tensors: Mapping[str, Any] | None = None, **conf
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     write_safetensors(folder / "adapter_model.safetensors", tensors or {})
     return folder
+
+
+GREEDY = Sampling(temperature=0.0, ignore_eos=True)
+Greedy = list[dict[str, list[int]]]
+
+
+async def tell(replica: RunningReplica, *adapters: Adapter) -> ReplicaStatus:
+    """Tell the replica which adapters to have; the status when each is loaded or refused."""
+    request = replica_pb2.SetAdaptersRequest(replica_id=replica.replica_id)
+    request.adapters.extend(convert.adapter_to_pb(a) for a in adapters)
+    await replica.stub.SetAdapters(request)
+    return await settled(replica, *adapters)
+
+
+async def settled(replica: RunningReplica, *adapters: Adapter) -> ReplicaStatus:
+    def decided(s: ReplicaStatus) -> bool:
+        return tuple(a.adapter for a in s.adapters) == adapters and all(a.loaded or a.reason for a in s.adapters)
+
+    return await replica.status_when(decided)
+
+
+async def start(p: ProxySide, expected: Greedy, adapter: str) -> list[tuple[int, list[int]]]:
+    """Start every prompt of `expected`, each of another length: (stream, the tokens it is to bring)."""
+    streams: list[tuple[int, list[int]]] = []
+    for n, e in enumerate(expected):
+        ids = e["ids"][: 48 - 11 * n]
+        prompt = TokenPrompt(e["prompt_ids"])
+        streams.append((await p.start(prompt, max_tokens=len(ids), sampling=GREEDY, adapter=adapter), ids))
+    return streams

@@ -8,45 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from adapter_fixtures import write_adapter
+from adapter_fixtures import Greedy, settled, start, tell, write_adapter
 from model_fixtures import SmallModel
-from replica_fixtures import ProxySide, RunningReplica, a_spec, running
+from replica_fixtures import a_spec, running
 
-from headrace.core.types import Adapter, AdapterStatus, ReplicaStatus, Sampling, TokenPrompt
-from headrace.rpc import convert
-from headrace.rpc.v1 import replica_pb2
+from headrace.core.types import Adapter, AdapterStatus
 
 pytest.importorskip("openvino_genai", reason="needs pip install 'headrace[cpu]'")
 
 pytestmark = pytest.mark.timeout(300)
-
-GREEDY = Sampling(temperature=0.0, ignore_eos=True)
-Greedy = list[dict[str, list[int]]]
-
-
-async def tell(replica: RunningReplica, *adapters: Adapter) -> ReplicaStatus:
-    """Tell the replica which adapters to have; the status when each is loaded or refused."""
-    request = replica_pb2.SetAdaptersRequest(replica_id=replica.replica_id)
-    request.adapters.extend(convert.adapter_to_pb(a) for a in adapters)
-    await replica.stub.SetAdapters(request)
-    return await settled(replica, *adapters)
-
-
-async def settled(replica: RunningReplica, *adapters: Adapter) -> ReplicaStatus:
-    def decided(s: ReplicaStatus) -> bool:
-        return tuple(a.adapter for a in s.adapters) == adapters and all(a.loaded or a.reason for a in s.adapters)
-
-    return await replica.status_when(decided)
-
-
-async def start(p: ProxySide, expected: Greedy, adapter: str) -> list[tuple[int, list[int]]]:
-    """Start every prompt of `expected`, each of another length: (stream, the tokens it is to bring)."""
-    streams: list[tuple[int, list[int]]] = []
-    for n, e in enumerate(expected):
-        ids = e["ids"][: 48 - 11 * n]
-        prompt = TokenPrompt(e["prompt_ids"])
-        streams.append((await p.start(prompt, max_tokens=len(ids), sampling=GREEDY, adapter=adapter), ids))
-    return streams
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "phi"])

@@ -98,8 +98,9 @@ class VllmEngine:
     ) -> None:
         """Loads the model: half a minute. UserError if vLLM cannot use what it is given; HeadraceError if it fails."""
         given, self._stall_s = vllm_args.split_off_ours(given)
-        if adapters:
-            given.setdefault("enable_lora", True)
+        if adapters or given.get("enable_lora"):
+            # Room for adapters of the usual sizes, several in one batch; vLLM's own is for one, of rank 16.
+            given = {"enable_lora": True, "max_loras": 4, "max_cpu_loras": 32, "max_lora_rank": 64} | given
         if current_platform.is_cpu():
             os.environ.update(vllm_args.cpu_environment(resources))
             given |= vllm_args.cpu_defaults(given, resources, own_float32=not _fast_bfloat16())
