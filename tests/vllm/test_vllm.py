@@ -234,6 +234,14 @@ async def test_a_wrong_argument_fails_for_good_with_a_sentence(
         assert status.permanent
 
 
+async def test_an_engine_that_cannot_start_says_why(small_models: dict[str, SmallModel], tmp_path: Path) -> None:
+    """vLLM itself only says that its process failed; the cause stands in that process's own words."""
+    async with running(vllm_spec(small_models["llama"], kv_cache_memory_bytes=4096), tmp_path) as replica:
+        status = await replica.status_when(lambda s: s.phase is Phase.FAILED, READY_S)
+        assert status.reason.startswith("vLLM failed to start: ValueError: ")
+        assert "cache blocks" in status.reason
+
+
 async def test_a_full_queue_is_refused(small_models: dict[str, SmallModel], tmp_path: Path) -> None:
     async with running(vllm_spec(small_models["llama"], max_num_queued_reqs=2), tmp_path) as replica:
         await ready(replica)

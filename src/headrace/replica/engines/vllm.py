@@ -116,7 +116,7 @@ class VllmEngine:
         try:
             self._llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._stat_logger], disable_log_stats=True)
         except Exception as e:
-            raise HeadraceError(f"vLLM failed to start: {brief(e)} Its log says more.") from e
+            raise HeadraceError(f"vLLM failed to start: {vllm_processes.last_error() or brief(e)}") from e
         model = config.model_config
         self._adapters_on = bool(given.get("enable_lora"))
         self.defaults, eos = read_generation_config(folder)

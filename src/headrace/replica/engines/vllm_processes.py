@@ -12,7 +12,9 @@ import ctypes
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import re
 import signal
+import stat
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +55,27 @@ def fork_workers() -> None:
 def end_with_parent() -> None:
     """Ask the kernel to kill this process when the thread that forked it ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+_ERROR = re.compile(rb"((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): .+)$", re.MULTILINE)
+_TAIL_BYTES = 256 * 1024
+
+
+def last_error() -> str:
+    """The last exception that a process of vLLM's has printed to our log, for a failure whose own words say nothing.
+
+    "" if our standard error is no file, or none is there.
+    """
+    try:
+        path = os.readlink("/proc/self/fd/2")
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return ""
+        with open(path, "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            found = [m for m in _ERROR.findall(log.read()) if b"Engine core initialization failed" not in m]
+    except OSError:
+        return ""
+    return found[-1].decode(errors="replace").strip()[:400] if found else ""
 
 
 def _use(module_name: str, method: str) -> None:
