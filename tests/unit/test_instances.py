@@ -88,6 +88,11 @@ def test_a_schema_may_name_itself(key):
         ({"type": "array", "items": False, "minItems": 1, "prefixItems": []}, "allows nothing"),
         ({"type": "letter"}, "no type 'letter'"),
         (False, "allows nothing"),
+        ({"type": "object", "properties": 3}, "no JSON schema"),
+        ({"enum": []}, "no JSON schema"),
+        ({"type": "integer", "multipleOf": 0}, "no JSON schema"),
+        ({"type": "string", "minLength": 10**12}, "too large"),
+        ({"type": "array", "minItems": 999, "items": {"type": "array", "minItems": 999}}, "too large"),
     ],
 )
 def test_what_cannot_be_made_up(schema, why):

@@ -147,7 +147,7 @@ class Replica:
         def load() -> tuple[Opened, FrontEnd]:
             opened = open_engine(spec.model, spec.resources, Path(self._file.cache_dir), report)
             e = opened.engine
-            return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids)
+            return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids, e.parser)
 
         try:
             return await _in_thread(load)
