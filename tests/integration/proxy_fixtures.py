@@ -57,7 +57,7 @@ class Replica(ReplicaServiceServicer):
 
     step_s: time between steps; tokens: length without max_tokens; hold: makes nothing while set; silent: sends no frame
     at all; reject: the failure that new streams get; die_at: the server stops when a stream has come to this position;
-    lose_at: a token is left out there; texts: the text of each token.
+    lose_at: a token is left out there; texts: the text of each token; result: what it brings instead of tokens.
     """
 
     def __init__(self, name: str, **knobs: Any) -> None:
@@ -73,6 +73,7 @@ class Replica(ReplicaServiceServicer):
         self.die_at: int | None = None
         self.lose_at: int | None = None
         self.texts: Sequence[str] | None = None
+        self.result: t.Result | None = None
         self.waiting = 0
         self.dying: asyncio.Future[None] | None = None
         self.submits: list[t.Submit] = []
@@ -156,6 +157,11 @@ class Replica(ReplicaServiceServicer):
         finished: list[t.Finished] = []
         for (owner, stream), live in list(self.live.items()):
             if owner != session:
+                continue
+            if self.result is not None:
+                news.results = [*news.results, replace(self.result, stream=stream)]
+                finished.append(t.Finished(stream, "stop", 0, self.finish_error))
+                del self.live[owner, stream]
                 continue
             i = live.position
             limit = live.submit.max_tokens if live.submit.max_tokens is not None else self.tokens

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.types import ChatPrompt, Sampling
+from headrace.core.types import ChatPrompt, Guide, Sampling, Submit
 from headrace.errors import HeadraceError, InvalidRequest
 from headrace.proxy.openai import ChatRequest, CompletionRequest, ModelChatRequest
 from headrace.proxy.parse import decode_text, parse_json, plain_request, query_fields
+from headrace.proxy.tasks import DetokenizeRequest, EmbeddingRequest, RerankRequest, ScoreRequest, TokenizeRequest
+from headrace.rpc.convert_streams import submit_from_pb, submit_to_pb
 
-MODELS = (ChatRequest, CompletionRequest, ModelChatRequest)
+TASKS = (EmbeddingRequest, ScoreRequest, RerankRequest, TokenizeRequest, DetokenizeRequest)
+MODELS = (ChatRequest, CompletionRequest, ModelChatRequest, *TASKS)
 GOOD = {
+    EmbeddingRequest: {"model": "m", "input": "x"},
+    ScoreRequest: {"model": "m", "text_1": "x", "text_2": "y"},
+    RerankRequest: {"model": "m", "query": "x", "documents": ["y"]},
+    TokenizeRequest: {"model": "m", "prompt": "x"},
+    DetokenizeRequest: {"model": "m", "tokens": [1]},
     ChatRequest: {"model": "m", "messages": [{"role": "user", "content": "x"}]},
     CompletionRequest: {"model": "m", "prompt": "x"},
     ModelChatRequest: {"prompt": "x"},
@@ -37,9 +46,28 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=6), inner, max_size=5),
     max_leaves=10,
 )
+function = {"name": "f", "parameters": {"type": "object"}}
+near = st.sampled_from(
+    [
+        [{"type": "function", "function": function}],
+        {"type": "function", "function": {"name": "f"}},
+        "required",
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}},
+        {"json": {"type": "object"}},
+        {"choice": ["a"]},
+        [
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}],
+            }
+        ],
+        [{"role": "tool", "tool_call_id": "1", "content": ""}],
+    ]
+)
+"""Values that are right in some field."""
 
 
-@given(st.sampled_from(MODELS), st.dictionaries(names, values, max_size=4))
+@given(st.sampled_from(MODELS), st.dictionaries(names, values | near, max_size=4))
 def test_any_fields_give_a_request_or_a_sentence(model, fields):
     body = json.dumps(GOOD[model] | fields, allow_nan=True).encode()
     request, error = attempt(parse_json, body, model)
@@ -52,9 +80,12 @@ def test_any_fields_give_a_request_or_a_sentence(model, fields):
         return
     for s in request.submits("id"):
         assert s.request_id == "id"
-        assert s.max_tokens is None or 1 <= s.max_tokens < 2**31
+        least = 0 if s.echo or s.prompt_logprobs is not None else 1
+        assert s.max_tokens is None or least <= s.max_tokens < 2**31
         assert 0 <= (s.sampling.seed or 0) < 2**64
         assert all(s.stop)
+        exact = replace(s, sampling=Sampling())  # its numbers become shorter on the way
+        assert submit_from_pb(submit_to_pb(exact).submit) == exact
 
 
 @given(st.sampled_from(MODELS), st.binary(max_size=200))
@@ -108,3 +139,62 @@ def test_text_bodies(text, charset):
         body = text.encode("utf-8", "surrogatepass")
     decoded, error = attempt(decode_text, body, charset)
     assert error.status in (400, 415) if error else decoded.strip()
+
+
+def chat(**fields: Any) -> Submit:
+    return parse_json(json.dumps(GOOD[ChatRequest] | fields).encode(), ChatRequest).submits("id")[0]
+
+
+def test_tools_as_they_travel():
+    tools = [{"type": "function", "function": function | {"description": "d", "strict": True}}]
+    plain = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
+    s = chat(tools=tools)
+    assert (json.loads(s.tools_json), s.tool_choice, s.one_tool_call) == (plain, "auto", False)
+    s = chat(tools=tools, tool_choice="required", parallel_tool_calls=False)
+    assert (s.tool_choice, s.one_tool_call) == ("required", True)
+    s = chat(tools=tools, tool_choice={"type": "function", "function": {"name": "f"}})
+    assert (s.tool_choice, s.tool_name) == ("function", "f")
+    for nothing in ({"tools": tools, "tool_choice": "none"}, {"tools": []}, {"parallel_tool_calls": False}):
+        assert chat(**nothing) == chat()
+
+
+def test_forms_as_they_travel():
+    schema = {"type": "object", "properties": {"ü": {}}}
+    named = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    for fields, kind, value in (
+        ({"response_format": named}, "json_schema", schema),
+        ({"structured_outputs": {"json": schema}}, "json_schema", schema),
+        ({"structured_outputs": {"json": json.dumps(schema)}}, "json_schema", schema),
+        ({"structured_outputs": {"choice": ["a", "b"], "regex": None}}, "choices", ["a", "b"]),
+    ):
+        guide = chat(**fields).guide
+        assert guide
+        assert (guide.kind, json.loads(guide.value)) == (kind, value)
+    for fields, guide in (
+        ({"response_format": {"type": "json_object"}}, Guide("json_object")),
+        ({"structured_outputs": {"json_object": True}}, Guide("json_object")),
+        ({"structured_outputs": {"regex": "a+"}}, Guide("regex", "a+")),
+        ({"structured_outputs": {"grammar": "root ::= x"}}, Guide("grammar", "root ::= x")),
+        ({"response_format": {"type": "text"}}, None),
+    ):
+        assert chat(**fields).guide == guide
+
+
+def test_deep_schemas_are_refused():
+    deep: dict[str, Any] = {}
+    for _ in range(100):
+        deep = {"items": deep}
+    with pytest.raises(InvalidRequest, match="nest at most 64") as e:
+        chat(structured_outputs={"json": deep})
+    assert e.value.param == "structured_outputs.json"
+
+
+def test_prompt_logprobs_of_completions():
+    def of(**fields: Any) -> Submit:
+        return parse_json(json.dumps(GOOD[CompletionRequest] | fields).encode(), CompletionRequest).submits("id")[0]
+
+    assert of(logprobs=3).prompt_logprobs is None
+    assert of(logprobs=3, echo=True).prompt_logprobs == 3
+    assert of(logprobs=3, echo=True, prompt_logprobs=5).prompt_logprobs == 5
+    assert of(prompt_logprobs=0).prompt_logprobs == 0
+    assert of(echo=True).echo

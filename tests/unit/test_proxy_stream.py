@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from headrace.core.types import Endpoint, Failure, ReplicaId, Sampling, Submit, TextPrompt
 from headrace.errors import HeadraceError, ReplicaGone
 from headrace.metrics import Tally
+from headrace.proxy.extras import PromptLogprobs
 from headrace.proxy.session import Session
 from headrace.proxy.stream import MAX_DEATHS, MAX_TRIES, Stream, fan_out
 
@@ -44,10 +45,15 @@ class FakeSession:
 class Recorder:
     text: str = ""
     done: int = 0
+    extras: list[Any] = field(default_factory=list)
 
     def delta(self, index: int, text: str, logprobs: Any) -> None:
         assert not self.done
         self.text += text
+
+    def extra(self, index: int, item: Any) -> None:
+        assert not self.done
+        self.extras.append(item)
 
     def choice_done(self, index: int, reason: str) -> None:
         self.done += 1
@@ -87,7 +93,8 @@ def test_any_story_ends_once_and_leaves_nothing_behind(story):
             stream.end("abort")
         elif here() is not None:
             if event == "started":
-                stream.started(5)
+                stream.started(5, "echo")
+                stream.extra(PromptLogprobs(()))
             elif event in ("token", "skip"):
                 stream.delta(1.0, stream.tokens + (event == "skip"), 1, f"{sent},", None)
                 sent += event == "token"
@@ -112,6 +119,7 @@ def test_any_story_ends_once_and_leaves_nothing_behind(story):
         # Exactly one of: waiting for a replica, at one replica, done.
         assert [stream.needs_replica, here() is not None, stream.done].count(True) == 1
         assert sum(len(s.live) for s in sessions) <= 1
+    assert len(sink.extras) == len(set(map(type, sink.extras))), "the prompt is not told again by another replica"
 
     assert len(stream.tried) <= MAX_TRIES
     assert stream.deaths <= MAX_DEATHS

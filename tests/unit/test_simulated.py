@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import simulated
-from headrace.core.types import Load, Sampling
+from headrace.core.types import Load, ModelSpec, Sampling
 from headrace.errors import HeadraceError, UserError
 from headrace.replica.engine import EngineRequest, Row, Step
 from headrace.replica.engines.simulated import SimulatedEngine
 
+SPEC = ModelSpec("builtin:demo")
 prompts = st.lists(st.integers(0, simulated.VOCAB_SIZE - 1), min_size=1, max_size=20)
 
 
@@ -56,7 +57,7 @@ class Driver:
     """Collects what an engine says."""
 
     def __init__(self, **options: Any) -> None:
-        self.engine = SimulatedEngine({"step_s": 0.0, **options}, 0, lambda *_: None)
+        self.engine = SimulatedEngine({"step_s": 0.0, **options}, SPEC, lambda *_: None)
         self.steps: queue.Queue[Step] = queue.Queue()
         self.rows: dict[int, list[Row]] = {}
         self.last = Load()
@@ -168,11 +169,11 @@ def test_logprobs(drive: Any) -> None:
 
 def test_failures_to_load() -> None:
     with pytest.raises(UserError, match="broken"):
-        SimulatedEngine({"fail_load": "broken", "permanent": True}, 0, lambda *_: None)
+        SimulatedEngine({"fail_load": "broken", "permanent": True}, SPEC, lambda *_: None)
     with pytest.raises(HeadraceError, match="broken") as e:
-        SimulatedEngine({"fail_load": "broken"}, 0, lambda *_: None)
+        SimulatedEngine({"fail_load": "broken"}, SPEC, lambda *_: None)
     assert not isinstance(e.value, UserError)
     with pytest.raises(UserError, match="no option 'steps'"):
-        SimulatedEngine({"steps": 1}, 0, lambda *_: None)
+        SimulatedEngine({"steps": 1}, SPEC, lambda *_: None)
     with pytest.raises(UserError, match="must be a int"):
-        SimulatedEngine({"kv_tokens": True}, 0, lambda *_: None)
+        SimulatedEngine({"kv_tokens": True}, SPEC, lambda *_: None)

@@ -56,7 +56,9 @@ def chat_prompt(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+    "{% if tools %}{{ 'tools: ' + tools | tojson + '\\n' }}{% endif %}"
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
+    "{% if m['tool_calls'] %}{{ m['tool_calls'] | tojson }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
 
@@ -67,7 +69,8 @@ def digest(prompt_ids: Sequence[int], seed: int | None, adapter: str = "") -> by
     return blake2b(packed, key=adapter.encode(), digest_size=16).digest()
 
 
-def _number(key: bytes, index: int, purpose: bytes) -> int:
+def number(key: bytes, index: int, purpose: bytes) -> int:
+    """A number of 64 bits that looks drawn; `purpose` has up to 16 bytes."""
     packed = blake2b(struct.pack("<Q", index), key=key, person=purpose, digest_size=8).digest()
     return int.from_bytes(packed, "little")
 
@@ -76,16 +79,39 @@ def token_at(key: bytes, index: int) -> int:
     """Token `index` of the answer that belongs to a digest. Never the end of sequence."""
     group, place = divmod(index, GROUP)
     if place < 4:
-        return FIRST_WORD + _number(key, index, b"word") % len(WORDS)
-    return EMOJI[_number(key, group, b"emoji") % len(EMOJI)].encode()[place - 4]
+        return FIRST_WORD + number(key, index, b"word") % len(WORDS)
+    return EMOJI[number(key, group, b"emoji") % len(EMOJI)].encode()[place - 4]
 
 
 def natural_length(key: bytes) -> int:
     """Tokens after which the answer would end by itself: 16 to 79."""
-    return 16 + _number(key, 0, b"length") % 64
+    return 16 + number(key, 0, b"length") % 64
 
 
 def answer(prompt_ids: Sequence[int], seed: int | None, count: int, adapter: str = "") -> list[int]:
     """The first `count` tokens of an answer."""
     key = digest(prompt_ids, seed, adapter)
     return [token_at(key, i) for i in range(count)]
+
+
+def said_about_tools(prompt: str) -> tuple[str, bool]:
+    """The JSON of the tools that a prompt of CHAT_TEMPLATE offers ("": none), and whether one has just answered."""
+    first, _, rest = prompt.partition("\n")
+    if not first.startswith("tools: "):
+        return "", False
+    turns = [line for line in rest.split("\n") if line.split(":")[0] in ("system", "user", "assistant", "tool")]
+    return first.removeprefix("tools: "), len(turns) > 1 and turns[-2].startswith("tool:")
+
+
+def vector(ids: Sequence[int], length: int) -> list[float]:
+    """The embedding of a text: of length 1, a function of its tokens alone."""
+    key = digest(ids, None)
+    raw = [number(key, i, b"vector") / 2**63 - 1.0 for i in range(length)]
+    size = sum(x * x for x in raw) ** 0.5 or 1.0
+    return [x / size for x in raw]
+
+
+def score(text: str, document: str) -> float:
+    """How well a document fits a text, 0 to 1: the share of the text's words that it has."""
+    words = set(text.lower().split())
+    return len(words & set(document.lower().split())) / max(1, len(words))

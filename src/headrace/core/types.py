@@ -497,6 +497,7 @@ class Result:
     values: Sequence[float] = ()
     token_ids: Sequence[int] = ()
     text: str = ""
+    tokens: Sequence[str] = ()  # TOKENIZE with echo: each as the vocabulary spells it
 
 
 @dataclass(slots=True)

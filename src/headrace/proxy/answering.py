@@ -17,7 +17,7 @@ from headrace.errors import HeadraceError, Overloaded, RequestTimeout
 from headrace.metrics import Metrics
 from headrace.proxy.admission import Admission
 from headrace.proxy.changed import Changed
-from headrace.proxy.generation import Generation
+from headrace.proxy.generation import WINDOW, Generation
 from headrace.proxy.server import CONNECTION
 from headrace.proxy.sinks import Answer
 from headrace.proxy.writer import Writer
@@ -83,7 +83,7 @@ async def while_connected(receive: Any, work: Coroutine[Any, Any, T]) -> T:
 
 
 class Answering(Response):
-    """The response of a request that generates. Its tokens go from the frame reader to the server's own `send`."""
+    """The response of a request that replicas serve. Tokens go from the frame reader to the server's own `send`."""
 
     def __init__(
         self, serving: Serving, model: str, submits: Sequence[Submit], n: int, make: Callable[[Writer], Answer]
@@ -97,7 +97,7 @@ class Answering(Response):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         serving, settings = self._serving, self._serving.settings
-        count = len(self._submits) * self._n
+        count = min(len(self._submits) * self._n, WINDOW)
         known = serving.admission.route(self._model) is not None  # NotFound before anything else
         label = self._model if known else ""  # a metric's label is never just what a client says
         if serving.streams + count > settings.max_streams:

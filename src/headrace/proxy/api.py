@@ -14,14 +14,15 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from headrace import __version__
 from headrace.core.types import Route, RouteState
 from headrace.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
-from headrace.proxy import docs
+from headrace.proxy import api_tasks, docs
 from headrace.proxy.answering import REQUEST_ID, Answering, Serving, new_id, unix_now
 from headrace.proxy.body import content_type, read_body
+from headrace.proxy.chat_shape import ChatShape
+from headrace.proxy.completion_shape import CompletionShape
 from headrace.proxy.edge import error_response
 from headrace.proxy.openai import ChatRequest, CompletionRequest, ModelChatRequest
-from headrace.proxy.parse import UnsupportedMedia, decode_text, parse_json, plain_request
+from headrace.proxy.parse import M, UnsupportedMedia, decode_text, parse_json, plain_request
 from headrace.proxy.routes import Routes
-from headrace.proxy.shapes import ChatShape, CompletionShape
 from headrace.proxy.sinks import Answer, Collected, Events, Text
 from headrace.proxy.writer import Writer
 
@@ -39,15 +40,19 @@ def build(serving: Serving, routes: Routes) -> FastAPI:
     endpoints = _Endpoints(serving, routes)
     limit = serving.settings.max_body_bytes
 
+    async def read_json(request: Request, model: type[M]) -> M:
+        media, charset = content_type(request)
+        if media not in ("application/json", "") or charset not in ("", "utf-8", "utf8"):
+            raise UnsupportedMedia("The body must be JSON in UTF-8: send Content-Type: application/json.")
+        return parse_json(await read_body(request, limit), model)
+
     async def chat(request: Request) -> Response:
         """Answer a conversation."""
-        _require_json(request)
-        return endpoints.chat(request, parse_json(await read_body(request, limit), ChatRequest))
+        return endpoints.chat(request, await read_json(request, ChatRequest))
 
     async def complete(request: Request) -> Response:
         """Continue a text, or several."""
-        _require_json(request)
-        return endpoints.complete(request, parse_json(await read_body(request, limit), CompletionRequest))
+        return endpoints.complete(request, await read_json(request, CompletionRequest))
 
     async def chat_with(request: Request) -> Response:
         """Answer a prompt: plain text in, plain text out as it is made; or JSON."""
@@ -60,8 +65,7 @@ def build(serving: Serving, routes: Routes) -> FastAPI:
             raise UnsupportedMedia(
                 f"A body of type {media} is not taken here: send Content-Type: text/plain or application/json."
             )
-        _require_json(request)
-        parsed = parse_json(await read_body(request, limit), ModelChatRequest)
+        parsed = await read_json(request, ModelChatRequest)
         if parsed.model and parsed.model != model:
             raise InvalidRequest(f"'model' is {parsed.model!r}, but the path says {model!r}.", param="model")
         return endpoints.chat(request, parsed, model)
@@ -69,6 +73,7 @@ def build(serving: Serving, routes: Routes) -> FastAPI:
     app.post("/v1/chat/completions", **docs.chat)(chat)
     app.post("/v1/chat/{model:path}", **docs.chat_with)(chat_with)
     app.post("/v1/completions", **docs.complete)(complete)
+    api_tasks.add(app, serving, read_json)
     for path, handler, described in (
         ("/v1/models", endpoints.models, docs.models),
         ("/v1/models/{name:path}", endpoints.model, docs.model),
@@ -92,12 +97,6 @@ def build(serving: Serving, routes: Routes) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _tell_nobody)
     app.add_exception_handler(Exception, _tell_unexpected)
     return app
-
-
-def _require_json(request: Request) -> None:
-    media, charset = content_type(request)
-    if media not in ("application/json", "") or charset not in ("", "utf-8", "utf8"):
-        raise UnsupportedMedia("The body must be JSON in UTF-8: send Content-Type: application/json.")
 
 
 def _respond(error: HeadraceError, more: dict[str, str] | None = None) -> Response:
@@ -150,7 +149,14 @@ class _Endpoints:
     def complete(self, request: Request, parsed: CompletionRequest) -> Response:
         count = len(parsed.prompt) * parsed.choices()
         shape = CompletionShape(
-            new_id("cmpl-"), parsed.model, unix_now(), count, parsed.wants_usage(), parsed.logprobs is not None
+            new_id("cmpl-"),
+            parsed.model,
+            unix_now(),
+            count,
+            parsed.wants_usage(),
+            logprobs=parsed.logprobs is not None,
+            echo=bool(parsed.echo),
+            prompt_logprobs=parsed.prompt_logprobs is not None,
         )
         return self._answer(request, parsed, parsed.model, _maker(shape, parsed, count))
 

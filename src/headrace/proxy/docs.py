@@ -10,6 +10,13 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from headrace.proxy.openai import ChatRequest, CompletionRequest, ModelChatRequest
+from headrace.proxy.tasks import (
+    DetokenizeRequest,
+    EmbeddingRequest,
+    RerankRequest,
+    ScoreRequest,
+    TokenizeRequest,
+)
 
 _REF = "#/components/schemas/{model}"
 _ERROR = {
@@ -70,6 +77,17 @@ chat_with = _operation(
         for q in _QUERY
     ],
 )
+
+
+def _task(summary: str, ok: str, name: str) -> dict[str, Any]:
+    return _operation(summary, ok, _JSON, requestBody=_body({"application/json": _ref(name)}))
+
+
+embed = _task("Make vectors of texts", "One vector per input.", "EmbeddingRequest")
+score = _task("Score pairs of texts", "One score per pair. Also at /score.", "ScoreRequest")
+rerank = _task("Order documents by a query", "The best first. Also at /rerank and /v2/rerank.", "RerankRequest")
+tokenize = _task("Text to tokens", "count, max_model_len, tokens, token_strs. Also at /v1/tokenize.", "TokenizeRequest")
+detokenize = _task("Tokens to text", "The text as `prompt`. Also at /v1/detokenize.", "DetokenizeRequest")
 _NAMED = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
 models = _operation("List the models", "A list.", _JSON)
 model = _operation("One model", "The model.", _JSON, parameters=_NAMED)
@@ -78,13 +96,24 @@ ready = _operation("Ready", "At least one model can be called.", _JSON)
 metrics = _operation("Metrics", "Prometheus text.", {"text/plain": {"schema": {"type": "string"}}})
 
 
+_REQUESTS: tuple[type[BaseModel], ...] = (
+    ChatRequest,
+    CompletionRequest,
+    ModelChatRequest,
+    EmbeddingRequest,
+    ScoreRequest,
+    RerankRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+)
+
+
 def document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, made once."""
     if app.openapi_schema is None:
         doc = app.openapi()
         schemas: dict[str, Any] = {"Error": _ERROR}
-        requests: tuple[type[BaseModel], ...] = (ChatRequest, CompletionRequest, ModelChatRequest)
-        for request in requests:
+        for request in _REQUESTS:
             schema = request.model_json_schema(ref_template=_REF)
             schemas |= schema.pop("$defs", {})
             schemas[request.__name__] = schema

@@ -14,6 +14,8 @@ from headrace.proxy.shapes import dumps
 
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _EXACT = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics", "/docs"}
+_EXACT |= {"/v1/embeddings", "/v1/score", "/score", "/v1/rerank", "/v2/rerank", "/rerank"}
+_EXACT |= {"/tokenize", "/v1/tokenize", "/detokenize", "/v1/detokenize"}
 
 
 def _label(path: str) -> str:

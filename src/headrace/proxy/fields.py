@@ -13,6 +13,7 @@ from headrace.core.types import Prompt, TextPrompt, TokenPrompt
 
 MAX_TOKENS = 2**31 - 1
 MAX_CHOICES = 128  # prompts × n
+MAX_INPUTS = 2048  # texts of one request that generates nothing
 MAX_STOP_CHARS = 256
 MAX_MESSAGES = 4096
 MAX_LOGIT_BIAS = 1024
@@ -57,15 +58,15 @@ def _token_ids(value: list[Any], at: str = "") -> TokenPrompt:
     return TokenPrompt(value)
 
 
-def _prompts(value: Any) -> tuple[Prompt, ...]:
+def _prompts(value: Any, most: int = MAX_CHOICES) -> tuple[Prompt, ...]:
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list) or not value:
         raise Rejected("must be a string, a list of strings, a list of token ids or a list of such lists; not empty")
     if type(value[0]) is int:
         return (_token_ids(value),)
-    if len(value) > MAX_CHOICES:
-        raise Rejected(f"must hold at most {MAX_CHOICES} prompts, not {len(value)}")
+    if len(value) > most:
+        raise Rejected(f"must hold at most {most} prompts, not {len(value)}")
     if all(isinstance(x, str) for x in value):
         for i, text in enumerate(value):
             if not text:
@@ -74,6 +75,21 @@ def _prompts(value: Any) -> tuple[Prompt, ...]:
     if all(isinstance(x, list) and x for x in value):
         return tuple(_token_ids(x, f"[{i}]") for i, x in enumerate(value))
     raise Rejected("must hold only strings, only token ids, or only lists of token ids; none of them empty")
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Texts, or objects of a text each."""
+    if isinstance(value, (str, dict)):
+        value = [value]
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_INPUTS:
+        raise Rejected(f"must be a text or a list of 1 to {MAX_INPUTS} texts")
+    texts: list[str] = []
+    for i, x in enumerate(value):
+        text = x["text"] if isinstance(x, dict) and set(x) == {"text"} else x
+        if not isinstance(text, str) or not text:
+            raise Rejected('must be a text that is not empty, or {"text": …}', f"[{i}]")
+        texts.append(text)
+    return tuple(texts)
 
 
 def _content(value: Any) -> str:
@@ -123,13 +139,11 @@ LogitBias = Annotated[
     PlainValidator(_logit_bias),
     WithJsonSchema({"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}),
 ]
-Prompts = Annotated[
-    tuple[Prompt, ...],
-    PlainValidator(_prompts),
-    WithJsonSchema(
-        {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}, _IDS, {"type": "array", "items": _IDS}]},
-    ),
-]
+_PROMPTS = WithJsonSchema(
+    {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}, _IDS, {"type": "array", "items": _IDS}]},
+)
+Prompts = Annotated[tuple[Prompt, ...], PlainValidator(_prompts), _PROMPTS]
+Inputs = Annotated[tuple[Prompt, ...], PlainValidator(lambda value: _prompts(value, MAX_INPUTS)), _PROMPTS]
 Content = Annotated[
     str,
     PlainValidator(_content),
@@ -148,6 +162,12 @@ Content = Annotated[
             ]
         }
     ),
+]
+_DOCUMENT = {"anyOf": [_TEXT, {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]}]}
+Texts = Annotated[
+    tuple[str, ...],
+    PlainValidator(_texts),
+    WithJsonSchema({"anyOf": [*_DOCUMENT["anyOf"], {"type": "array", "items": _DOCUMENT, "maxItems": MAX_INPUTS}]}),
 ]
 Unsupported = Annotated[Any, Only()]
 Number = Annotated[float, Field(allow_inf_nan=False)]

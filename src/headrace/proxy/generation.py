@@ -13,6 +13,8 @@ from headrace.proxy.admission import Admission
 from headrace.proxy.stream import Sink, Stream, fan_out
 
 _FIRST_TOKEN_WORD_S = 10.0
+WINDOW = 128
+"""Streams of one request that are with replicas at a time: all the choices that one may ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,10 @@ class Generation:
             self._wake.clear()
             if error := self._error or next((s.error for s in self.streams if s.error), None):
                 raise error
-            if waiting := [s for s in self.streams if s.needs_replica]:
-                await self._place(waiting)
+            waiting = [s for s in self.streams if s.needs_replica]
+            room = WINDOW - sum(1 for s in self.streams if not s.done) + len(waiting)
+            if waiting and room > 0:
+                await self._place(waiting[:room])
             elif all(s.done for s in self.streams):
                 return
             else:

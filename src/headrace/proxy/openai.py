@@ -7,16 +7,16 @@ of the second group of `Common` are extensions that vLLM has too.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from headrace.core.types import ChatPrompt, Prompt, Sampling, Submit
+from headrace.core.types import Prompt, Sampling, Submit
 from headrace.proxy.fields import (
     MAX_CHOICES,
     MAX_MESSAGES,
     MAX_TOKENS,
-    Content,
     LogitBias,
     Metadata,
     Number,
@@ -26,26 +26,19 @@ from headrace.proxy.fields import (
     Stop,
     Unsupported,
 )
+from headrace.proxy.messages import Message, chat_prompt, user_prompt
+from headrace.proxy.strict import Strict
+from headrace.proxy.tools import ResponseFormat, StructuredOutputs, TemplateArgs, ToolChoiceField, Tools, tools_json
 
 DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI has it for /v1/completions
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool = Field(False, description="End with a chunk that has `usage` and no choices.")
     include_obfuscation: bool | None = Field(None, description="Accepted; no effect.")
 
 
-class Message(_Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    name: str | None = Field(None, max_length=64, pattern=r"^[^\s<|\\/>]+$")
-
-
-class Common(_Strict):
+class Common(Strict):
     """What chat and completions share."""
 
     model: str = Field(min_length=1, max_length=256)
@@ -67,6 +60,9 @@ class Common(_Strict):
     repetition_penalty: Number | None = Field(None, gt=0, le=10)
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="The form of the answer: one of json, json_object, regex, choice, grammar."
+    )
 
     def choices(self) -> int:
         return self.n or 1
@@ -102,7 +98,8 @@ class Common(_Strict):
         )
 
     def _submit(self, request_id: str, prompt: Prompt, logprobs: int | None) -> Submit:
-        return Submit(0, request_id, prompt, self._sampling(logprobs), self.limit(), self.stop or ())
+        sampling = self._sampling(logprobs)
+        return Submit(0, request_id, prompt, sampling, self.limit(), self.stop or (), guide=self.structured_outputs)
 
 
 class ChatRequest(Common):
@@ -119,27 +116,12 @@ class ChatRequest(Common):
     prompt_cache_key: str | None = None
     parallel_tool_calls: bool | None = None
 
-    tools: Annotated[Any, Only(([],))] = None
-    tool_choice: Annotated[
-        Any,
-        Only(
-            (
-                "none",
-                "auto",
-            )
-        ),
-    ] = None
+    tools: Tools | None = None
+    tool_choice: ToolChoiceField | None = Field(None, description="With tools: auto, if nothing else is said.")
+    response_format: ResponseFormat | None = Field(None, description="text, json_object or json_schema.")
+    chat_template_kwargs: TemplateArgs | None = Field(None, description="Names and values for the chat template.")
     functions: Annotated[Any, Only(([],))] = None
-    function_call: Annotated[
-        Any,
-        Only(
-            (
-                "none",
-                "auto",
-            )
-        ),
-    ] = None
-    response_format: Annotated[Any, Only(({"type": "text"},))] = None
+    function_call: Annotated[Any, Only(("none", "auto"))] = None
     modalities: Annotated[Any, Only((["text"],))] = None
     audio: Unsupported = None
     prediction: Unsupported = None
@@ -156,25 +138,48 @@ class ChatRequest(Common):
             raise Rejected("needs logprobs: true", "top_logprobs")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise Rejected("differs from max_tokens; give one of them", "max_completion_tokens")
+        choice = self.tool_choice
+        if choice is not None and choice.mode in ("required", "function") and not self.tools:
+            raise Rejected("is only allowed with tools", "tool_choice")
+        if choice is not None and choice.mode == "function":
+            names = [t.function.name for t in self.tools or ()]
+            if choice.name not in names:
+                raise Rejected(f"names the function {choice.name[:80]!r}, which is not among the tools", "tool_choice")
+        if self.response_format and self.structured_outputs:
+            raise Rejected("and response_format are two forms of one answer; give one of them", "structured_outputs")
 
     def submits(self, request_id: str) -> list[Submit]:
         """One; its stream number is still to be given."""
-        messages: list[dict[str, str]] = []
-        for m in self.messages:
-            # OpenAI's newer name for the system's role; chat templates know the older one.
-            role = "system" if m.role == "developer" else m.role
-            messages.append({"role": role, "content": m.content} | ({"name": m.name} if m.name else {}))
-        prompt = ChatPrompt(json.dumps(messages, ensure_ascii=False).encode())
-        return [self._submit(request_id, prompt, (self.top_logprobs or 0) if self.logprobs else None)]
+        return [self._chat_submit(request_id, chat_prompt(self.messages))]
+
+    def _chat_submit(self, request_id: str, prompt: Prompt) -> Submit:
+        submit = self._submit(request_id, prompt, (self.top_logprobs or 0) if self.logprobs else None)
+        if self.response_format:
+            submit = replace(submit, guide=self.response_format)
+        if self.chat_template_kwargs:
+            args = json.dumps(self.chat_template_kwargs, ensure_ascii=False).encode()
+            submit = replace(submit, template_args_json=args)
+        choice = self.tool_choice
+        if not self.tools or (choice and choice.mode == "none"):
+            return submit
+        return replace(
+            submit,
+            tools_json=tools_json(self.tools),
+            tool_choice=choice.mode if choice else "auto",
+            tool_name=choice.name if choice else "",
+            one_tool_call=self.parallel_tool_calls is False,
+        )
 
 
 class CompletionRequest(Common):
     """POST /v1/completions"""
 
     prompt: Prompts
-    logprobs: int | None = Field(None, ge=0, le=20)
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="0 only with echo or prompt_logprobs.")
+    logprobs: int | None = Field(None, ge=0, le=20, description="With echo, of the prompt too.")
+    echo: bool | None = Field(None, description="Begin the text with the prompt.")
+    prompt_logprobs: int | None = Field(None, ge=0, le=20, description="Not with stream.")
     best_of: int | None = Field(None, ge=1, le=16, description="Must equal n.")
-    echo: Annotated[Any, Only((False,))] = None
     suffix: Annotated[Any, Only(("",))] = None
 
     def limit(self) -> int | None:
@@ -186,10 +191,19 @@ class CompletionRequest(Common):
             raise Rejected("is supported only where it equals n", "best_of")
         if len(self.prompt) * self.choices() > MAX_CHOICES:
             raise Rejected(f"times n makes more than {MAX_CHOICES} answers; send fewer prompts", "prompt")
+        if self.limit() == 0 and not self.echo and self.prompt_logprobs is None:
+            raise Rejected("must be at least 1, but with echo or prompt_logprobs", "max_tokens")
+        if self.prompt_logprobs is not None and self.stream:
+            raise Rejected("is not available with stream: true", "prompt_logprobs")
 
     def submits(self, request_id: str) -> list[Submit]:
         """One per prompt; their stream numbers are still to be given."""
-        return [self._submit(request_id, p, self.logprobs) for p in self.prompt]
+        wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        of_prompt = max((w for w in wanted if w is not None), default=None)
+        return [
+            replace(self._submit(request_id, p, self.logprobs), echo=bool(self.echo), prompt_logprobs=of_prompt)
+            for p in self.prompt
+        ]
 
 
 class ModelChatRequest(ChatRequest):
@@ -207,8 +221,7 @@ class ModelChatRequest(ChatRequest):
     def submits(self, request_id: str) -> list[Submit]:
         if self.prompt is None:
             return super().submits(request_id)
-        prompt = ChatPrompt(json.dumps([{"role": "user", "content": self.prompt}], ensure_ascii=False).encode())
-        return [self._submit(request_id, prompt, (self.top_logprobs or 0) if self.logprobs else None)]
+        return [self._chat_submit(request_id, user_prompt(self.prompt))]
 
 
 AnyRequest = ChatRequest | CompletionRequest

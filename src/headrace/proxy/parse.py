@@ -11,9 +11,10 @@ import pydantic_core
 
 from headrace.errors import HeadraceError, InvalidRequest
 from headrace.proxy.fields import Rejected
-from headrace.proxy.openai import Common, ModelChatRequest
+from headrace.proxy.openai import ModelChatRequest
+from headrace.proxy.strict import Strict
 
-M = TypeVar("M", bound=Common)
+M = TypeVar("M", bound=Strict)
 
 
 class UnsupportedMedia(HeadraceError):
@@ -124,7 +125,7 @@ _WORDS = {
 }
 
 
-def _explain(error: pydantic.ValidationError, model: type[Common]) -> InvalidRequest:
+def _explain(error: pydantic.ValidationError, model: type[Strict]) -> InvalidRequest:
     """The first thing that is wrong, in a sentence."""
     details = error.errors(include_url=False, include_input=True)
     e = details[0]

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import grpc
 import structlog
 
-from headrace.core.types import Endpoint, Failure, Load, Submit
+from headrace.core.types import Endpoint, Failure, Load, Parsed, Submit
 from headrace.errors import HeadraceError, ReplicaGone
 from headrace.proxy.changed import Changed
+from headrace.proxy.extras import Extra, PromptLogprobs
 from headrace.rpc import convert, convert_streams
 from headrace.rpc.channel import Tls, from_rpc, open_channel
 from headrace.rpc.v1 import replica_pb2
@@ -37,7 +39,8 @@ class Silence:
 class Receiver(Protocol):
     """What a session tells one stream. After `finished`, `rejected` or `gone` nothing more comes."""
 
-    def started(self, prompt_tokens: int) -> None: ...
+    def started(self, prompt_tokens: int, echo: str = "") -> None: ...
+    def extra(self, item: Extra) -> None: ...
     def delta(self, now: float, position: int, count: int, text: str, logprobs: Any) -> None: ...
     def finished(self, reason: str, cached_tokens: int, failure: Failure | None) -> None: ...
     def rejected(self, failure: Failure) -> None: ...
@@ -220,7 +223,10 @@ class Session:
         streams = self._streams
         for s in frame.started:
             if receiver := streams.get(s.stream):
-                self._tell(s.stream, receiver.started, s.prompt_tokens)
+                self._tell(s.stream, receiver.started, s.prompt_tokens, s.echo)
+        parsed = [convert_streams.parsed_from_pb(x) for x in frame.parsed] if frame.parsed else ()
+        if parsed or frame.prompt_logprobs:
+            self._before_rows(frame, parsed)
         logprobs = dict(convert_streams.frame_logprobs_from_pb(frame)) if frame.logprobs else {}
         for number, position, count, text in zip(frame.stream, frame.position, frame.count, frame.text, strict=True):
             receiver = streams.get(number)
@@ -229,6 +235,12 @@ class Session:
                     receiver.delta(now, position, count, text, logprobs.get(number))
                 except Exception:
                     self._broken(number, receiver)
+        for p in parsed:
+            if p.tool_calls and (receiver := streams.get(p.stream)):
+                self._tell(p.stream, receiver.extra, replace(p, reasoning=""))
+        for r in frame.results:
+            if receiver := streams.get(r.stream):
+                self._tell(r.stream, receiver.extra, convert_streams.result_from_pb(r))
         for f in frame.finished:
             if receiver := streams.pop(f.stream, None):
                 failure = convert_streams.failure_from_pb(f.error) if f.HasField("error") else None
@@ -238,6 +250,15 @@ class Session:
                 self._tell(r.stream, receiver.rejected, convert_streams.failure_from_pb(r.error))
         if self.retired:
             self._check_idle()
+
+    def _before_rows(self, frame: replica_pb2.Frame, parsed: Sequence[Parsed]) -> None:
+        """What stands before the text of the same frame: the prompt, and reasoning."""
+        for number, tokens in convert_streams.prompt_logprobs_from_pb(frame):
+            if receiver := self._streams.get(number):
+                self._tell(number, receiver.extra, PromptLogprobs(tokens))
+        for p in parsed:
+            if p.reasoning and (receiver := self._streams.get(p.stream)):
+                self._tell(p.stream, receiver.extra, replace(p, tool_calls=()))
 
     def _tell(self, number: int, what: Any, *args: object) -> None:
         try:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from headrace.core.types import TokenLogprob
 from headrace.errors import HeadraceError
+from headrace.proxy.extras import Extra
 from headrace.proxy.generation import Usage
 from headrace.proxy.shapes import DONE, Choice, Shape, dumps, event, quote
 from headrace.proxy.writer import Headers, Writer
@@ -22,6 +23,7 @@ class Answer(Protocol):
     writer: Writer
 
     def delta(self, index: int, text: str, logprobs: Any) -> None: ...
+    def extra(self, index: int, item: Extra) -> None: ...
     def choice_done(self, index: int, reason: str) -> None: ...
     def waiting(self, what: str) -> None: ...
     def complete(self, usage: Usage) -> None: ...
@@ -58,6 +60,10 @@ class Events:
             data = self._begin() + data
         self.writer.write(data)
 
+    def extra(self, index: int, item: Extra) -> None:
+        if data := self._shape.extra(index, item):
+            self.writer.write(self._begin() + data)
+
     def choice_done(self, index: int, reason: str) -> None:
         self.writer.write(self._begin() + self._shape.finish(index, reason))
 
@@ -85,6 +91,9 @@ class Text:
         if not self.writer.started:
             self.writer.start(200, [*TEXT_HEADERS, *self._headers])
         self.writer.write(text.encode())
+
+    def extra(self, index: int, item: Extra) -> None:
+        """The plain text is the answer alone."""
 
     def choice_done(self, index: int, reason: str) -> None:
         pass
@@ -116,6 +125,9 @@ class Collected:
         self._texts[index].append(text)
         if logprobs:
             self._choices[index].logprobs.extend(logprobs)
+
+    def extra(self, index: int, item: Extra) -> None:
+        self._choices[index].add(item)
 
     def choice_done(self, index: int, reason: str) -> None:
         self._choices[index].reason = reason

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from headrace import errors
 from headrace.core.types import Failure, ReplicaId, Submit
 from headrace.metrics import Tally
+from headrace.proxy.extras import Echo, Extra, PromptLogprobs
 from headrace.proxy.session import Session
 
 # A request whose replicas die may be what kills them: it gets two.
@@ -27,6 +28,7 @@ class Sink(Protocol):
     """Where the answer goes; called straight from the frame reader, so it must be quick and must not raise."""
 
     def delta(self, index: int, text: str, logprobs: Any) -> None: ...
+    def extra(self, index: int, item: Extra) -> None: ...
     def choice_done(self, index: int, reason: str) -> None: ...
     def waiting(self, what: str) -> None: ...
 
@@ -35,6 +37,7 @@ class Stream:
     """One sequence. `on_change` is called when it needs a replica, or is done."""
 
     __slots__ = (
+        "_given",
         "_last_at",
         "_number",
         "_on_change",
@@ -64,6 +67,7 @@ class Stream:
         self.first_at = 0.0
         self.tried: list[ReplicaId] = []
         self.deaths = 0
+        self._given: set[type] = set()  # what is not given again by another replica
         self._sink = sink
         self._tally = tally
         self._on_change = on_change
@@ -101,8 +105,17 @@ class Stream:
 
     # What the session tells.
 
-    def started(self, prompt_tokens: int) -> None:
+    def started(self, prompt_tokens: int, echo: str = "") -> None:
         self.prompt_tokens = prompt_tokens
+        if echo:
+            self.extra(Echo(echo))
+
+    def extra(self, item: Extra) -> None:
+        if isinstance(item, (Echo, PromptLogprobs)):
+            if type(item) in self._given:
+                return
+            self._given.add(type(item))
+        self._sink.extra(self.index, item)
 
     def delta(self, now: float, position: int, count: int, text: str, logprobs: Any) -> None:
         if position != self.tokens:
@@ -121,7 +134,7 @@ class Stream:
     def finished(self, reason: str, cached_tokens: int, failure: Failure | None) -> None:
         self._session = None
         self.cached_tokens = cached_tokens
-        if failure is not None or reason not in ("stop", "length"):
+        if failure is not None or reason not in ("stop", "length", "tool_calls"):
             self._failed(failure or Failure("internal", f"The replica ended this stream: {reason}."))
             return
         self.reason = reason

@@ -65,7 +65,9 @@ class Row:
     error: str = ""
     kind: str = "internal"  # of the error: "invalid_request" if the request is at fault, "overloaded", "internal"
     values: Sequence[float] = ()  # of an EncodeRequest, with finish "stop"
-    prompt_logprobs: Sequence[tuple[int, float, Sequence[tuple[int, float]]]] = ()  # (token, its, alternatives), once
+    # Once, with or before the first tokens: (token, its, alternatives) of every prompt token; the first's number says
+    # nothing.
+    prompt_logprobs: Sequence[tuple[int, float, Sequence[tuple[int, float]]]] = ()
 
 
 @dataclass(slots=True)
@@ -86,7 +88,11 @@ class Delta:
 
 
 class OutputParser(Protocol):
-    """Takes reasoning and tool calls out of one answer as it comes."""
+    """Takes reasoning and tool calls out of one answer as it comes.
+
+    Calls may come without an id: the front end gives them one. A parser with an attribute `special_tokens` that is true
+    is given text in which the special tokens of the answer are spelled out.
+    """
 
     def push(self, text: str, ids: Sequence[int]) -> Delta:
         """The next piece; `ids`: the tokens that brought it (they may be ahead of the text)."""
@@ -109,7 +115,12 @@ class Parsing:
 
 
 class Engine(Protocol):
-    """One model, loaded."""
+    """One model, loaded.
+
+    `info.features` names what it honours: the fields of Sampling and "top_logprobs"; the kinds of Guide ("json_schema",
+    "json_object", "regex", "grammar", "choices"); "tool_parser" if `parser` can find tool calls; "prompt_logprobs",
+    "adapters", and "dimensions" of vectors. What is not named is refused before it gets here.
+    """
 
     info: ModelInfo
     eos_ids: tuple[int, ...]

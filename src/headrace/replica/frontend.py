@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from headrace.core import simulated
-from headrace.core.types import ChatPrompt, ModelInfo, ModelSpec, Sampling, Submit, TextPrompt, TokenPrompt
+from headrace.core.types import (
+    ChatPrompt,
+    ModelInfo,
+    ModelSpec,
+    Result,
+    Sampling,
+    Submit,
+    Task,
+    TextPrompt,
+    TokenPrompt,
+)
 from headrace.errors import ContextExceeded, InvalidRequest
-from headrace.replica.engine import EngineRequest
+from headrace.replica import forms
+from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing
 from headrace.replica.models import Model
+from headrace.replica.prepared import Prepared, PreparedEncoding, PreparedResult, Ready
+from headrace.replica.reader import Reader
 from headrace.replica.sampling import check, complete
-from headrace.replica.template import ChatTemplate, find_special_tokens, find_template, read_messages
+from headrace.replica.template import ChatTemplate, find_special_tokens, find_template, read_args, read_messages
 from headrace.replica.text import Answer
 from headrace.replica.tokenizer import FileCodec, SimulatedCodec, TextCodec
 
+NewParser = Callable[[Parsing], OutputParser | None]
 
-@dataclass(slots=True)
-class Prepared:
-    """A request that may start. `finish` is set when nothing is left to generate: a resumed stream was complete."""
-
-    request: EngineRequest
-    answer: Answer
-    prompt_tokens: int
-    position: int  # index of the next token in the answer
-    text: str  # certain by now, not sent yet
-    logprobs: int | None
-    finish: str | None = None
+_DOES = {"generate": "generates text", "embed": "makes embeddings", "score": "scores pairs of texts"}
+_ASKS = {Task.GENERATE: "generate text", Task.EMBED: "make embeddings", Task.SCORE: "score pairs of texts"}
 
 
 class FrontEnd:
@@ -39,44 +46,122 @@ class FrontEnd:
         eos_ids: tuple[int, ...],
         codec: TextCodec,
         template: ChatTemplate | None,
+        new_parser: NewParser,
     ) -> None:
         self._info, self._defaults, self._eos_ids = info, defaults, eos_ids
         self.codec = codec
         self._template = template
+        self._new_parser = new_parser
 
-    def prepare(self, request_id: int, submit: Submit) -> Prepared:
-        """What the engine is to run for `submit`. InvalidRequest (or its ContextExceeded) if it cannot."""
+    def prepare(self, request_id: int, submit: Submit) -> Ready:
+        """What is to be done for `submit`. InvalidRequest (or its ContextExceeded) if it cannot be."""
+        info = self._info
+        if submit.task in _ASKS and submit.task not in info.tasks:
+            does = " and ".join(_DOES.get(t, t) for t in info.tasks)
+            raise InvalidRequest(f"This model cannot {_ASKS[submit.task]}: it {does}.", param="model")
+        if submit.adapter and "adapters" not in info.features:
+            raise InvalidRequest(
+                f"This model runs in the engine {info.engine!r}, which has no adapters.", param="model"
+            )
+        match submit.task:
+            case Task.GENERATE:
+                return self._generation(request_id, submit)
+            case Task.EMBED | Task.SCORE:
+                return self._encoding(request_id, submit)
+            case Task.TOKENIZE:
+                special = not submit.no_special_tokens
+                if isinstance(submit.prompt, TextPrompt):
+                    ids = self.codec.encode(submit.prompt.text, special)
+                else:
+                    ids = self._encode(submit, [], special)
+                names = tuple(map(self.codec.name, ids)) if submit.echo else ()
+                return PreparedResult(Result(submit.stream, token_ids=ids, tokens=names), len(ids))
+            case Task.DETOKENIZE:
+                ids = self._encode(submit, [])
+                return PreparedResult(Result(submit.stream, text=self.codec.decode(ids)), len(ids))
+
+    def _generation(self, request_id: int, submit: Submit) -> Prepared:
         info = self._info
         check(submit.sampling, info.features, info.engine, info.vocab_size)
-        if submit.max_tokens is not None and submit.max_tokens < 1:
+        only_prompt = submit.max_tokens == 0 and (submit.echo or submit.prompt_logprobs is not None)
+        if submit.max_tokens is not None and submit.max_tokens < 1 and not only_prompt:
             raise InvalidRequest("'max_tokens' must be at least 1.", param="max_tokens")
-        prompt = self._encode(submit)
-        room = info.context_tokens - len(prompt)
-        if room < 1:
-            raise ContextExceeded(
-                f"The prompt has {len(prompt)} tokens; this model's context is {info.context_tokens} tokens,"
-                " and the answer needs at least one.",
-                param="messages" if isinstance(submit.prompt, ChatPrompt) else "prompt",
+        if submit.prompt_logprobs is not None and "prompt_logprobs" not in info.features:
+            raise InvalidRequest(
+                f"This model runs in the engine {info.engine!r}, which has no log-probabilities of prompts; leave"
+                " 'prompt_logprobs', or one of 'echo' and 'logprobs', out.",
+                param="echo" if submit.echo else "prompt_logprobs",
             )
+        tools = forms.read_tools(submit)
+        guide, calls = forms.form_of(submit, tools, info, takes_tools=not self._template or self._template.takes_tools)
+        prompt = self._encode(submit, tools)
+        self._check_room(len(prompt), submit, answer=1)
+        room = info.context_tokens - len(prompt)
         limit = room if submit.max_tokens is None else min(submit.max_tokens, room)
         delivered = list(submit.resume.token_ids) if submit.resume else []
         self._check_ids(delivered, "resume")
-        answer = Answer(self.codec.detokenizer(continued=not isinstance(submit.prompt, ChatPrompt)), submit.stop)
-        text = answer.resume(delivered, submit.resume.text_chars) if submit.resume else ""
+        parser = None
+        if isinstance(submit.prompt, ChatPrompt):
+            parser = self._new_parser(Parsing(() if calls else tools, prompt))
+        reader = None
+        if parser or calls:
+            reader = Reader(parser, calls, one_call=submit.one_tool_call, named=submit.tool_choice == "function")
+        continued = not isinstance(submit.prompt, ChatPrompt)
+        answer = Answer(self.codec.detokenizer(continued, getattr(parser, "special_tokens", False)), submit.stop)
+        text = ""
+        if submit.resume and reader:
+            # Reasoning and calls that came before are the client's already; of the text only what was not sent is news.
+            text = reader.push(answer.resume(delivered, 0), delivered).text[submit.resume.text_chars :]
+        elif submit.resume:
+            text = answer.resume(delivered, submit.resume.text_chars)
         finish = "stop" if answer.stopped else "length" if len(delivered) >= limit else None
-        sampling = complete(submit.sampling, self._defaults)
+        discard = only_prompt and submit.prompt_logprobs is not None
+        if discard:
+            limit, finish = 1, None
         request = EngineRequest(
-            request_id, prompt + delivered, limit - len(delivered), sampling, (), len(delivered), submit.adapter
+            request_id,
+            prompt + delivered,
+            limit - len(delivered),
+            complete(submit.sampling, self._defaults),
+            (),
+            len(delivered),
+            submit.adapter,
+            guide,
+            submit.prompt_logprobs,
         )
-        return Prepared(request, answer, len(prompt), len(delivered), text, submit.sampling.logprobs, finish)
+        logprobs = submit.sampling.logprobs
+        echo = self._echo(submit, prompt) if submit.echo else ""
+        return Prepared(request, answer, len(prompt), len(delivered), text, logprobs, finish, reader, echo, discard)
 
-    def warm_up(self, request_id: int) -> EngineRequest:
-        """A request for one token."""
+    def _encoding(self, request_id: int, submit: Submit) -> PreparedEncoding:
+        if submit.dimensions and "dimensions" not in self._info.features:
+            raise InvalidRequest(
+                "This model's vectors have one length only; leave 'dimensions' out.", param="dimensions"
+            )
+        text = submit.prompt.text if isinstance(submit.prompt, TextPrompt) else ""
+        if submit.task is Task.SCORE and text:
+            ids = self.codec.encode_pair(text, submit.document)
+        else:
+            ids = self._encode(submit, [])
+            text = text or self.codec.decode(ids)
+        self._check_room(len(ids), submit, answer=0)
+        request = EncodeRequest(request_id, submit.task, ids, text, submit.document, submit.dimensions, submit.adapter)
+        return PreparedEncoding(request, len(ids))
+
+    def warm_up(self, request_id: int) -> EngineRequest | EncodeRequest:
+        """A request for one token, or for the numbers of one."""
         ids = self.codec.encode("a", special=True) or list(self._eos_ids[:1]) or [0]
+        tasks = self._info.tasks
+        if "generate" not in tasks:
+            task = Task(tasks[0])
+            pair = task is Task.SCORE
+            ids = self.codec.encode_pair("a", "a") if pair else ids
+            return EncodeRequest(request_id, task, ids, "a", "a" if pair else "")
         sampling = replace(complete(Sampling(), Sampling()), temperature=0.0, ignore_eos=True)
         return EngineRequest(request_id, ids, 1, sampling)
 
-    def _encode(self, submit: Submit) -> list[int]:
+    def _encode(self, submit: Submit, tools: list[dict[str, Any]], special: bool = False) -> list[int]:
+        """The prompt's ids. `special`: also on top of a chat template, which writes the special tokens itself."""
         match submit.prompt:
             case TokenPrompt(ids):
                 prompt = list(ids)
@@ -90,11 +175,30 @@ class FrontEnd:
                         "This model has no chat template. Use /v1/completions with a prompt, or deploy it with one.",
                         param="messages",
                     )
-                # The template writes the beginning of sequence itself.
-                prompt = self.codec.encode(self._template.render(read_messages(messages_json)), special=False)
+                rendered = self._template.render(
+                    read_messages(messages_json), tools, read_args(submit.template_args_json)
+                )
+                prompt = self.codec.encode(rendered, special)
         if not prompt:
             raise InvalidRequest("The prompt is empty.", param="prompt")
         return prompt
+
+    def _echo(self, submit: Submit, prompt: list[int]) -> str:
+        match submit.prompt:
+            case TextPrompt(text):
+                return text
+            case _:
+                return self.codec.decode(prompt)
+
+    def _check_room(self, tokens: int, submit: Submit, answer: int) -> None:
+        context = self._info.context_tokens
+        if tokens + answer > context:
+            param = "messages" if isinstance(submit.prompt, ChatPrompt) else "prompt"
+            raise ContextExceeded(
+                f"The prompt has {tokens} tokens; this model's context is {context} tokens"
+                + (", and the answer needs at least one." if answer else "."),
+                param=param if submit.task is Task.GENERATE else "input",
+            )
 
     def _check_ids(self, ids: list[int], param: str) -> None:
         if ids and not (min(ids) >= 0 and max(ids) < self._info.vocab_size):
@@ -102,7 +206,12 @@ class FrontEnd:
 
 
 def open_front_end(
-    spec: ModelSpec, model: Model, info: ModelInfo, defaults: Sampling, eos_ids: tuple[int, ...]
+    spec: ModelSpec,
+    model: Model,
+    info: ModelInfo,
+    defaults: Sampling,
+    eos_ids: tuple[int, ...],
+    new_parser: NewParser = lambda parsing: None,
 ) -> FrontEnd:
     """The front end of a model folder, or of the simulated model. UserError if it lacks a tokenizer."""
     if model.folder is None:
@@ -112,4 +221,4 @@ def open_front_end(
         codec = FileCodec(model.folder)
         source, tokens = spec.chat_template or find_template(model.folder), find_special_tokens(model.folder)
     template = ChatTemplate(source, tokens, dt.datetime.now) if source else None
-    return FrontEnd(info, defaults, eos_ids, codec, template)
+    return FrontEnd(info, defaults, eos_ids, codec, template, new_parser)

@@ -154,7 +154,7 @@ class Replica:
             adapters = bool(spec.adapters)
             opened = open_engine(spec.model, spec.resources, self._cache, report, adapters=adapters)
             e = opened.engine
-            return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids)
+            return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids, e.parser)
 
         try:
             return await _in_thread(load)

@@ -7,10 +7,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from headrace.core.types import Finished, Frame, Load, Rejected, Started, TokenLogprob
+from headrace.core.types import Finished, Frame, Load, Parsed, Rejected, Result, Started, TokenLogprob
 
 if TYPE_CHECKING:
-    from headrace.replica.streams import Stream
+    from headrace.replica.rows import Stream
 
 MAX_FRAMES = 1024
 MAX_BYTES = 8 * 1024 * 1024
@@ -27,12 +27,21 @@ class _Columns:
     finished: list[Finished] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     logprobs: list[tuple[int, tuple[TokenLogprob, ...]]] = field(default_factory=list)
+    parsed: list[Parsed] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    prompt_logprobs: list[tuple[int, tuple[TokenLogprob, ...]]] = field(default_factory=list)
 
     def size(self) -> int:
         """About how many bytes the frame takes."""
         rows = 16 * len(self.streams) + 4 * len(self.token_ids) + sum(map(len, self.texts)) * 2
         others = 32 * (len(self.started) + len(self.finished) + len(self.rejected))
-        return 64 + rows + others + sum(32 * (1 + len(t.top)) for _, tokens in self.logprobs for t in tokens)
+        others += sum(2 * len(s.echo) for s in self.started)
+        for p in self.parsed:
+            others += 32 + 2 * len(p.reasoning) + sum(64 + 2 * len(c.arguments) for c in p.tool_calls)
+        for r in self.results:
+            others += 16 + 4 * len(r.values) + 4 * len(r.token_ids) + 2 * len(r.text) + 8 * len(r.tokens)
+        logprobs = (*self.logprobs, *self.prompt_logprobs)
+        return 64 + rows + others + sum(32 * (1 + len(t.top)) for _, tokens in logprobs for t in tokens)
 
 
 class Session:
@@ -62,7 +71,7 @@ class Session:
         size = c.size()
         frame = Frame(
             c.streams, c.positions, c.counts, c.token_ids, c.texts, c.started, c.finished, c.rejected, c.logprobs,
-            load, draining,
+            load, draining, c.parsed, c.results, c.prompt_logprobs,
         )  # fmt: skip
         self._queue.append((frame, size))
         self._queued_bytes += size

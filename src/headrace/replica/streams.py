@@ -8,32 +8,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Set
-from dataclasses import dataclass
 
 import structlog
 
 from headrace import errors
-from headrace.core.types import Failure, Finished, Rejected, Started, Submit, TokenLogprob
-from headrace.replica.engine import Engine, Row, Step
-from headrace.replica.frontend import FrontEnd, Prepared
+from headrace.core.types import Failure, Finished, Rejected, Started, Submit
+from headrace.replica.engine import EncodeRequest, Engine, EngineRequest, Row, Step
+from headrace.replica.frontend import FrontEnd
+from headrace.replica.prepared import PreparedEncoding, PreparedResult, Ready
+from headrace.replica.rows import Stream, put_text, read, take_more, take_values
 from headrace.replica.session import Session
 
 log = structlog.get_logger()
 
 HEARTBEAT_S = 0.5
 """A session hears something at least every second: checked this often, sent when it was silent for as long."""
-
-
-@dataclass(slots=True)
-class Stream:
-    """One answer on its way. `prepared` is None while the front end works on it."""
-
-    number: int
-    session: Session
-    engine_id: int
-    prepared: Prepared | None = None
-    position: int = 0
-    adapter: str = ""
 
 
 class Streams:
@@ -60,12 +49,20 @@ class Streams:
         self._loop.call_soon_threadsafe(self._take, step)
 
     async def warm_up(self) -> str:
-        """Wait for a first token; "" when it is there, else why there is none."""
-        self._engine.submit(self._front_end.warm_up(0))
+        """Wait for a first token, or first numbers; "" when they are there, else why there are none."""
+        request = self._front_end.warm_up(0)
+        self._run(request)
         return await self._warmed
+
+    def _run(self, request: EngineRequest | EncodeRequest) -> None:
+        if isinstance(request, EngineRequest):
+            self._engine.submit(request)
+        else:
+            self._engine.encode(request)
 
     def _take(self, step: Step) -> None:
         touched: set[Session] = set()
+        codec = self._front_end.codec
         for row in step.rows:
             stream = self._by_engine_id.get(row.id)
             if stream is None:
@@ -74,7 +71,11 @@ class Streams:
                 continue
             touched.add(stream.session)
             try:
-                self._row(stream, row)
+                finished = stream.take(stream, row, codec)
+                if finished is not None:
+                    if row.finish is None:
+                        self._engine.abort(stream.engine_id)
+                    self._finish(stream, finished)
             except Exception:  # must end this stream, and no other
                 log.exception("row_failed", stream=stream.number, proxy=stream.session.proxy_id)
                 self._engine.abort(stream.engine_id)
@@ -87,50 +88,10 @@ class Streams:
     def _warm(self, row: Row) -> None:
         if self._warmed.done():
             return
-        if row.tokens:
+        if row.tokens or row.values:
             self._warmed.set_result("")
         elif row.finish:
             self._warmed.set_result(f"The model produced no token: {row.error or row.finish}")
-
-    def _row(self, stream: Stream, row: Row) -> None:
-        """One request's news into its session's frame."""
-        p, session = stream.prepared, stream.session
-        assert p
-        finish = row.finish
-        if finish == "abort":
-            self._finish(stream, Finished(stream.number, "abort", row.cached_tokens))
-            return
-        used, text = p.answer.push(row.tokens) if row.tokens else (0, "")
-        if p.text:  # certain since a resume
-            text, p.text = p.text + text, ""
-        if p.answer.stopped:
-            if finish is None:
-                self._engine.abort(stream.engine_id)
-            finish = "stop"
-        elif finish:
-            text += p.answer.finish()
-            if p.answer.stopped:
-                finish = "stop"
-        if used or text:
-            c = session.columns
-            c.streams.append(stream.number)
-            c.positions.append(stream.position)
-            c.counts.append(used)
-            c.token_ids.extend(row.tokens[:used])
-            c.texts.append(text)
-            stream.position += used
-            if row.logprobs and p.logprobs is not None:
-                c.logprobs.append((stream.number, self._logprobs(row, used)))
-        if finish:
-            failure = Failure(row.kind, row.error) if finish == "error" else None
-            self._finish(stream, Finished(stream.number, finish, row.cached_tokens, failure))
-
-    def _logprobs(self, row: Row, used: int) -> tuple[TokenLogprob, ...]:
-        bytes_of = self._front_end.codec.token_bytes
-        return tuple(
-            TokenLogprob(i, bytes_of(i), chosen, tuple(TokenLogprob(j, bytes_of(j), p) for j, p in top))
-            for i, (chosen, top) in zip(row.tokens[:used], row.logprobs, strict=False)
-        )
 
     def _finish(self, stream: Stream, finished: Finished) -> None:
         stream.session.columns.finished.append(finished)
@@ -176,31 +137,41 @@ class Streams:
             return
         if session.streams.get(stream.number) is not stream:
             return  # aborted meanwhile, or the proxy is gone
-        stream.prepared, stream.position = prepared, prepared.position
-        session.columns.started.append(Started(stream.number, prepared.prompt_tokens))
-        if prepared.finish:
-            tail = "" if prepared.finish == "stop" else prepared.answer.finish()
-            self._row_of_text(stream, prepared.text + tail)
-            self._finish(stream, Finished(stream.number, prepared.finish))
-        else:
-            self._engine.submit(prepared.request)
+        self._begin(stream, prepared)
         self._send(session)
 
-    async def _prepare(self, engine_id: int, submit: Submit) -> Prepared:
+    def _begin(self, stream: Stream, ready: Ready) -> None:
+        columns = stream.session.columns
+        if isinstance(ready, PreparedResult):
+            columns.started.append(Started(stream.number, ready.prompt_tokens))
+            columns.results.append(ready.result)
+            self._finish(stream, Finished(stream.number, "stop"))
+            return
+        stream.prepared = ready
+        if isinstance(ready, PreparedEncoding):
+            stream.take = take_values
+            columns.started.append(Started(stream.number, ready.prompt_tokens))
+            self._engine.encode(ready.request)
+            return
+        stream.position = ready.position
+        if not ready.plain:
+            stream.take = take_more
+        columns.started.append(Started(stream.number, ready.prompt_tokens, ready.echo))
+        if ready.finish:
+            tail = "" if ready.finish == "stop" else ready.answer.finish()
+            put_text(stream, read(stream, ready, tail, (), last=True))
+            self._finish(stream, Finished(stream.number, ready.finish))
+        else:
+            self._engine.submit(ready.request)
+
+    async def _prepare(self, engine_id: int, submit: Submit) -> Ready:
         """Long prompts take long to encode: those are worked on beside the loop."""
         p = submit.prompt
-        size = len(getattr(p, "text", "") or getattr(p, "messages_json", b""))
+        size = len(getattr(p, "text", "") or getattr(p, "messages_json", b"")) + len(submit.tools_json)
+        size += len(submit.document)
         if size < 8_000:
             return self._front_end.prepare(engine_id, submit)
         return await asyncio.to_thread(self._front_end.prepare, engine_id, submit)
-
-    def _row_of_text(self, stream: Stream, text: str) -> None:
-        if text:
-            c = stream.session.columns
-            c.streams.append(stream.number)
-            c.positions.append(stream.position)
-            c.counts.append(0)
-            c.texts.append(text)
 
     def _check_room(self) -> None:
         if self.draining:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -54,15 +54,23 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         try:
             self._template = environment.from_string(source)
+            self.takes_tools = "tools" in meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as e:
             raise UserError(f"The chat template cannot be used: {e}.") from e
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt of a conversation, ready for the answer. InvalidRequest if the template refuses it."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        args: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt of a conversation, ready for the answer. InvalidRequest if the template refuses it.
+
+        `args`: more names for the template, of the client's choosing.
+        """
+        names = {"add_generation_prompt": True, "documents": None, **self._special_tokens, **(args or {})}
         try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=True, tools=None, documents=None, **self._special_tokens
-            )
+            return self._template.render({**names, "messages": messages, "tools": list(tools) or None})
         except _Refused as e:
             raise InvalidRequest(f"The model's chat template refuses these messages: {e}", param="messages") from e
         except Exception as e:  # whatever a template's code may raise
@@ -92,7 +100,34 @@ def _message(m: Any, where: str) -> dict[str, Any]:
         content = ""
     if not isinstance(content, str):
         raise InvalidRequest(f"'{where}.content' must be a string or a list of text parts.", param=f"{where}.content")
+    if m.get("tool_calls"):
+        m = m | {"tool_calls": [_tool_call(c, f"{where}.tool_calls[{i}]") for i, c in enumerate(m["tool_calls"])]}
     return m | {"content": content}
+
+
+def _tool_call(call: Any, where: str) -> dict[str, Any]:
+    """Templates want the arguments as an object; OpenAI has them as text."""
+    try:
+        function = call["function"]
+        arguments = function["arguments"]
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments) if arguments.strip() else {}
+    except (TypeError, KeyError, ValueError) as e:
+        raise InvalidRequest(
+            f"'{where}' must be a function with a name and with arguments that are JSON.", param=where
+        ) from e
+    return call | {"function": function | {"arguments": arguments}}
+
+
+def read_args(template_args_json: bytes) -> dict[str, Any]:
+    """Names and values for the template. InvalidRequest if they are no JSON object."""
+    try:
+        args = json.loads(template_args_json or b"{}")
+        if not isinstance(args, dict):
+            raise ValueError("not an object")
+    except ValueError as e:
+        raise InvalidRequest("'chat_template_kwargs' must be an object.", param="chat_template_kwargs") from e
+    return args
 
 
 def _text_part(part: Any, where: str) -> str:

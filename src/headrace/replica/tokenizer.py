@@ -25,8 +25,23 @@ class TextCodec(Protocol):
         """Token ids. `special`: add what the tokenizer adds by itself (the beginning of sequence)."""
         ...
 
-    def detokenizer(self, continued: bool) -> Detokenizer:
-        """A new stream's. `continued`: its text goes on from a prompt, so that a leading space counts."""
+    def encode_pair(self, text: str, document: str) -> list[int]:
+        """Token ids of two texts that belong together, as the tokenizer joins them."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, with special tokens spelled out."""
+        ...
+
+    def name(self, token_id: int) -> str:
+        """The token as the vocabulary spells it."""
+        ...
+
+    def detokenizer(self, continued: bool, special: bool = False) -> Detokenizer:
+        """A new stream's. `continued`: its text goes on from a prompt, so that a leading space counts.
+
+        `special`: special tokens are spelled out, not left out.
+        """
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -42,7 +57,16 @@ class SimulatedCodec:
     def encode(self, text: str, special: bool) -> list[int]:
         return simulated.encode(text)
 
-    def detokenizer(self, continued: bool) -> Detokenizer:
+    def encode_pair(self, text: str, document: str) -> list[int]:
+        return [*simulated.encode(text), simulated.EOS_ID, *simulated.encode(document)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return simulated.decode(ids)
+
+    def name(self, token_id: int) -> str:
+        return simulated.piece(token_id).decode("utf-8", "replace")
+
+    def detokenizer(self, continued: bool, special: bool = False) -> Detokenizer:
         return _PieceDetokenizer(simulated.piece, "replace", 0)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -115,15 +139,24 @@ class FileCodec:
     def encode(self, text: str, special: bool) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=special).ids
 
-    def detokenizer(self, continued: bool) -> Detokenizer:
+    def encode_pair(self, text: str, document: str) -> list[int]:
+        return self._tokenizer.encode(text, document).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def name(self, token_id: int) -> str:
+        return self._tokenizer.id_to_token(token_id) or ""
+
+    def detokenizer(self, continued: bool, special: bool = False) -> Detokenizer:
         plan = self._plan
         if plan is None:
-            return _WindowDetokenizer(self._tokenizer, self._skipped)
+            return _WindowDetokenizer(self._tokenizer, frozenset() if special else self._skipped)
         errors = "headrace-each-byte" if plan.byte_fallback else "replace"
         strip = 0 if continued else plan.strip_spaces
         drop = "" if continued else plan.drop_in_first
         first = self._first_piece if drop else None
-        return _PieceDetokenizer(self._piece, errors, strip, first)
+        return _PieceDetokenizer(self.token_bytes if special else self._piece, errors, strip, first)
 
     def token_bytes(self, token_id: int) -> bytes:
         if token_id in self._skipped:
@@ -235,4 +268,4 @@ class _WindowDetokenizer:
         return self._decode(self._window)[len(before) :]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True) if ids else ""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=bool(self._skipped)) if ids else ""

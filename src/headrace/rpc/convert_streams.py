@@ -171,7 +171,7 @@ def parsed_from_pb(m: replica_pb2.Parsed) -> t.Parsed:
 
 
 def result_from_pb(m: replica_pb2.Result) -> t.Result:
-    return t.Result(m.stream, list(m.values), list(m.token_ids), m.text)
+    return t.Result(m.stream, list(m.values), list(m.token_ids), m.text, list(m.token))
 
 
 def frame_to_pb(f: t.Frame) -> replica_pb2.Frame:
@@ -202,7 +202,7 @@ def frame_to_pb(f: t.Frame) -> replica_pb2.Frame:
         for c in p.tool_calls:
             row.tool_calls.add(index=c.index, id=c.id, name=c.name, arguments=c.arguments)
     for r in f.results:
-        m.results.add(stream=r.stream, values=r.values, token_ids=r.token_ids, text=r.text)
+        m.results.add(stream=r.stream, values=r.values, token_ids=r.token_ids, text=r.text, token=r.tokens)
     return m
 
 

@@ -45,7 +45,7 @@ def open_engine(
     if name == "simulated":
         from headrace.replica.engines.simulated import SimulatedEngine
 
-        return Opened(SimulatedEngine(given, spec.context_tokens, report), Model(None))
+        return Opened(SimulatedEngine(given, spec, report), Model(None))
     if name not in HOW_TO_INSTALL:
         raise UserError(f"There is no engine {name!r}: use auto, openvino, vllm or simulated.")
     if name not in installed():

@@ -14,10 +14,13 @@ from typing import Any
 
 from headrace import __version__
 from headrace.core import simulated
-from headrace.core.types import Load, ModelInfo, Sampling
+from headrace.core.instances import CannotMake
+from headrace.core.types import Load, ModelInfo, ModelSpec, Sampling
 from headrace.errors import HeadraceError, UserError
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
 from headrace.replica.engines.options import parse_options
+from headrace.replica.engines.simulated_answers import Speaker, logprobs, prompt_logprobs, values_of
+from headrace.replica.engines.simulated_parsing import SimulatedParser
 from headrace.replica.models import Report
 from headrace.replica.sampling import FEATURES
 
@@ -43,6 +46,9 @@ class SimulatedOptions:
     permanent: bool = False  # and trying again cannot help
 
 
+_FEATURES = FEATURES | {"adapters", "json_schema", "json_object", "choices", "prompt_logprobs", "dimensions"}
+
+
 class _Died(Exception):
     """The engine was told to die."""
 
@@ -56,11 +62,13 @@ class _Sequence:
     unread: int  # prompt tokens still to take in
     ready_at: float = 0.0
     reserved: int = 0
+    ids: list[int] | None = None  # what the answer says; None: made from the key
 
 
 @dataclass(slots=True)
 class _Inbox:
     new: list[EngineRequest] = field(default_factory=list)
+    encodings: list[EncodeRequest] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
     closed: bool = False
 
@@ -68,8 +76,12 @@ class _Inbox:
 class SimulatedEngine:
     """Steps batches as a real engine does: admission by KV space, prefill in chunks, a token per sequence and step."""
 
-    def __init__(self, options: Mapping[str, Any], context_tokens: int, report: Report) -> None:
+    def __init__(self, options: Mapping[str, Any], spec: ModelSpec, report: Report) -> None:
         """Takes `load_s`. UserError or HeadraceError if it is told to fail."""
+        for what, name in (("tool_parser", spec.tool_parser), ("reasoning_parser", spec.reasoning_parser)):
+            if name not in ("", "simulated"):
+                raise UserError(f"The simulated engine has no {what} {name!r}; it has 'simulated'.")
+        self._finds_calls, self._reasons = bool(spec.tool_parser), bool(spec.reasoning_parser)
         self._options = o = parse_options(SimulatedOptions, options, "simulated")
         begin = time.monotonic()
         while (passed := time.monotonic() - begin) < o.load_s:
@@ -77,15 +89,17 @@ class SimulatedEngine:
             time.sleep(min(0.05, o.load_s - passed))
         if o.fail_load:
             raise (UserError if o.permanent else HeadraceError)(o.fail_load)
-        self.info = ModelInfo(
-            "simulated", __version__, context_tokens or 8192, simulated.VOCAB_SIZE, FEATURES | {"adapters"}
-        )
+        features = _FEATURES | {"tool_parser"} if self._finds_calls else _FEATURES
+        tasks = (spec.task,) if spec.task else ("generate", "embed", "score")
+        context = spec.context_tokens or 8192
+        self.info = ModelInfo("simulated", __version__, context, simulated.VOCAB_SIZE, features, tasks)
         self.eos_ids: tuple[int, ...] = (simulated.EOS_ID,)
         self.defaults = Sampling()
-        self._text_ids = simulated.encode(o.text)
+        self._speaker = Speaker(o.text, calls=self._finds_calls, reasons=self._reasons)
         self._changed = threading.Condition()
         self._inbox = _Inbox()
         self._waiting: deque[_Sequence] = deque()
+        self._encodings: list[EncodeRequest] = []
         self._running: dict[int, _Sequence] = {}
         self._kv_used = 0
         self._load = Load()
@@ -103,10 +117,14 @@ class SimulatedEngine:
             self._changed.notify()
 
     def encode(self, request: EncodeRequest) -> None:
-        raise NotImplementedError  # `info.tasks` does not name it
+        with self._changed:
+            self._inbox.encodings.append(request)
+            self._pending += 1
+            self._changed.notify()
 
     def parser(self, parsing: Parsing) -> OutputParser | None:
-        return None
+        calls = self._finds_calls and bool(parsing.tools)
+        return SimulatedParser(self._reasons, calls) if self._reasons or calls else None
 
     def set_adapters(self, adapters: Mapping[str, Path]) -> Mapping[str, str]:
         return {}  # an adapter's name is all that it is here
@@ -147,7 +165,7 @@ class SimulatedEngine:
     def _turn(self) -> bool:
         """Wait for something to do and do one step. False: closed."""
         with self._changed:
-            while not (self._inbox.new or self._inbox.aborted or self._inbox.closed or self._busy()):
+            while not (self._inbox != _Inbox() or self._busy()):
                 self._changed.wait()
             inbox, self._inbox = self._inbox, _Inbox()
         if inbox.closed:
@@ -158,6 +176,8 @@ class SimulatedEngine:
             with self._changed:
                 # A step takes its time, but for closing.
                 self._changed.wait_for(lambda: self._inbox.closed, self._delay_s())
+            rows.extend(Row(r.id, (), "stop", values=values_of(r)) for r in self._encodings)
+            self._encodings.clear()
             self._admit(rows)
             self._prefill()
             self._decode(rows)
@@ -170,32 +190,47 @@ class SimulatedEngine:
         return True
 
     def _busy(self) -> bool:
-        return bool(self._waiting or self._running)
+        return bool(self._waiting or self._running or self._encodings)
 
     def _delay_s(self) -> float:
         """How long this step takes: until something can be produced, if nothing can be."""
-        idle = self._running and not any(s.unread for s in self._running.values()) and not self._waiting
+        idle = self._running and not (self._waiting or self._encodings)
+        idle = idle and not any(s.unread for s in self._running.values())
         until_ready = min(s.ready_at for s in self._running.values()) - time.monotonic() if idle else 0.0
         return max(self._options.step_s, until_ready)
 
     def _take_in(self, inbox: _Inbox, rows: list[Row]) -> None:
+        self._encodings += inbox.encodings
         for request in inbox.new:
             prompt = request.prompt_ids[: len(request.prompt_ids) - request.delivered]
             key = simulated.digest(prompt, request.sampling.seed, request.adapter)
-            end = self._options.answer_tokens or simulated.natural_length(key)
-            end = max(end, request.sampling.min_tokens or 0)
-            if request.sampling.ignore_eos:
+            try:
+                ids = self._speaker.said(request.guide, prompt, key)
+            except CannotMake as e:
+                why = f"The simulated engine cannot hold an answer to this schema: {e}."
+                rows.append(Row(request.id, (), "error", error=why, kind="invalid_request"))
+                continue
+            end = len(ids) if ids is not None else self._options.answer_tokens or simulated.natural_length(key)
+            end = max(end, request.sampling.min_tokens or 0) if ids is None else end
+            if request.sampling.ignore_eos and ids is None:
                 end = 2**62
-            self._waiting.append(_Sequence(request, key, end, request.delivered, len(request.prompt_ids)))
+            sequence = _Sequence(request, key, end, request.delivered, len(request.prompt_ids))
+            sequence.ids = ids or self._speaker.text_ids or None
+            self._waiting.append(sequence)
         for request_id in inbox.aborted:
-            if request_id in self._running:
-                self._release(self._running[request_id])
-            else:
-                found = next((s for s in self._waiting if s.request.id == request_id), None)
-                if found is None:
-                    continue
-                self._waiting.remove(found)
-            rows.append(Row(request_id, (), "abort"))
+            rows.extend(self._abort(request_id))
+
+    def _abort(self, request_id: int) -> list[Row]:
+        """Its last row, if it is here."""
+        if request_id in self._running:
+            self._release(self._running[request_id])
+            return [Row(request_id, (), "abort")]
+        for queue in (self._waiting, self._encodings):
+            for r in queue:
+                if (r.request.id if isinstance(r, _Sequence) else r.id) == request_id:
+                    queue.remove(r)  # type: ignore[arg-type]
+                    return [Row(request_id, (), "abort")]
+        return []
 
     def _admit(self, rows: list[Row]) -> None:
         now = time.monotonic()
@@ -241,23 +276,17 @@ class SimulatedEngine:
                 rows.append(Row(s.request.id, (), "stop"))
                 self._release(s)
                 continue
-            token = (
-                self._text_ids[s.index % len(self._text_ids)] if self._text_ids else simulated.token_at(s.key, s.index)
-            )
-            s.index += 1
-            made = s.index - s.request.delivered
+            token = s.ids[s.index % len(s.ids)] if s.ids else simulated.token_at(s.key, s.index)
+            made = s.index - s.request.delivered + 1
             finish = "length" if made >= s.request.max_tokens else None
-            rows.append(Row(s.request.id, (token,), finish, _logprobs(s, token)))
+            row = Row(s.request.id, (token,), finish, logprobs(s.request, token))
+            if made == 1:
+                row.prompt_logprobs = prompt_logprobs(s.request)
+            s.index += 1
+            rows.append(row)
             if finish:
                 self._release(s)
 
     def _release(self, s: _Sequence) -> None:
         del self._running[s.request.id]
         self._kv_used -= s.reserved
-
-
-def _logprobs(s: _Sequence, token: int) -> list[tuple[float, list[tuple[int, float]]]]:
-    wanted = s.request.sampling.logprobs
-    if wanted is None:
-        return []
-    return [(-0.25, [((token + n) % simulated.EOS_ID, -0.25 * (n + 1)) for n in range(wanted)])]

@@ -50,6 +50,7 @@ class _Parser:
             ChatCompletionRequest,
         )
 
+        self.special_tokens = bool(parsing.tools)  # marks of calls often are some
         tools = [dict(t) for t in parsing.tools] or None
         self._request = ChatCompletionRequest(
             messages=[{"role": "user", "content": ""}], tools=tools, tool_choice="auto" if tools else "none"

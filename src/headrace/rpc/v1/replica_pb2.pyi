@@ -145,7 +145,7 @@ class Submit(_message.Message):
     template_args_json: _builtins.bytes
     """Names and values for the chat template, a JSON object."""
     echo: _builtins.bool
-    """Send the prompt's text with Started."""
+    """Send the prompt's text with Started; TOKENIZE: send how the tokens are spelled."""
     document: _builtins.str
     """SCORE: the document; the prompt is the query."""
     dimensions: _builtins.int
@@ -613,6 +613,7 @@ class Result(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     stream: _builtins.int
     text: _builtins.str
     """DETOKENIZE."""
@@ -624,6 +625,10 @@ class Result(_message.Message):
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """TOKENIZE."""
 
+    @_builtins.property
+    def token(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """TOKENIZE with `echo`: each token as the vocabulary spells it."""
+
     def __init__(
         self,
         *,
@@ -631,10 +636,11 @@ class Result(_message.Message):
         values: _abc.Iterable[_builtins.float] | None = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         text: _builtins.str = ...,
+        token: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stream", b"stream", "text", b"text", "token_ids", b"token_ids", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stream", b"stream", "text", b"text", "token", b"token", "token_ids", b"token_ids", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

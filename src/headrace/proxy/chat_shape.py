@@ -1,0 +1,111 @@
+"""chat.completion and chat.completion.chunk"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.core.types import Parsed, TokenLogprob, ToolCall
+from headrace.proxy.extras import Extra
+from headrace.proxy.generation import Usage
+from headrace.proxy.shapes import Choice, event, token_object, usage_object
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """vLLM's name for it, and the one that it had and that others have."""
+    return {"reasoning": text, "reasoning_content": text}
+
+
+def _call_piece(c: ToolCall) -> dict[str, Any]:
+    if not c.name:
+        return {"index": c.index, "function": {"arguments": c.arguments}}
+    return {"index": c.index, **_call(c)}
+
+
+def _call(c: ToolCall) -> dict[str, Any]:
+    return {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+
+
+def _message(c: Choice) -> dict[str, Any]:
+    content = c.text if c.text or not (c.calls or c.reasoning) else None
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if c.reasoning:
+        message |= _reasoning(c.reasoning)
+    if c.calls:
+        message["tool_calls"] = [_call(c.calls[i]) for i in sorted(c.calls)]
+    return message
+
+
+@dataclass(slots=True)
+class ChatShape:
+    """chat.completion and chat.completion.chunk"""
+
+    id: str
+    model: str
+    created: int
+    choices: int
+    include_usage: bool = False
+    logprobs: bool = False
+    tail: bytes = b""
+
+    def __post_init__(self) -> None:
+        usage = b',"usage":null' if self.include_usage else b""
+        self.tail = b'},"logprobs":null,"finish_reason":null}]' + usage + b"}\n\n"
+
+    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
+        chunk = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model}
+        return event(chunk | {"choices": choices} | ({"usage": usage} if self.include_usage else {}))
+
+    def _delta(self, index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> bytes:
+        return self._chunk([{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}])
+
+    def prelude(self) -> bytes:
+        return b"".join(self._delta(i, {"role": "assistant", "content": ""}) for i in range(self.choices))
+
+    def head(self, index: int) -> bytes:
+        whole = self._delta(index, {"content": ""})
+        return whole[: whole.index(b'"content":') + len(b'"content":')]
+
+    def with_logprobs(self, index: int, text: str, tokens: Sequence[TokenLogprob]) -> bytes:
+        return self._delta(index, {"content": text}, self._logprobs(tokens))
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return {
+            "content": [token_object(t) | {"top_logprobs": [token_object(a) for a in t.top]} for t in tokens],
+            "refusal": None,
+        }
+
+    def extra(self, index: int, item: Extra) -> bytes:
+        if not isinstance(item, Parsed):
+            return b""
+        delta: dict[str, Any] = {}
+        if item.reasoning:
+            delta |= _reasoning(item.reasoning)
+        if item.tool_calls:
+            delta["tool_calls"] = [_call_piece(c) for c in item.tool_calls]
+        return self._delta(index, delta)
+
+    def finish(self, index: int, reason: str) -> bytes:
+        return self._delta(index, {}, None, reason)
+
+    def usage(self, usage: Usage) -> bytes:
+        return self._chunk([], usage_object(usage))
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [
+                {
+                    "index": i,
+                    "message": _message(c),
+                    "logprobs": self._logprobs(c.logprobs) if self.logprobs else None,
+                    "finish_reason": c.reason,
+                }
+                for i, c in enumerate(choices)
+            ],
+            "usage": usage_object(usage),
+        }

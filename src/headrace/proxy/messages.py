@@ -1,0 +1,84 @@
+"""The messages of a conversation, as OpenAI has them, and as the replica's chat template gets them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from headrace.core.types import ChatPrompt
+from headrace.proxy.fields import Content, Only, Rejected, Unsupported
+from headrace.proxy.strict import Strict
+from headrace.proxy.tools import MAX_TOOLS, FunctionName
+
+
+class CalledFunction(Strict):
+    name: FunctionName
+    arguments: str = Field(description="JSON.")
+
+
+class MessageToolCall(Strict):
+    id: str = Field(min_length=1, max_length=128)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = Field(None, description="Accepted; no effect.")
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = Field(None, description="May be null or absent for an assistant.")
+    name: str | None = Field(None, max_length=64, pattern=r"^[^\s<|\\/>]+$")
+    tool_calls: list[MessageToolCall] | None = Field(None, max_length=MAX_TOOLS, description="Of an assistant.")
+    tool_call_id: str | None = Field(
+        None, min_length=1, max_length=128, description="Of a tool: which call it answers."
+    )
+    reasoning: str | None = Field(None, description="Of an assistant; the chat template gets it.")
+    reasoning_content: str | None = Field(None, description="The same by its other name.")
+    refusal: Unsupported = None
+    annotations: Annotated[Any, Only(([],))] = None
+    audio: Unsupported = None
+    function_call: Unsupported = None
+
+    @model_validator(mode="after")
+    def _fits_role(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise Rejected("is required", ".content")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise Rejected("is required for the role 'tool'", ".tool_call_id")
+        owners = {"tool_call_id": "tool", "tool_calls": "assistant", "reasoning": "assistant"}
+        for field, role in (owners | {"reasoning_content": "assistant"}).items():
+            if getattr(self, field) is not None and self.role != role:
+                raise Rejected(f"belongs to the role {role!r} only", f".{field}")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates know messages."""
+        # OpenAI's newer name for the system's role; chat templates know the older one.
+        out: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        if self.name:
+            out["name"] = self.name
+        if self.tool_calls:
+            out["tool_calls"] = [
+                {
+                    "id": c.id,
+                    "type": "function",
+                    "function": {"name": c.function.name, "arguments": c.function.arguments},
+                }
+                for c in self.tool_calls
+            ]
+        if self.tool_call_id:
+            out["tool_call_id"] = self.tool_call_id
+        if reasoning := self.reasoning or self.reasoning_content:
+            out["reasoning_content"] = reasoning
+        return out
+
+
+def chat_prompt(messages: Sequence[Message]) -> ChatPrompt:
+    return ChatPrompt(json.dumps([m.plain() for m in messages], ensure_ascii=False).encode())
+
+
+def user_prompt(text: str) -> ChatPrompt:
+    """One message of a user."""
+    return ChatPrompt(json.dumps([{"role": "user", "content": text}], ensure_ascii=False).encode())
