@@ -17,6 +17,7 @@ from headrace.core.types import (
     ChatPrompt,
     Finished,
     Frame,
+    Guide,
     Load,
     ModelSpec,
     Phase,
@@ -136,11 +137,13 @@ class ProxySide:
         max_tokens: int | None = None,
         stop: tuple[str, ...] = (),
         resume: Resume | None = None,
+        guide: Guide | None = None,
     ) -> int:
         number, self._next = self._next, self._next + 1
         self.seen[number] = StreamSeen()
         prompt = TextPrompt(prompt) if isinstance(prompt, str) else prompt
-        submit = Submit(number, f"r{number}", prompt, sampling or Sampling(temperature=0.0), max_tokens, stop, resume)
+        sampling = sampling or Sampling(temperature=0.0)
+        submit = Submit(number, f"r{number}", prompt, sampling, max_tokens, stop, resume, guide=guide)
         await self.call.write(convert_streams.submit_to_pb(submit))
         return number
 

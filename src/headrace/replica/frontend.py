@@ -66,6 +66,7 @@ class FrontEnd:
         finish = "stop" if answer.stopped else "length" if len(delivered) >= limit else None
         sampling = complete(submit.sampling, self._defaults)
         request = EngineRequest(request_id, prompt + delivered, limit - len(delivered), sampling, (), len(delivered))
+        request = replace(request, guide=submit.guide)
         return Prepared(request, answer, len(prompt), len(delivered), text, submit.sampling.logprobs, finish)
 
     def warm_up(self, request_id: int) -> EngineRequest:
