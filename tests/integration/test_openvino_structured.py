@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from replica_fixtures import ProxySide, a_spec, chat, running
 
-from headrace.core.types import Guide, Resume, Sampling
+from headrace.core.types import Guide, Phase, Resume, Sampling
 from headrace.replica.engines.openvino_guides import FEATURES
 
 pytest.importorskip("openvino_genai", reason="needs pip install 'headrace[cpu]'")
@@ -129,3 +129,15 @@ async def what_does_not_go_with_a_guide(p: ProxySide) -> None:
         assert seen.finished.failure is not None
         assert seen.finished.failure.kind == "invalid_request"
         assert says in seen.finished.failure.message
+
+
+async def test_parsers_are_features_and_unknown_ones_fail_the_load(tmp_path: Path) -> None:
+    spec = a_spec(engine="openvino", tool_parser="llama3_json", reasoning_parser="phi4")
+    async with running(spec, tmp_path / "known") as replica:
+        status = await replica.ready()
+        assert status.model is not None
+        assert status.model.features >= {"tools", "tool_parser", "reasoning_parser"}
+    async with running(a_spec(engine="openvino", tool_parser="hermes"), tmp_path / "unknown") as replica:
+        status = await replica.status_when(lambda s: s.phase is Phase.FAILED)
+        assert status.permanent
+        assert "llama3_json" in status.reason

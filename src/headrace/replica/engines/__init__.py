@@ -54,15 +54,17 @@ def _open_openvino(
     spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report
 ) -> Opened:
     from headrace.replica.engines.openvino import OpenVinoEngine, OpenVinoOptions
+    from headrace.replica.engines.openvino_parsers import Parsers
 
     settings = OpenVinoOptions.parse(given)
+    parsers = Parsers(spec.tool_parser, spec.reasoning_parser)
     model = resolve(spec.source, spec.source_revision, cache_dir, report)
     assert model.folder
     if model.weights is not Weights.OPENVINO:
         model = Model(converted(model.folder, spec.weight_format, cache_dir, report), Weights.OPENVINO)
     assert model.folder
     report("loading the model", -1.0)
-    return Opened(OpenVinoEngine(model.folder, settings, resources, spec.context_tokens), model)
+    return Opened(OpenVinoEngine(model.folder, settings, resources, spec.context_tokens, parsers), model)
 
 
 def _open_vllm(spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report) -> Opened:

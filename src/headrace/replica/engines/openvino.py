@@ -28,6 +28,7 @@ from headrace.replica import telemetry
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
 from headrace.replica.engines import openvino_guides
 from headrace.replica.engines.openvino_guides import GuideChecker
+from headrace.replica.engines.openvino_parsers import Parsers
 from headrace.replica.engines.options import parse_options
 from headrace.replica.sampling import context_of, read_generation_config, read_json
 
@@ -108,7 +109,9 @@ class _Inbox:
 class OpenVinoEngine:
     """One model in a ContinuousBatchingPipeline. Only its own thread touches the pipeline after `start`."""
 
-    def __init__(self, folder: Path, options: OpenVinoOptions, resources: Resources, context_tokens: int) -> None:
+    def __init__(
+        self, folder: Path, options: OpenVinoOptions, resources: Resources, context_tokens: int, parsers: Parsers
+    ) -> None:
         """Loads the model. UserError if the folder cannot be used; HeadraceError if OpenVINO fails to."""
         config = read_json(folder / "config.json")
         context = min(n for n in (context_tokens, context_of(folder), 2**20) if n > 0)
@@ -134,7 +137,8 @@ class OpenVinoEngine:
         except RuntimeError as e:
             raise HeadraceError(f"OpenVINO cannot load {folder}: {_brief(e)}") from e
         vocab_size = int(config.get("vocab_size") or 0)
-        features = FEATURES
+        self._parsers = parsers
+        features = FEATURES | parsers.features
         if (folder / "openvino_tokenizer.xml").exists():
             features |= openvino_guides.FEATURES
         self.info = ModelInfo("openvino", genai.__version__, context, vocab_size, features)
@@ -178,7 +182,7 @@ class OpenVinoEngine:
         raise NotImplementedError  # `info.tasks` does not name it
 
     def parser(self, parsing: Parsing) -> OutputParser | None:
-        return None
+        return self._parsers.new(parsing)
 
     def set_adapters(self, adapters: Mapping[str, Path]) -> Mapping[str, str]:
         return dict.fromkeys(adapters, "This engine has no LoRA adapters.")
