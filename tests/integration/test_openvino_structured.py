@@ -141,3 +141,23 @@ async def test_parsers_are_features_and_unknown_ones_fail_the_load(tmp_path: Pat
         status = await replica.status_when(lambda s: s.phase is Phase.FAILED)
         assert status.permanent
         assert "llama3_json" in status.reason
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "phi"])
+async def test_structured_answers_of_converted_models(name: str, small_models: dict, tmp_path: Path) -> None:
+    """Their OpenVINO tokenizers come from the converter."""
+    async with running(a_spec(engine="openvino", source=str(small_models[name]["ov"])), tmp_path) as replica:
+        status = await replica.ready()
+        assert status.model is not None
+        assert status.model.features >= FEATURES
+        async with replica.session() as p:
+            for guide, form in (
+                (Guide("choices", '["mill", "日本"]'), "mill|日本"),
+                (Guide("regex", "[0-9]{4}-[a-f]+\\."), r"\d{4}-[a-f]+\."),
+                (Guide("json_schema", '{"enum": [{"a": 1}, {"b": "é"}]}'), r'\{"(a": ?1|b": ?"é")\}'),
+            ):
+                seen = await p.ask("The water", max_tokens=60, sampling=Sampling(seed=1), guide=guide)
+                assert seen.finished is not None
+                if guide.kind != "regex":
+                    assert seen.finished.reason == "stop", seen
+                assert seen.finished.reason == "length" or re.fullmatch(form, seen.text), seen.text

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
+from make_small_encoders import make_encoders
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPT2Config,
@@ -186,6 +187,7 @@ def main(out: Path) -> None:
         save(name, model.eval(), tokenizer, out / "hf" / name)
         (out / "greedy" / f"{name}.json").write_text(json.dumps(greedy(model, tokenizer), ensure_ascii=False, indent=1))
         convert(out / "hf" / name, out / "ov" / name, "fp32", lambda **_: None)
+    make_encoders(out, TEXT)
 
 
 if __name__ == "__main__":

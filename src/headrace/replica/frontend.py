@@ -6,9 +6,9 @@ import datetime as dt
 from dataclasses import dataclass, replace
 
 from headrace.core import simulated
-from headrace.core.types import ChatPrompt, ModelInfo, ModelSpec, Sampling, Submit, TextPrompt, TokenPrompt
+from headrace.core.types import ChatPrompt, ModelInfo, ModelSpec, Sampling, Submit, Task, TextPrompt, TokenPrompt
 from headrace.errors import ContextExceeded, InvalidRequest
-from headrace.replica.engine import EngineRequest
+from headrace.replica.engine import EncodeRequest, EngineRequest
 from headrace.replica.models import Model
 from headrace.replica.sampling import check, complete
 from headrace.replica.template import ChatTemplate, find_special_tokens, find_template, read_messages
@@ -20,7 +20,7 @@ from headrace.replica.tokenizer import FileCodec, SimulatedCodec, TextCodec
 class Prepared:
     """A request that may start. `finish` is set when nothing is left to generate: a resumed stream was complete."""
 
-    request: EngineRequest
+    request: EngineRequest | EncodeRequest
     answer: Answer
     prompt_tokens: int
     position: int  # index of the next token in the answer
@@ -47,6 +47,8 @@ class FrontEnd:
     def prepare(self, request_id: int, submit: Submit) -> Prepared:
         """What the engine is to run for `submit`. InvalidRequest (or its ContextExceeded) if it cannot."""
         info = self._info
+        if submit.task is not Task.GENERATE:
+            return self._encoding(request_id, submit)
         check(submit.sampling, info.features, info.engine, info.vocab_size)
         if submit.max_tokens is not None and submit.max_tokens < 1:
             raise InvalidRequest("'max_tokens' must be at least 1.", param="max_tokens")
@@ -69,9 +71,22 @@ class FrontEnd:
         request = replace(request, guide=submit.guide)
         return Prepared(request, answer, len(prompt), len(delivered), text, submit.sampling.logprobs, finish)
 
-    def warm_up(self, request_id: int) -> EngineRequest:
-        """A request for one token."""
+    def _encoding(self, request_id: int, submit: Submit) -> Prepared:
+        if submit.task.value not in self._info.tasks or not isinstance(submit.prompt, TextPrompt):
+            raise InvalidRequest(f"This model does not {submit.task}.")
+        text, pair = submit.prompt.text, submit.task is Task.SCORE
+        ids = self.codec.encode_pair(text, submit.document) if pair else self._encode(submit)
+        if len(ids) > self._info.context_tokens:
+            raise ContextExceeded(f"The input has {len(ids)} tokens, more than {self._info.context_tokens}.")
+        request = EncodeRequest(request_id, submit.task, ids, text, submit.document, submit.dimensions, submit.adapter)
+        return Prepared(request, Answer(self.codec.detokenizer(continued=False), ()), len(ids), 0, "", None)
+
+    def warm_up(self, request_id: int) -> EngineRequest | EncodeRequest:
+        """A request for one token, or for the numbers of one."""
         ids = self.codec.encode("a", special=True) or list(self._eos_ids[:1]) or [0]
+        if (task := Task(self._info.tasks[0])) is not Task.GENERATE:
+            ids = self.codec.encode_pair("a", "a") if task is Task.SCORE else ids
+            return EncodeRequest(request_id, task, ids, "a", "a" if task is Task.SCORE else "")
         sampling = replace(complete(Sampling(), Sampling()), temperature=0.0, ignore_eos=True)
         return EngineRequest(request_id, ids, 1, sampling)
 

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from headrace.core.types import Finished, Frame, Load, Rejected, Started, TokenLogprob
+from headrace.core.types import Finished, Frame, Load, Rejected, Result, Started, TokenLogprob
 
 if TYPE_CHECKING:
     from headrace.replica.streams import Stream
@@ -27,10 +27,12 @@ class _Columns:
     finished: list[Finished] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     logprobs: list[tuple[int, tuple[TokenLogprob, ...]]] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
 
     def size(self) -> int:
         """About how many bytes the frame takes."""
         rows = 16 * len(self.streams) + 4 * len(self.token_ids) + sum(map(len, self.texts)) * 2
+        rows += sum(16 + 4 * len(r.values) for r in self.results)
         others = 32 * (len(self.started) + len(self.finished) + len(self.rejected))
         return 64 + rows + others + sum(32 * (1 + len(t.top)) for _, tokens in self.logprobs for t in tokens)
 
@@ -62,7 +64,7 @@ class Session:
         size = c.size()
         frame = Frame(
             c.streams, c.positions, c.counts, c.token_ids, c.texts, c.started, c.finished, c.rejected, c.logprobs,
-            load, draining,
+            load, draining, results=c.results,
         )  # fmt: skip
         self._queue.append((frame, size))
         self._queued_bytes += size

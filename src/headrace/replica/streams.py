@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import structlog
 
 from headrace import errors
-from headrace.core.types import Failure, Finished, Rejected, Started, Submit, TokenLogprob
-from headrace.replica.engine import Engine, Row, Step
+from headrace.core.types import Failure, Finished, Rejected, Result, Started, Submit, TokenLogprob
+from headrace.replica.engine import EncodeRequest, Engine, EngineRequest, Row, Step
 from headrace.replica.frontend import FrontEnd, Prepared
 from headrace.replica.session import Session
 
@@ -57,8 +57,14 @@ class Streams:
 
     async def warm_up(self) -> str:
         """Wait for a first token; "" when it is there, else why there is none."""
-        self._engine.submit(self._front_end.warm_up(0))
+        self._run(self._front_end.warm_up(0))
         return await self._warmed
+
+    def _run(self, request: EngineRequest | EncodeRequest) -> None:
+        if isinstance(request, EncodeRequest):
+            self._engine.encode(request)
+        else:
+            self._engine.submit(request)
 
     def _take(self, step: Step) -> None:
         touched: set[Session] = set()
@@ -83,10 +89,10 @@ class Streams:
     def _warm(self, row: Row) -> None:
         if self._warmed.done():
             return
-        if row.tokens:
+        if row.tokens or row.values:
             self._warmed.set_result("")
         elif row.finish:
-            self._warmed.set_result(f"The model produced no token: {row.error or row.finish}")
+            self._warmed.set_result(f"The model produced nothing: {row.error or row.finish}")
 
     def _row(self, stream: Stream, row: Row) -> None:
         """One request's news into its session's frame."""
@@ -95,6 +101,10 @@ class Streams:
         finish = row.finish
         if finish == "abort":
             self._finish(stream, Finished(stream.number, "abort", row.cached_tokens))
+            return
+        if isinstance(p.request, EncodeRequest) and finish == "stop":
+            session.columns.results.append(Result(stream.number, row.values))
+            self._finish(stream, Finished(stream.number, finish, row.cached_tokens))
             return
         used, text = p.answer.push(row.tokens) if row.tokens else (0, "")
         if p.text:  # certain since a resume
@@ -176,7 +186,7 @@ class Streams:
             self._row_of_text(stream, prepared.text + tail)
             self._finish(stream, Finished(stream.number, prepared.finish))
         else:
-            self._engine.submit(prepared.request)
+            self._run(prepared.request)
         self._send(session)
 
     async def _prepare(self, engine_id: int, submit: Submit) -> Prepared:

@@ -25,6 +25,10 @@ class TextCodec(Protocol):
         """Token ids. `special`: add what the tokenizer adds by itself (the beginning of sequence)."""
         ...
 
+    def encode_pair(self, text: str, document: str) -> list[int]:
+        """Token ids of two texts that belong together, as the tokenizer joins them."""
+        ...
+
     def detokenizer(self, continued: bool) -> Detokenizer:
         """A new stream's. `continued`: its text goes on from a prompt, so that a leading space counts."""
         ...
@@ -41,6 +45,9 @@ class SimulatedCodec:
 
     def encode(self, text: str, special: bool) -> list[int]:
         return simulated.encode(text)
+
+    def encode_pair(self, text: str, document: str) -> list[int]:
+        return [*simulated.encode(text), simulated.EOS_ID, *simulated.encode(document)]
 
     def detokenizer(self, continued: bool) -> Detokenizer:
         return _PieceDetokenizer(simulated.piece, "replace", 0)
@@ -114,6 +121,9 @@ class FileCodec:
 
     def encode(self, text: str, special: bool) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=special).ids
+
+    def encode_pair(self, text: str, document: str) -> list[int]:
+        return self._tokenizer.encode(text, document).ids
 
     def detokenizer(self, continued: bool) -> Detokenizer:
         plan = self._plan

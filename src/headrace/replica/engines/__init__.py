@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.core.types import ModelSpec, Resources
+from headrace.core.types import ModelSpec, Resources, Task
 from headrace.engines_here import HOW_TO_INSTALL, installed, pick
 from headrace.errors import UserError
 from headrace.replica.conversion import converted
@@ -56,15 +56,37 @@ def _open_openvino(
     from headrace.replica.engines.openvino import OpenVinoEngine, OpenVinoOptions
     from headrace.replica.engines.openvino_parsers import Parsers
 
+    if spec.task in ("embed", "score"):
+        return _open_encoder(spec, given, resources, cache_dir, report)
     settings = OpenVinoOptions.parse(given)
     parsers = Parsers(spec.tool_parser, spec.reasoning_parser)
+    folder = _openvino_folder(spec, cache_dir, report)
+    report("loading the model", -1.0)
+    engine = OpenVinoEngine(folder, settings, resources, spec.context_tokens, parsers)
+    return Opened(engine, Model(folder, Weights.OPENVINO))
+
+
+def _open_encoder(
+    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report
+) -> Opened:
+    from headrace.replica.engines.openvino_encode import EncodeOptions, OpenVinoEncoder
+
+    if spec.tool_parser or spec.reasoning_parser:
+        raise UserError(f"A model of task {spec.task} generates no text; leave tool_parser and reasoning_parser out.")
+    settings = EncodeOptions.parse(given)
+    folder = _openvino_folder(spec, cache_dir, report)
+    report("loading the model", -1.0)
+    engine = OpenVinoEncoder(folder, Task(spec.task), settings, resources, spec.context_tokens)
+    return Opened(engine, Model(folder, Weights.OPENVINO))
+
+
+def _openvino_folder(spec: ModelSpec, cache_dir: Path, report: Report) -> Path:
+    """The model as OpenVINO IR."""
     model = resolve(spec.source, spec.source_revision, cache_dir, report)
     assert model.folder
-    if model.weights is not Weights.OPENVINO:
-        model = Model(converted(model.folder, spec.weight_format, cache_dir, report), Weights.OPENVINO)
-    assert model.folder
-    report("loading the model", -1.0)
-    return Opened(OpenVinoEngine(model.folder, settings, resources, spec.context_tokens, parsers), model)
+    if model.weights is Weights.OPENVINO:
+        return model.folder
+    return converted(model.folder, spec.weight_format, cache_dir, report, spec.task)
 
 
 def _open_vllm(spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report) -> Opened:
