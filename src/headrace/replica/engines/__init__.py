@@ -81,8 +81,11 @@ def _open_encoder(
 
 
 def _openvino_folder(spec: ModelSpec, cache_dir: Path, report: Report) -> Path:
-    """The model as OpenVINO IR."""
-    model = resolve(spec.source, spec.source_revision, cache_dir, report)
+    """The model as OpenVINO IR: ready-made where there is some and the weights' format does not matter."""
+    source, revision = spec.source, spec.source_revision
+    if spec.openvino_source and not spec.weight_format:
+        source, revision = spec.openvino_source, spec.openvino_revision
+    model = resolve(source, revision, cache_dir, report)
     assert model.folder
     if model.weights is Weights.OPENVINO:
         return model.folder
