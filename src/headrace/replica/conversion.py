@@ -63,7 +63,7 @@ def own_format(folder: Path) -> str:
     return "fp32" if config.get("dtype", config.get("torch_dtype", "float32")) == "float32" else "fp16"
 
 
-def _key(folder: Path, form: str, task: str) -> str:
+def _key(folder: Path, form: str, task: str = "generate") -> str:
     """Changes when the folder's weights or configuration do."""
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja"))
     seen = [(p.name, s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
