@@ -1,6 +1,6 @@
 """Small real models for tests, made once and kept in pytest's cache until the programs that make them change.
 
-The fixture `small_models` is there for all tests: tests/conftest.py imports it.
+The fixtures `small_models` and `small_encoders` are there for all tests: tests/conftest.py imports it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def _digest(data: bytes) -> str:
 
 def _makers() -> str:
     """Changes with the maker and our converter."""
-    return _digest(_MAKER.read_bytes() + Path(convert.__file__).read_bytes())
+    sources = (_MAKER, _MAKER.with_name("make_small_encoders.py"), Path(convert.__file__))
+    return _digest(b"".join(p.read_bytes() for p in sources))
 
 
 def _key() -> str:
@@ -97,4 +98,22 @@ def small_models(request: pytest.FixtureRequest) -> dict[str, SmallModel]:
             "lora_greedy": {a: folder / "greedy" / f"{name}-{a}.json" for a in "ab"},
         }
         for name in ("gpt2", "llama", "phi")
+    }
+
+
+class SmallEncoder(TypedDict):
+    """`reference`: JSON file with transformers' own numbers, a list of objects; see make_small_encoders.py."""
+
+    hf: Path
+    ov: Path
+    reference: Path
+
+
+@pytest.fixture(scope="session")
+def small_encoders(small_models: dict[str, SmallModel]) -> dict[str, SmallEncoder]:
+    """Random BERTs "embed" (with mean pooling) and "score" (a cross-encoder), by name."""
+    folder = small_models["gpt2"]["greedy"].parent.parent
+    return {
+        name: {"hf": folder / "hf" / name, "ov": folder / "ov" / name, "reference": folder / "encoded" / f"{name}.json"}
+        for name in ("embed", "score")
     }

@@ -17,6 +17,7 @@ from headrace.core.types import (
     ChatPrompt,
     Finished,
     Frame,
+    Guide,
     Load,
     ModelSpec,
     Phase,
@@ -26,9 +27,11 @@ from headrace.core.types import (
     ReplicaSpec,
     ReplicaStatus,
     Resources,
+    Result,
     Resume,
     Sampling,
     Submit,
+    Task,
     TextPrompt,
     TokenLogprob,
     TokenPrompt,
@@ -55,6 +58,7 @@ class StreamSeen:
     started: int | None = None
     finished: Finished | None = None
     rejected: Rejected | None = None
+    result: Result | None = None
     begin: int = 0  # the first position
 
     @property
@@ -115,6 +119,9 @@ class ProxySide:
         for started in f.started:
             assert self.seen[started.stream].started is None
             self.seen[started.stream].started = started.prompt_tokens
+        for result in f.results:
+            assert self.seen[result.stream].result is None
+            self.seen[result.stream].result = result
         for finished in f.finished:
             assert not self.seen[finished.stream].over, "one end per stream"
             self.seen[finished.stream].finished = finished
@@ -137,12 +144,19 @@ class ProxySide:
         stop: tuple[str, ...] = (),
         resume: Resume | None = None,
         adapter: str = "",
+        guide: Guide | None = None,
+        task: Task = Task.GENERATE,
+        document: str = "",
+        dimensions: int = 0,
     ) -> int:
         number, self._next = self._next, self._next + 1
         self.seen[number] = StreamSeen()
         prompt = TextPrompt(prompt) if isinstance(prompt, str) else prompt
         sampling = sampling or Sampling(temperature=0.0)
-        submit = Submit(number, f"r{number}", prompt, sampling, max_tokens, stop, resume, adapter=adapter)
+        submit = Submit(
+            number, f"r{number}", prompt, sampling, max_tokens, stop, resume, task,
+            guide=guide, document=document, dimensions=dimensions, adapter=adapter,
+        )  # fmt: skip
         await self.call.write(convert_streams.submit_to_pb(submit))
         return number
 

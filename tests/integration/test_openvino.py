@@ -11,7 +11,7 @@ from replica_fixtures import ProxySide, RunningReplica, a_spec, chat, running
 from tokenizers import Tokenizer
 
 import headrace
-from headrace.core.types import Load, Resume, Sampling, TokenPrompt
+from headrace.core.types import Load, Phase, Resume, Sampling, TokenPrompt
 
 pytest.importorskip("openvino_genai", reason="needs pip install 'headrace[cpu]'")
 
@@ -223,6 +223,16 @@ async def test_a_small_cache_still_serves_everybody(tmp_path: Path) -> None:
                 seen = await p.end_of(number)
                 assert seen.finished is not None
                 assert (len(seen.tokens), seen.finished.reason) == (300, "length")
+
+
+async def test_ready_made_ir_instead_of_the_source(tmp_path: Path) -> None:
+    """Unless a weight format is asked for, which only the source can be converted to."""
+    how = {"engine": "openvino", "source": "/nowhere", "openvino_source": str(DEMO)}
+    async with running(a_spec(**how), tmp_path / "ready-made") as replica:  # type: ignore[arg-type]
+        await replica.ready()
+    async with running(a_spec(**how, weight_format="int8"), tmp_path / "converted") as replica:  # type: ignore[arg-type]
+        status = await replica.status_when(lambda s: s.phase is Phase.FAILED)
+        assert "/nowhere" in status.reason
 
 
 def test_no_telemetry(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import torch
+from make_small_encoders import make_encoders
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -229,6 +230,7 @@ def main(out: Path) -> None:
             text = json.dumps(greedy(whole, tokenizer), ensure_ascii=False, indent=1)
             (out / "greedy" / f"{reference}.json").write_text(text)
         convert(out / "hf" / name, out / "ov" / name, "fp32", lambda **_: None)
+    make_encoders(out, TEXT)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import yaml
 from headrace.core.catalog import check_entry, merge, name_of, parse, parse_size, resolve
 from headrace.core.types import CatalogEntry, Deployment, DeployRequest, ModelSpec, Resources
 from headrace.errors import InvalidRequest, NotFound
+from headrace.rpc import convert
 
 GIB = 2**30
 
@@ -261,3 +262,30 @@ def test_addresses_of_buckets_and_files(source: str, name: str) -> None:
 def test_what_is_no_address(source: str) -> None:
     with pytest.raises(InvalidRequest, match="is not a source"):
         resolve(DeployRequest(source, name="x"), {})
+
+
+def test_ready_made_openvino_models() -> None:
+    for name in ("tinyllama", "phi2"):
+        model = resolve(DeployRequest(name), built_in()).model
+        assert model.openvino_source.startswith("hf://OpenVINO/")
+        assert convert.model_from_pb(convert.model_to_pb(model)) == model
+        other = resolve(DeployRequest(name, source_revision="main"), built_in()).model
+        assert other.openvino_source == "", "it is not made of the revision that was asked for"
+    said = {"source": "/x", "openvino": {"source": "/ir", "revision": "v1"}}
+    model = parse({"models": {"m": said}}, "f.yaml", "file")["m"].model
+    assert (model.openvino_source, model.openvino_revision) == ("/ir", "v1")
+
+
+@pytest.mark.parametrize(
+    ("openvino", "said"),
+    [
+        ({"sorce": "/x"}, "f.yaml: m: openvino: unknown key 'sorce'; did you mean source?"),
+        ({"source": "builtin:demo"}, "'builtin:demo' is not a source of OpenVINO IR"),
+        ({"source": "/x", "revision": "a b"}, "'a b' is not a revision"),
+        ("/x", "f.yaml: m: openvino must be a mapping"),
+    ],
+)
+def test_what_is_no_ready_made_model(openvino: object, said: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse({"models": {"m": {"source": "/y", "openvino": openvino}}}, "f.yaml", "file")
+    assert said in caught.value.message

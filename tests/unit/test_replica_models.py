@@ -184,7 +184,7 @@ def converter(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A converter that works, and the formats it was asked for."""
     asked: list[str] = []
 
-    def run(source: Path, target: Path, form: str, report: Callable[[str, float], None]) -> None:
+    def run(source: Path, target: Path, form: str, task: str, report: Callable[[str, float], None]) -> None:
         asked.append(form)
         a_folder(target, "openvino_model.xml", "openvino_model.bin")
 
@@ -205,6 +205,7 @@ def test_a_folder_is_converted_once(converter: list[str], tmp_path: Path) -> Non
     a_folder(left, "half")
     assert converted(source, "", cache, quiet) not in (first, other)
     assert converter == ["fp32", "int8", "fp32"]
+    assert converted(source, "", cache, quiet, "embed") != converted(source, "", cache, quiet)
 
 
 def test_leftovers_of_a_dead_converter_are_removed(converter: list[str], tmp_path: Path) -> None:

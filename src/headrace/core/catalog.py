@@ -39,6 +39,7 @@ _UNITS = (
 _ENTRY_KEYS = (
     "source", "revision", "description", "engine", "context_tokens", "chat_template", "weight_format", "engine_args",
     "task", "tool_parser", "reasoning_parser", "trust_remote_code", "resources", "adapters",
+    "openvino",
 )  # fmt: skip
 _RESOURCE_KEYS = ("cpus", "memory", "gpus", "gpu_memory")
 
@@ -104,8 +105,15 @@ def check_model(model: ModelSpec) -> ModelSpec:
         raise InvalidRequest("context_tokens must be 0 (the model's own) or a positive number.", param="context_tokens")
     if len(model.chat_template) > _MAX_TEMPLATE:
         raise InvalidRequest("The chat template is longer than 256 KiB.", param="chat_template")
-    if not _REVISION.fullmatch(model.source_revision):
-        raise InvalidRequest(f"{model.source_revision[:200]!r} is not a revision.", param="source_revision")
+    ir = model.openvino_source
+    if ir and not (_HUB.fullmatch(ir) or (ir.startswith("/") and "\0" not in ir and len(ir) < 4096)):
+        raise InvalidRequest(
+            f"{ir[:200]!r} is not a source of OpenVINO IR: use hf://org/name or an absolute folder.",
+            param="openvino_source",
+        )
+    for what in ("source_revision", "openvino_revision"):
+        if not _REVISION.fullmatch(getattr(model, what)):
+            raise InvalidRequest(f"{getattr(model, what)[:200]!r} is not a revision.", param=what)
     try:
         options: object = json.loads(model.engine_args_json or "{}")
     except ValueError:
@@ -174,6 +182,8 @@ def resolve(request: DeployRequest, catalog: Mapping[str, CatalogEntry], existin
     resources = entry.resources if entry else DEFAULT_RESOURCES
     low, high = _range(request, existing)
     adapters = existing.adapters if existing else entry.adapters if entry else ()
+    if request.source_revision is not None:
+        model = replace(model, openvino_source="", openvino_revision="")  # which is made of another revision
     model = check_model(
         replace(
             model,
@@ -258,6 +268,7 @@ def _entry(name: str, value: object, where: str, origin: str) -> CatalogEntry:
     said = _mapping(value, where, _ENTRY_KEYS)
     if not said.get("source"):
         raise InvalidRequest(f"{where}: needs a source (hf://org/name, an absolute folder or builtin:demo).")
+    ir = _mapping(said.get("openvino") or {}, f"{where}: openvino", ("source", "revision"))
     options = _mapping(said.get("engine_args") or {}, f"{where}: engine_args", None)
     try:
         entry = CatalogEntry(
@@ -274,6 +285,8 @@ def _entry(name: str, value: object, where: str, origin: str) -> CatalogEntry:
                 tool_parser=_text(said, "tool_parser", where),
                 reasoning_parser=_text(said, "reasoning_parser", where),
                 trust_remote_code=_flag(said, "trust_remote_code", where),
+                openvino_source=_text(ir, "source", f"{where}: openvino"),
+                openvino_revision=_text(ir, "revision", f"{where}: openvino"),
             ),
             resources=_resources(said.get("resources"), f"{where}: resources"),
             description=_text(said, "description", where),

@@ -109,6 +109,8 @@ class ModelSpec:
     tool_parser: str = ""
     reasoning_parser: str = ""
     trust_remote_code: bool = False
+    openvino_source: str = ""  # the same as OpenVINO IR, used where weight_format is empty; "": convert from source
+    openvino_revision: str = ""
 
 
 @dataclass(frozen=True, slots=True)

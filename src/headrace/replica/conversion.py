@@ -24,19 +24,20 @@ from headrace.replica.sampling import read_json
 log = structlog.get_logger()
 
 FORMATS = ("fp32", "fp16", "int8", "int4")
+_VERSION = 2  # of what the converter makes
 _DONE = "openvino_model.xml"
 
 
-def converted(folder: Path, weight_format: str, cache_dir: Path, report: Report) -> Path:
+def converted(folder: Path, weight_format: str, cache_dir: Path, report: Report, task: str = "") -> Path:
     """The OpenVINO folder made from a safetensors folder, converting it if that has not been done on this node.
 
-    `weight_format`: one of FORMATS, or "" for the precision the weights have. UserError if it cannot be done here;
-    HeadraceError, with the converter's last words, if it failed.
+    `weight_format`: one of FORMATS, or "" for the precision the weights have. `task`: a ModelSpec's.
+    UserError if it cannot be done here; HeadraceError, with the converter's last words, if it failed.
     """
     form = weight_format or own_format(folder)
     if form not in FORMATS:
         raise UserError(f"{weight_format!r} is not a weight format: use one of {', '.join(FORMATS)}.")
-    target = cache_dir / "converted" / _key(folder, form)
+    target = cache_dir / "converted" / _key(folder, form, task or "generate")
     if (target / _DONE).exists():
         return target
     if find_spec("optimum") is None or find_spec("torch") is None:
@@ -49,7 +50,7 @@ def converted(folder: Path, weight_format: str, cache_dir: Path, report: Report)
         for left in target.parent.glob(f"{target.name}.partial*"):
             shutil.rmtree(left)  # whoever made it is dead: we have the lock
         partial = target.with_name(f"{target.name}.partial")
-        _run_converter(folder, partial, form, report)
+        _run_converter(folder, partial, form, task or "generate", report)
         if target.exists():
             shutil.rmtree(target)
         os.replace(partial, target)
@@ -62,11 +63,11 @@ def own_format(folder: Path) -> str:
     return "fp32" if config.get("dtype", config.get("torch_dtype", "float32")) == "float32" else "fp16"
 
 
-def _key(folder: Path, form: str) -> str:
+def _key(folder: Path, form: str, task: str = "generate") -> str:
     """Changes when the folder's weights or configuration do."""
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja"))
     seen = [(p.name, s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
-    text = json.dumps([str(folder.resolve()), seen, form])
+    text = json.dumps([str(folder.resolve()), seen, form, task, _VERSION])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -78,11 +79,21 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _run_converter(source: Path, target: Path, form: str, report: Report) -> None:
+def _run_converter(source: Path, target: Path, form: str, task: str, report: Report) -> None:
     """Run the child process to its end. It stays in our process group, and its input ends with us, however we end."""
     report("converting to OpenVINO", -1.0)
     child = subprocess.Popen(
-        [sys.executable, "-m", "headrace.replica.convert", str(source), str(target), "--weight-format", form],
+        [
+            sys.executable,
+            "-m",
+            "headrace.replica.convert",
+            str(source),
+            str(target),
+            "--weight-format",
+            form,
+            "--task",
+            task,
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

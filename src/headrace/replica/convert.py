@@ -1,4 +1,4 @@
-"""The converter's process: `python -m headrace.replica.convert SOURCE TARGET --weight-format FORMAT`.
+"""The converter's process: `python -m headrace.replica.convert SOURCE TARGET --weight-format FORMAT [--task TASK]`.
 
 Prints one JSON object per line: {"activity", "progress"}, and {"error"} before it ends with code 1. Ends when its
 standard input does, so that it never outlives who asked for it.
@@ -13,10 +13,13 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from headrace.replica import telemetry
 
-_KEPT = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "generation_config")
+_KEPT = ("tokenizer", "modules", "special_tokens_map", "added_tokens", "chat_template", "generation_config")
+_POOLING = Path("1_Pooling") / "config.json"
+_TASKS = {"generate": "text-generation-with-past", "embed": "feature-extraction", "score": "text-classification"}
 _BITS = {"int8": 8, "int4": 4}
 
 
@@ -26,6 +29,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--weight-format", choices=("fp32", "fp16", "int8", "int4"), default="fp16")
+    parser.add_argument("--task", choices=tuple(_TASKS), default="generate")
     args = parser.parse_args()
     threading.Thread(target=_end_with_input, daemon=True).start()
     # Libraries print to standard output; it is ours to speak on.
@@ -36,7 +40,7 @@ def main() -> None:
         print(json.dumps(news), file=lines)
 
     try:
-        convert(args.source, args.target, args.weight_format, say)
+        convert(args.source, args.target, args.weight_format, say, args.task)
     except Exception as e:  # top of the process: told to the parent in one line, the trace to its log
         import traceback
 
@@ -51,7 +55,7 @@ def _end_with_input() -> None:
     os._exit(1)
 
 
-def convert(source: Path, target: Path, form: str, say) -> None:
+def convert(source: Path, target: Path, form: str, say, task: str = "generate") -> None:
     telemetry.forbid()
     os.environ["HF_HUB_OFFLINE"] = "1"
     say(activity="starting PyTorch", progress=0.0)
@@ -59,6 +63,8 @@ def convert(source: Path, target: Path, form: str, say) -> None:
     from optimum.intel import (  # pyright: ignore[reportMissingImports]
         OVConfig,
         OVModelForCausalLM,
+        OVModelForFeatureExtraction,
+        OVModelForSequenceClassification,
         OVWeightQuantizationConfig,
     )
 
@@ -66,7 +72,8 @@ def convert(source: Path, target: Path, form: str, say) -> None:
     if form in _BITS:
         # main_export alone would leave the weights as they are.
         bits = OVWeightQuantizationConfig(bits=_BITS[form], sym=form == "int8", group_size_fallback="adjust")
-        model = OVModelForCausalLM.from_pretrained(
+        kinds = {"embed": OVModelForFeatureExtraction, "score": OVModelForSequenceClassification}
+        model = kinds.get(task, OVModelForCausalLM).from_pretrained(
             str(source),
             export=True,
             compile=False,
@@ -80,7 +87,8 @@ def convert(source: Path, target: Path, form: str, say) -> None:
         main_export(
             str(source),
             str(target),
-            task="text-generation-with-past",
+            task=_TASKS[task],
+            library_name="transformers",
             ov_config=OVConfig(dtype=form),
             trust_remote_code=False,
             local_files_only=True,
@@ -90,9 +98,30 @@ def convert(source: Path, target: Path, form: str, say) -> None:
     for path in source.iterdir():
         if path.name.startswith(_KEPT) and path.suffix in (".json", ".jinja"):
             shutil.copy2(path, target / path.name)
+    if (source / _POOLING).exists():
+        (target / _POOLING).parent.mkdir()
+        shutil.copy2(source / _POOLING, target / _POOLING)
+    if task == "generate":
+        _convert_tokenizer(target)
     if not (target / "openvino_model.xml").exists():
         raise RuntimeError("the exporter made no openvino_model.xml")
     say(activity="done", progress=1.0)
+
+
+def _convert_tokenizer(folder: Path) -> None:
+    """Add the OpenVINO tokenizer, which structured answers need. A model without can still generate."""
+    import openvino
+    from openvino_tokenizers import convert_tokenizer  # pyright: ignore[reportMissingImports]
+    from transformers import AutoTokenizer  # pyright: ignore[reportMissingImports]
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        made: Any = convert_tokenizer(tokenizer, with_detokenizer=True)
+    except Exception as e:  # OpenVINO does not know all kinds of tokenizers
+        print(f"no OpenVINO tokenizer, so no structured answers: {type(e).__name__}: {e}", file=sys.stderr)
+        return
+    for name, model in zip(("openvino_tokenizer.xml", "openvino_detokenizer.xml"), made, strict=True):
+        openvino.save_model(model, str(folder / name), compress_to_fp16=False)
 
 
 if __name__ == "__main__":

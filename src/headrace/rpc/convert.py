@@ -40,6 +40,8 @@ def model_to_pb(s: t.ModelSpec) -> types_pb2.ModelSpec:
         tool_parser=s.tool_parser,
         reasoning_parser=s.reasoning_parser,
         trust_remote_code=s.trust_remote_code,
+        openvino_source=s.openvino_source,
+        openvino_revision=s.openvino_revision,
     )
 
 
@@ -56,6 +58,8 @@ def model_from_pb(m: types_pb2.ModelSpec) -> t.ModelSpec:
         tool_parser=m.tool_parser,
         reasoning_parser=m.reasoning_parser,
         trust_remote_code=m.trust_remote_code,
+        openvino_source=m.openvino_source,
+        openvino_revision=m.openvino_revision,
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from headrace.core.types import ModelSpec, Resources
+from headrace.core.types import ModelSpec, Resources, Task
 from headrace.engines_here import HOW_TO_INSTALL, installed, pick
 from headrace.errors import UserError
 from headrace.replica.conversion import converted
@@ -59,15 +60,40 @@ def _open_openvino(
     spec: ModelSpec, given: dict[str, Any], resources: Resources, cache: Cache, report: Report
 ) -> Opened:
     from headrace.replica.engines.openvino import OpenVinoEngine, OpenVinoOptions
+    from headrace.replica.engines.openvino_parsers import Parsers
 
+    if spec.task in ("embed", "score"):
+        return _open_encoder(spec, given, resources, cache, report)
     settings = OpenVinoOptions.parse(given)
-    model = resolve(spec.source, spec.source_revision, cache, report, trust_remote_code=spec.trust_remote_code)
-    assert model.folder
-    if model.weights is not Weights.OPENVINO:
-        model = Model(converted(model.folder, spec.weight_format, cache.folder, report), Weights.OPENVINO)
-    assert model.folder
+    parsers = Parsers(spec.tool_parser, spec.reasoning_parser)
+    folder = _openvino_folder(spec, cache, report)
     report("loading the model", -1.0)
-    return Opened(OpenVinoEngine(model.folder, settings, resources, spec.context_tokens), model)
+    engine = OpenVinoEngine(folder, settings, resources, spec.context_tokens, parsers)
+    return Opened(engine, Model(folder, Weights.OPENVINO))
+
+
+def _open_encoder(spec: ModelSpec, given: dict[str, Any], resources: Resources, cache: Cache, report: Report) -> Opened:
+    from headrace.replica.engines.openvino_encode import EncodeOptions, OpenVinoEncoder
+
+    if spec.tool_parser or spec.reasoning_parser:
+        raise UserError(f"A model of task {spec.task} generates no text; leave tool_parser and reasoning_parser out.")
+    settings = EncodeOptions.parse(given)
+    folder = _openvino_folder(spec, cache, report)
+    report("loading the model", -1.0)
+    engine = OpenVinoEncoder(folder, Task(spec.task), settings, resources, spec.context_tokens)
+    return Opened(engine, Model(folder, Weights.OPENVINO))
+
+
+def _openvino_folder(spec: ModelSpec, cache: Cache, report: Report) -> Path:
+    """The model as OpenVINO IR: ready-made where there is some and the weights' format does not matter."""
+    source, revision = spec.source, spec.source_revision
+    if spec.openvino_source and not spec.weight_format:
+        source, revision = spec.openvino_source, spec.openvino_revision
+    model = resolve(source, revision, cache, report, trust_remote_code=spec.trust_remote_code)
+    assert model.folder
+    if model.weights is Weights.OPENVINO:
+        return model.folder
+    return converted(model.folder, spec.weight_format, cache.folder, report, spec.task)
 
 
 def _open_vllm(

@@ -6,7 +6,9 @@ Facts that shaped this (openvino-genai 2026.4):
 - unseeded requests all use seed 0; random numbers belong to a request: a seed gives the same tokens in any batch, but
   not when a request goes on from delivered tokens;
 - presence and frequency penalties do not see the prompt, repetition penalty does;
-- with an 8-bit KV cache a continuation differs from the whole run.
+- with an 8-bit KV cache a continuation differs from the whole run;
+- a guide is read in a request's first step, and one that is broken breaks that step for all: see openvino_guides;
+- guides need the model's OpenVINO tokenizer; what a finished one lets a request go on with is not text.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from headrace.core.types import Load, ModelInfo, Resources, Sampling
 from headrace.errors import HeadraceError, UserError
 from headrace.replica import telemetry
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
+from headrace.replica.engines import openvino_guides
+from headrace.replica.engines.openvino_guides import GuideChecker
 from headrace.replica.engines.openvino_lora import Pipelines
+from headrace.replica.engines.openvino_parsers import Parsers
 from headrace.replica.engines.options import parse_options
 from headrace.replica.sampling import context_of, read_generation_config, read_json
 
@@ -95,13 +100,19 @@ class _Live:
 class _Inbox:
     new: list[EngineRequest] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
+    ended: list[Row] = field(default_factory=list)  # of requests that never came to the pipeline
     closed: bool = False
+
+    def anything(self) -> bool:
+        return bool(self.new or self.aborted or self.ended or self.closed)
 
 
 class OpenVinoEngine:
     """One model in a ContinuousBatchingPipeline (and one more for each LoRA adapter), used by the engine's thread."""
 
-    def __init__(self, folder: Path, options: OpenVinoOptions, resources: Resources, context_tokens: int) -> None:
+    def __init__(
+        self, folder: Path, options: OpenVinoOptions, resources: Resources, context_tokens: int, parsers: Parsers
+    ) -> None:
         """Loads the model. UserError if the folder cannot be used; HeadraceError if OpenVINO fails to."""
         config = read_json(folder / "config.json")
         context = min(n for n in (context_tokens, context_of(folder), 2**20) if n > 0)
@@ -131,13 +142,19 @@ class OpenVinoEngine:
         except RuntimeError as e:
             raise HeadraceError(f"OpenVINO cannot load {folder}: {_brief(e)}") from e
         vocab_size = int(config.get("vocab_size") or 0)
-        self.info = ModelInfo("openvino", genai.__version__, context, vocab_size, FEATURES)
+        self._parsers = parsers
+        features = FEATURES | parsers.features
+        if (folder / "openvino_tokenizer.xml").exists():
+            features |= openvino_guides.FEATURES
+        self.info = ModelInfo("openvino", genai.__version__, context, vocab_size, features)
         self._kv_tokens = scheduler.num_kv_blocks * _BLOCK_TOKENS
         self._changed = threading.Condition()
         self._inbox = _Inbox()
         self._live: dict[int, _Live] = {}
         self._load = Load()
         self._pending = 0  # requests without a last row
+        self._guides = GuideChecker(self._checked)
+        self._checking: set[int] = set()  # requests whose guide is being tried
         self._thread = threading.Thread(target=self._run, name="openvino-engine", daemon=True)
 
     def start(self, on_step: Callable[[Step], None], on_death: Callable[[str], None]) -> None:
@@ -146,22 +163,42 @@ class OpenVinoEngine:
 
     def submit(self, request: EngineRequest) -> None:
         with self._changed:
-            self._inbox.new.append(request)
             self._pending += 1
+            if request.guide is None:
+                self._inbox.new.append(request)
+            else:
+                self._checking.add(request.id)
+                self._guides.check(request)
+            self._changed.notify()
+
+    def _checked(self, request: EngineRequest, why: str) -> None:
+        """Called by the checker's thread."""
+        with self._changed:
+            if request.id not in self._checking:
+                return  # aborted meanwhile
+            self._checking.discard(request.id)
+            if why:
+                self._inbox.ended.append(Row(request.id, (), "error", error=why, kind="invalid_request"))
+            else:
+                self._inbox.new.append(request)
             self._changed.notify()
 
     def encode(self, request: EncodeRequest) -> None:
         raise NotImplementedError  # `info.tasks` does not name it
 
     def parser(self, parsing: Parsing) -> OutputParser | None:
-        return None
+        return self._parsers.new(parsing)
 
     def set_adapters(self, adapters: Mapping[str, Path]) -> Mapping[str, str]:
         return self._pipelines.set(adapters)
 
     def abort(self, request_id: int) -> None:
         with self._changed:
-            self._inbox.aborted.append(request_id)
+            if request_id in self._checking:
+                self._checking.discard(request_id)
+                self._inbox.ended.append(Row(request_id, (), "abort"))
+            else:
+                self._inbox.aborted.append(request_id)
             self._changed.notify()
 
     def load(self) -> Load:
@@ -174,6 +211,7 @@ class OpenVinoEngine:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(5.0)
+        self._guides.close()
 
     def _now(self) -> Load:
         """The load as of the last step, with what has been submitted since. Hold the lock."""
@@ -190,12 +228,12 @@ class OpenVinoEngine:
     def _turn(self) -> bool:
         """Wait for something to do and do one step. False: closed."""
         with self._changed:
-            while not (self._inbox.new or self._inbox.aborted or self._inbox.closed or self._live):
+            while not (self._inbox.anything() or self._live):
                 self._changed.wait()
             inbox, self._inbox = self._inbox, _Inbox()
         if inbox.closed:
             return False
-        rows: list[Row] = []
+        rows = inbox.ended
         for request in inbox.new:
             self._add(request, rows)
         for request_id in inbox.aborted:
@@ -220,7 +258,7 @@ class OpenVinoEngine:
 
     def _add(self, request: EngineRequest, rows: list[Row]) -> None:
         try:
-            if why := _cannot_go_on(request):
+            if why := _cannot_go_on(request) or _cannot_guide(request):
                 raise ValueError(why)
             if len(request.prompt_ids) >= self._kv_tokens:
                 raise ValueError(f"the prompt needs more than the KV cache's {self._kv_tokens} tokens")
@@ -229,7 +267,8 @@ class OpenVinoEngine:
             pipeline = self._pipelines.of(request.adapter)
             handle = pipeline.add_request(request.id, ids, _generation_config(request, stops))
         except Exception as e:  # whatever it is, it is this request's and nobody else's
-            rows.append(Row(request.id, (), "error", error=f"The engine refuses the request: {_brief(e)}."))
+            kind = "invalid_request" if isinstance(e, ValueError) else "internal"
+            rows.append(Row(request.id, (), "error", error=f"The engine refuses the request: {_brief(e)}.", kind=kind))
         else:
             self._live[request.id] = _Live(handle, stops, request.sampling.logprobs is not None)
 
@@ -272,8 +311,17 @@ def _cannot_go_on(request: EngineRequest) -> str:
         return ""
     if s.presence_penalty or s.frequency_penalty:
         return "a stream with presence_penalty or frequency_penalty cannot go on exactly on another replica"
+    if request.guide:
+        return "a stream with a structured answer cannot go on exactly on another replica"
     if s.seed is not None and s.temperature:
         return "a stream with a seed cannot go on exactly on another replica"
+    return ""
+
+
+def _cannot_guide(request: EngineRequest) -> str:
+    """Why an answer cannot have the form it must have; "" if it can."""
+    if request.guide and (request.sampling.ignore_eos or request.sampling.min_tokens):
+        return "a structured answer ends where its form ends, so it cannot have ignore_eos or min_tokens"
     return ""
 
 
@@ -289,6 +337,9 @@ def _generation_config(request: EngineRequest, stops: frozenset[int]) -> genai.G
     c.frequency_penalty = s.frequency_penalty or 0.0
     c.repetition_penalty = s.repetition_penalty or 1.0
     c.logprobs = 0 if s.logprobs is None else 1
+    if request.guide:
+        terms = openvino_guides.terms_of(request.guide)
+        c.structured_output_config = genai.StructuredOutputConfig(**terms)
     # A nucleus of nothing is its most probable token.
     if s.temperature and s.top_p != 0.0:
         c.do_sample = True

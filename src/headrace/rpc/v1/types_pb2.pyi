@@ -144,6 +144,8 @@ class ModelSpec(_message.Message):
     TOOL_PARSER_FIELD_NUMBER: _builtins.int
     REASONING_PARSER_FIELD_NUMBER: _builtins.int
     TRUST_REMOTE_CODE_FIELD_NUMBER: _builtins.int
+    OPENVINO_SOURCE_FIELD_NUMBER: _builtins.int
+    OPENVINO_REVISION_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """"builtin:demo", "hf://org/name", or an absolute folder on the node."""
     source_revision: _builtins.str
@@ -165,6 +167,9 @@ class ModelSpec(_message.Message):
     reasoning_parser: _builtins.str
     trust_remote_code: _builtins.bool
     """Lets code that comes with the weights run. The head can forbid it."""
+    openvino_source: _builtins.str
+    """The same model as OpenVINO IR, for the OpenVINO engine where weight_format is empty; empty: convert from source."""
+    openvino_revision: _builtins.str
     def __init__(
         self,
         *,
@@ -179,10 +184,12 @@ class ModelSpec(_message.Message):
         tool_parser: _builtins.str = ...,
         reasoning_parser: _builtins.str = ...,
         trust_remote_code: _builtins.bool = ...,
+        openvino_source: _builtins.str = ...,
+        openvino_revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "context_tokens", b"context_tokens", "engine", b"engine", "engine_args_json", b"engine_args_json", "reasoning_parser", b"reasoning_parser", "source", b"source", "source_revision", b"source_revision", "task", b"task", "tool_parser", b"tool_parser", "trust_remote_code", b"trust_remote_code", "weight_format", b"weight_format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "context_tokens", b"context_tokens", "engine", b"engine", "engine_args_json", b"engine_args_json", "openvino_revision", b"openvino_revision", "openvino_source", b"openvino_source", "reasoning_parser", b"reasoning_parser", "source", b"source", "source_revision", b"source_revision", "task", b"task", "tool_parser", b"tool_parser", "trust_remote_code", b"trust_remote_code", "weight_format", b"weight_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
