@@ -17,14 +17,18 @@ from headrace.core.instances import instance, numbers
 from headrace.core.resume import can_resume
 from headrace.core.types import (
     ChatPrompt,
+    Frame,
     Guide,
+    Load,
     ModelInfo,
     ModelSpec,
     Resume,
     Sampling,
+    Started,
     Submit,
     Task,
     TextPrompt,
+    TokenLogprob,
     TokenPrompt,
     ToolCall,
 )
@@ -36,6 +40,7 @@ from headrace.replica.models import Model
 from headrace.replica.prepared import Prepared, PreparedEncoding, PreparedResult
 from headrace.replica.reader import Reader
 from headrace.replica.sampling import FEATURES
+from headrace.replica.session import MAX_ENTRIES, Session
 
 ALL = FEATURES | {"json_schema", "json_object", "choices", "tool_parser", "prompt_logprobs"}
 ASK = ChatPrompt(b'[{"role": "user", "content": "hi"}]')
@@ -290,3 +295,31 @@ def test_tokenize_and_detokenize_are_each_others_reverse(text, names):
         back = f.prepare(1, ask(prompt=TokenPrompt(p.result.token_ids), task=Task.DETOKENIZE))
         assert isinstance(back, PreparedResult)
         assert back.result.text == text
+
+
+def test_log_probabilities_of_prompts_are_bounded():
+    f = front_end()
+    with pytest.raises(InvalidRequest, match="4000 tokens; with 20 alternatives") as e:
+        f.prepare(1, ask(prompt=TokenPrompt([1] * 4000), prompt_logprobs=20))
+    assert e.value.param == "prompt_logprobs"
+    assert prepare(f, ask(prompt=TokenPrompt([1] * 3000), prompt_logprobs=20)).request.prompt_logprobs == 20
+
+
+async def test_many_prompts_go_into_several_frames():
+    token = TokenLogprob(1, b"a", -1.0, (TokenLogprob(2, b"b", -2.0),) * 20)
+    session = Session("p")
+    for number in range(7):
+        session.columns.started.append(Started(number, 3000))
+        session.columns.prompt_logprobs.append((number, (token,) * 3000))
+        session.columns.streams.append(number)
+    session.send(Load(), False, 0.0)
+    assert not session.ended.is_set(), "what comes once is no sign of a proxy that does not read"
+    frames: list[Frame] = [await session.next()]
+    while not frames[-1].streams:
+        frames.append(await session.next())
+    assert len(frames) > 2
+    assert [n for f in frames for n, _ in f.prompt_logprobs] == list(range(7))
+    assert [s.stream for s in frames[0].started] == list(range(7)), "nothing comes before its start"
+    assert list(frames[-1].streams) == list(range(7))
+    sizes = [sum(1 + len(t.top) for _, tokens in f.prompt_logprobs for t in tokens) for f in frames]
+    assert max(sizes) < MAX_ENTRIES + 64 * 1024

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from headrace.core import simulated
 from headrace.replica.text import Answer, Detokenizer, StopFinder
@@ -254,3 +254,25 @@ def test_versions_of_the_library_keep_their_shape() -> None:
     """tokenizer.json says what the decoder does; if that changes, the fast path must be looked at again."""
     assert json.loads(llama().to_str())["decoder"]["decoders"][0]["pattern"] == {"String": "▁"}
     assert tokenizers.__version__
+
+
+def test_special_tokens_are_spelled_out_where_that_is_asked_for(pair: tuple[FileCodec, Tokenizer]) -> None:
+    codec, tokenizer = pair
+    end = tokenizer.token_to_id("</s>")
+    ids = [*codec.encode("the water", special=False), end]
+    assert "</s>" not in "".join(streamed(codec.detokenizer(continued=True), ids))
+    assert "".join(streamed(codec.detokenizer(continued=True, special=True), ids)).rstrip().endswith("</s>")
+    assert codec.decode(ids).endswith("</s>")
+    assert [codec.name(i) for i in ids] == [tokenizer.id_to_token(i) for i in ids]
+
+
+def test_pairs_are_joined_as_the_tokenizer_has_it(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    begin, end = (tokenizer.token_to_id(t) for t in SPECIAL)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", begin), ("</s>", end)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    codec = FileCodec(tmp_path)
+    a, b = codec.encode("the", special=False), codec.encode("water", special=False)
+    assert codec.encode_pair("the", "water") == [begin, *a, end, *b, end]

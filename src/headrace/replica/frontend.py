@@ -30,6 +30,8 @@ from headrace.replica.template import ChatTemplate, find_special_tokens, find_te
 from headrace.replica.text import Answer
 from headrace.replica.tokenizer import FileCodec, SimulatedCodec, TextCodec
 
+MAX_PROMPT_LOGPROBS = 64 * 1024
+
 NewParser = Callable[[Parsing], OutputParser | None]
 
 _DOES = {"generate": "generates text", "embed": "makes embeddings", "score": "scores pairs of texts"}
@@ -96,6 +98,12 @@ class FrontEnd:
         guide, calls = forms.form_of(submit, tools, info, takes_tools=not self._template or self._template.takes_tools)
         prompt = self._encode(submit, tools)
         self._check_room(len(prompt), submit, answer=1)
+        if submit.prompt_logprobs is not None and (1 + submit.prompt_logprobs) * len(prompt) > MAX_PROMPT_LOGPROBS:
+            raise InvalidRequest(
+                f"The prompt has {len(prompt)} tokens; with {submit.prompt_logprobs} alternatives for each that is more"
+                f" than the {MAX_PROMPT_LOGPROBS} log-probabilities that one request may have.",
+                param="echo" if submit.echo else "prompt_logprobs",
+            )
         room = info.context_tokens - len(prompt)
         limit = room if submit.max_tokens is None else min(submit.max_tokens, room)
         delivered = list(submit.resume.token_ids) if submit.resume else []

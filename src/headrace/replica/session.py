@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 MAX_FRAMES = 1024
 MAX_BYTES = 8 * 1024 * 1024
+MAX_ENTRIES = 128 * 1024
+"""Log-probabilities of prompts in one frame, about; more go into several frames."""
 
 
 @dataclass(slots=True)
@@ -32,16 +34,13 @@ class _Columns:
     prompt_logprobs: list[tuple[int, tuple[TokenLogprob, ...]]] = field(default_factory=list)
 
     def size(self) -> int:
-        """About how many bytes the frame takes."""
+        """About how many bytes of a flow the frame has: without what a stream brings once, which it may be late for."""
         rows = 16 * len(self.streams) + 4 * len(self.token_ids) + sum(map(len, self.texts)) * 2
         others = 32 * (len(self.started) + len(self.finished) + len(self.rejected))
         others += sum(2 * len(s.echo) for s in self.started)
         for p in self.parsed:
             others += 32 + 2 * len(p.reasoning) + sum(64 + 2 * len(c.arguments) for c in p.tool_calls)
-        for r in self.results:
-            others += 16 + 4 * len(r.values) + 4 * len(r.token_ids) + 2 * len(r.text) + 8 * len(r.tokens)
-        logprobs = (*self.logprobs, *self.prompt_logprobs)
-        return 64 + rows + others + sum(32 * (1 + len(t.top)) for _, tokens in logprobs for t in tokens)
+        return 64 + rows + others + sum(32 * (1 + len(t.top)) for _, tokens in self.logprobs for t in tokens)
 
 
 class Session:
@@ -68,6 +67,8 @@ class Session:
         if self.ended.is_set():
             return
         c, self._columns = self._columns, _Columns()
+        if c.prompt_logprobs:
+            self._send_prompts(c)
         size = c.size()
         frame = Frame(
             c.streams, c.positions, c.counts, c.token_ids, c.texts, c.started, c.finished, c.rejected, c.logprobs,
@@ -80,6 +81,17 @@ class Session:
         self._written.clear()
         if len(self._queue) > MAX_FRAMES or self._queued_bytes > MAX_BYTES:
             self.end(f"Proxy {self.proxy_id} does not read its frames.")
+
+    def _send_prompts(self, c: _Columns) -> None:
+        """Queue all but the last of them in frames of their own, none too large to be sent."""
+        entries, part = 0, []
+        while len(c.prompt_logprobs) > 1:
+            part.append(c.prompt_logprobs.pop(0))
+            entries += sum(1 + len(t.top) for t in part[-1][1])
+            if entries >= MAX_ENTRIES:
+                self._queue.append((Frame(started=c.started, prompt_logprobs=part), 0))
+                c.started, entries, part = [], 0, []
+        c.prompt_logprobs[:0] = part
 
     async def next(self) -> Frame:
         """The next frame to write. Asking for it says that the one before is written."""
