@@ -59,7 +59,6 @@ class SchedulerSettings:
     host: str = "127.0.0.1"  # where replicas listen, and the address that proxies are told
     state_dir: Path = field(default_factory=default_state_dir)
     cache_dir: Path = field(default_factory=default_cache_dir)
-    cache_limit_bytes: int = 0  # 0: as much as the disk has
     keep_replicas: bool = False  # on SIGTERM leave replicas running for the next scheduler to adopt
     allow_insecure: bool = False
     tls: TlsSettings = field(default_factory=TlsSettings)
@@ -106,7 +105,6 @@ class UpSettings:
     memory_bytes: int | None = None
     state_dir: Path = field(default_factory=default_state_dir)
     cache_dir: Path = field(default_factory=default_cache_dir)
-    cache_limit_bytes: int = 0  # 0: as much as the disk has
     catalog: Path | None = None
     api_keys_file: Path | None = None
     allow_insecure: bool = False

@@ -248,22 +248,6 @@ def test_parallel_sizes_that_cannot_be_are_refused(args: dict[str, Any], asked: 
         resolve(request, {})
 
 
-@pytest.mark.parametrize(
-    ("source", "name"), [("s3://bucket/org/tiny", "tiny"), ("s3://bucket", "bucket"), ("file:///models/tiny", "tiny")]
-)
-def test_addresses_of_buckets_and_files(source: str, name: str) -> None:
-    wanted = resolve(DeployRequest(source), {})
-    assert (wanted.name, wanted.model.source) == (name, source)
-
-
-@pytest.mark.parametrize(
-    "source", ["s3://", "s3://B/x", "s3://bucket/a b", "s3://bucket//x", "file://host/x", "file://"]
-)
-def test_what_is_no_address(source: str) -> None:
-    with pytest.raises(InvalidRequest, match="is not a source"):
-        resolve(DeployRequest(source, name="x"), {})
-
-
 def test_ready_made_openvino_models() -> None:
     for name in ("tinyllama", "phi2"):
         model = resolve(DeployRequest(name), built_in()).model

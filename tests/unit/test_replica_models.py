@@ -24,9 +24,6 @@ from headrace.replica import conversion, engines
 from headrace.replica.adapter_files import adapter_folder
 from headrace.replica.conversion import converted, own_format
 from headrace.replica.models import Weights, inspect_folder, resolve
-from headrace.replica.weights.cache import Cache
-
-EMPTY = (2).to_bytes(8, "little") + b"{}"
 
 
 def quiet(activity: str, progress: float) -> None: ...
@@ -35,7 +32,7 @@ def quiet(activity: str, progress: float) -> None: ...
 def a_folder(folder: Path, *names: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / name).write_bytes(EMPTY if name.endswith(".safetensors") else b"{}")
+        (folder / name).write_text("{}")
     return folder
 
 
@@ -69,11 +66,11 @@ def test_folders_that_are_refused(tmp_path: Path, names: tuple[str, ...], words:
 @pytest.mark.parametrize("source", ["relative/folder", "builtin:nothing", "/no/such/folder", "hf:/typo", ""])
 def test_sources_that_are_nothing(tmp_path: Path, source: str) -> None:
     with pytest.raises(UserError):
-        resolve(source, "", Cache(tmp_path / "cache"), quiet)
+        resolve(source, "", tmp_path, quiet)
 
 
 def test_the_built_in_model(tmp_path: Path) -> None:
-    assert resolve("builtin:demo", "", Cache(tmp_path / "cache"), quiet).weights is Weights.OPENVINO
+    assert resolve("builtin:demo", "", tmp_path, quiet).weights is Weights.OPENVINO
 
 
 # --- the hub ---
@@ -111,13 +108,13 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 def test_only_what_is_needed_is_downloaded(hub: SimpleNamespace, tmp_path: Path) -> None:
     hub.files |= {"model.safetensors": 9, "pytorch_model.bin": 9, "onnx/model.onnx": 9, "sub/x.safetensors": 1}
     told: list[tuple[str, float]] = []
-    model = resolve("hf://org/name", "main", Cache(tmp_path), lambda *news: told.append(news))
+    model = resolve("hf://org/name", "main", tmp_path, lambda *news: told.append(news))
     assert model.weights is Weights.SAFETENSORS
     assert hub.asked["allow_patterns"] == ["*.json", "*.jinja", "model.safetensors"]
     assert hub.asked["revision"] == "c0ffee", "what was looked at is what is fetched"
     assert [p for _, p in told] == [-1.0, 0.0, 0.5, 1.0]
     hub.files |= {"openvino_model.xml": 1, "openvino_model.bin": 1}
-    resolve("hf://org/name", "", Cache(tmp_path / "cache"), quiet)
+    resolve("hf://org/name", "", tmp_path, quiet)
     assert hub.asked["allow_patterns"] == ["*.json", "*.jinja", "openvino_*"]
 
 
@@ -135,7 +132,7 @@ def test_of_an_adapter_two_files_are_downloaded(hub: SimpleNamespace, tmp_path: 
 def test_pickles_are_not_even_downloaded(hub: SimpleNamespace, tmp_path: Path) -> None:
     hub.files |= {"pytorch_model.bin": 9}
     with pytest.raises(UserError, match="pickled"):
-        resolve("hf://org/name", "", Cache(tmp_path / "cache"), quiet)
+        resolve("hf://org/name", "", tmp_path, quiet)
     assert not hub.asked
 
 
@@ -160,13 +157,13 @@ def test_the_hubs_errors_are_sentences(
 ) -> None:
     hub.error = error
     with pytest.raises(kind, match=words):
-        resolve("hf://org/name", "v9", Cache(tmp_path), quiet)
+        resolve("hf://org/name", "v9", tmp_path, quiet)
 
 
 def test_offline_the_cache_is_enough(hub: SimpleNamespace, tmp_path: Path) -> None:
     hub.error, hub.cached = httpx.ConnectError("no route"), True
     hub.files |= {"model.safetensors": 1}
-    assert resolve("hf://org/name", "v9", Cache(tmp_path), quiet).weights is Weights.SAFETENSORS
+    assert resolve("hf://org/name", "v9", tmp_path, quiet).weights is Weights.SAFETENSORS
     assert hub.asked["revision"] == "v9"
 
 
@@ -270,15 +267,13 @@ def test_a_missing_engine_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(engines_here, "find_spec", lambda name: None)
     assert installed() == ["simulated"]
     with pytest.raises(UserError, match=r"^The OpenVINO engine is not installed: pip install 'headrace\[cpu\]'$"):
-        engines.open_engine(ModelSpec("builtin:demo"), Resources(), Cache(tmp_path), quiet)
+        engines.open_engine(ModelSpec("builtin:demo"), Resources(), tmp_path, quiet)
 
 
 @pytest.mark.parametrize("options", ["[]", "{", "3", '"x"'])
 def test_engine_args_must_be_an_object(options: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="JSON object"):
-        engines.open_engine(
-            ModelSpec("x", engine="simulated", engine_args_json=options), Resources(), Cache(tmp_path), quiet
-        )
+        engines.open_engine(ModelSpec("x", engine="simulated", engine_args_json=options), Resources(), tmp_path, quiet)
 
 
 def test_openvinos_options_and_cache_size() -> None:

@@ -75,9 +75,6 @@ FLAGS: dict[str, Flag] = {
     "num_proxies": Flag("HTTP proxy processes to keep alive.", COUNT),
     "state_dir": Flag("Where state, logs and process records are kept.", FILE),
     "cache_dir": Flag("Where weights and conversions are kept; safe to delete.", FILE),
-    "cache_limit_bytes": Flag(
-        "How much weights from S3 may take, such as 200GiB; 0: what the disk has.", SIZE, name="cache_limit"
-    ),
     "catalog": Flag("YAML file of models that adds to the built-in catalog.", FILE),
     "api_keys_file": Flag("File of API keys, one a line; without it no key is asked for.", FILE),
     "allow_insecure": Flag("Allow wide ports without TLS or API keys.", switch=True),

@@ -22,9 +22,6 @@ _MAX_GPUS = 1024
 _MAX_CONTEXT = 2**31 - 1
 _MAX_TEMPLATE = 256 * 1024
 _HUB = re.compile(r"hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.=+@:,~-]+)*")
-_FILE = re.compile(r"file:///[^\0]{1,4000}")
-_ADDRESSES = ("hf://", "s3://", "file://", "builtin:")
 _BUILTIN = re.compile(r"builtin:[a-z0-9-]+")
 _PARSER = re.compile(r"[\w.-]{0,64}")
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -83,11 +80,9 @@ def check_entry(entry: CatalogEntry) -> CatalogEntry:
 def check_model(model: ModelSpec) -> ModelSpec:
     """`model` with its options in one canonical spelling, if every field is in bounds; else InvalidRequest."""
     s = model.source
-    known = _HUB.fullmatch(s) or _BUILTIN.fullmatch(s) or _S3.fullmatch(s) or _FILE.fullmatch(s)
-    if not (known or (s.startswith("/") and "\0" not in s and len(s) < 4096)):
+    if not (_HUB.fullmatch(s) or _BUILTIN.fullmatch(s) or (s.startswith("/") and "\0" not in s and len(s) < 4096)):
         raise InvalidRequest(
-            f"{s[:200]!r} is not a source: use hf://org/name, s3://bucket/prefix, an absolute folder or builtin:demo.",
-            param="source",
+            f"{s[:200]!r} is not a source: use hf://org/name, an absolute folder or builtin:demo.", param="source"
         )
     if model.engine not in ENGINES:
         raise InvalidRequest(f"No engine {model.engine[:50]!r}; there are {', '.join(ENGINES)}.", param="engine")
@@ -176,7 +171,7 @@ def resolve(request: DeployRequest, catalog: Mapping[str, CatalogEntry], existin
     InvalidRequest with its `param` for anything out of bounds.
     """
     entry = catalog.get(request.model)
-    if entry is None and not request.model.startswith(("/", *_ADDRESSES)):
+    if entry is None and not request.model.startswith(("/", "hf://", "builtin:")):
         raise NotFound(_unknown(request.model, catalog), param="model", code="model_not_found")
     model = entry.model if entry else ModelSpec(source=request.model.rstrip("/"))
     resources = entry.resources if entry else DEFAULT_RESOURCES

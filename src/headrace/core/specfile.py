@@ -11,19 +11,16 @@ from headrace.core.types import Adapter, ModelSpec, ReplicaId, ReplicaSpec, Reso
 
 @dataclass(frozen=True, slots=True)
 class SpecFile:
-    """`host`: the address to listen on (port 0). `cache_dir`: where weights and conversions are kept on this node;
-    `cache_limit_bytes`: how much of them; 0: as much as the disk has."""
+    """`host`: the address to listen on (port 0). `cache_dir`: where weights and conversions are kept on this node."""
 
     spec: ReplicaSpec
     host: str
     cache_dir: str
-    cache_limit_bytes: int = 0
 
 
-def dump_spec(spec: ReplicaSpec, *, host: str, cache_dir: str, cache_limit_bytes: int = 0) -> str:
+def dump_spec(spec: ReplicaSpec, *, host: str, cache_dir: str) -> str:
     """The text of spec.json; `parse_spec` reads it."""
-    more = {"host": host, "cache_dir": cache_dir, "cache_limit_bytes": cache_limit_bytes}
-    return json.dumps(asdict(spec) | more, indent=2)
+    return json.dumps(asdict(spec) | {"host": host, "cache_dir": cache_dir}, indent=2)
 
 
 def parse_spec(text: str) -> SpecFile:
@@ -43,6 +40,6 @@ def parse_spec(text: str) -> SpecFile:
             drain_s=float(fields["drain_s"]),
             adapters=tuple(Adapter(**a) for a in fields.get("adapters", ())),
         )
-        return SpecFile(spec, str(fields["host"]), str(fields["cache_dir"]), int(fields.get("cache_limit_bytes", 0)))
+        return SpecFile(spec, str(fields["host"]), str(fields["cache_dir"]))
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"not a replica's spec.json ({e}): {text[:80]!r}") from e

@@ -1,4 +1,4 @@
-"""Where a model's files are: built in, in a folder, or fetched from the hub or from S3. Never pickled weights."""
+"""Where a model's files are: built in, in a folder, or fetched from the Hugging Face hub. Never pickled weights."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import headrace
 from headrace.errors import Unavailable, UserError
-from headrace.replica.weights import Report, s3
-from headrace.replica.weights.cache import Cache
-from headrace.replica.weights.choice import check_safetensors
+
+Report = Callable[[str, float], None]
+"""Told what is being done and how far it is: 0..1, negative when unknown. May be called from any thread."""
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _COMMON = ["*.json", "*.jinja"]
@@ -32,11 +31,10 @@ class Model:
     weights: Weights | None = None
 
 
-def resolve(source: str, revision: str, cache: Cache, report: Report, *, trust_remote_code: bool = False) -> Model:
+def resolve(source: str, revision: str, cache_dir: Path, report: Report) -> Model:
     """The model that `source` names, downloaded if need be.
 
-    UserError if it can never be used; Unavailable if its place cannot be reached now. What came from S3 is held in the
-    cache for the life of this process.
+    UserError if it can never be used; Unavailable if the hub cannot be reached now.
     """
     if source.startswith("builtin:"):
         folder = Path(headrace.__file__).parent / "data" / source.removeprefix("builtin:")
@@ -44,17 +42,10 @@ def resolve(source: str, revision: str, cache: Cache, report: Report, *, trust_r
             raise UserError(f"There is no built-in model {source!r}.")
         return inspect_folder(folder)
     if source.startswith("hf://"):
-        return inspect_folder(download(source.removeprefix("hf://"), revision, cache.folder, report, _patterns))
-    if source.startswith("s3://"):
-        return inspect_folder(s3.fetch(source, cache, report, with_code=trust_remote_code))
-    if source.startswith("file:///"):
-        source = unquote(source.removeprefix("file://"))
+        return inspect_folder(download(source.removeprefix("hf://"), revision, cache_dir, report, _patterns))
     folder = Path(source)
     if not folder.is_absolute():
-        raise UserError(
-            f"The model's source {source!r} is neither builtin:NAME, hf://ORG/NAME,"
-            " s3://BUCKET/PREFIX nor an absolute folder."
-        )
+        raise UserError(f"The model's source {source!r} is neither builtin:NAME, hf://ORG/NAME nor an absolute folder.")
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder} on this node.")
     return inspect_folder(folder)
@@ -66,8 +57,6 @@ def inspect_folder(folder: Path) -> Model:
     if "config.json" not in names:
         raise UserError(f"{folder} is not a model folder: it has no config.json.")
     if weights := _weights(names):
-        if weights is Weights.SAFETENSORS:
-            check_safetensors(folder)
         return Model(folder, weights)
     if any(n.endswith(PICKLES) for n in names):
         raise UserError(f"{folder} has only pickled weights, which can run code; Headrace loads safetensors only.")

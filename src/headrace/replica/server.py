@@ -24,7 +24,6 @@ from headrace.replica.frontend import FrontEnd, open_front_end
 from headrace.replica.service import ReplicaServicer
 from headrace.replica.status import StatusBoard
 from headrace.replica.streams import Streams
-from headrace.replica.weights.cache import Cache
 from headrace.rpc.channel import Tls, bind, new_server, tls_of
 from headrace.rpc.v1 import replica_pb2_grpc
 from headrace.settings import TlsSettings
@@ -96,7 +95,6 @@ class Replica:
         self._service = ReplicaServicer(self._board)
         self._server = new_server()
         replica_pb2_grpc.add_ReplicaServiceServicer_to_server(self._service, self._server)
-        self._cache = Cache(Path(spec_file.cache_dir), spec_file.cache_limit_bytes)
         self._engine: Engine | None = None
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -151,8 +149,8 @@ class Replica:
             _hand_over(loop, self._activity, activity, progress)
 
         def load() -> tuple[Opened, FrontEnd]:
-            adapters = bool(spec.adapters)
-            opened = open_engine(spec.model, spec.resources, self._cache, report, adapters=adapters)
+            cache_dir, adapters = Path(self._file.cache_dir), bool(spec.adapters)
+            opened = open_engine(spec.model, spec.resources, cache_dir, report, adapters=adapters)
             e = opened.engine
             return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids, e.parser)
 

@@ -14,7 +14,6 @@ from headrace.replica.conversion import converted
 from headrace.replica.engine import Engine
 from headrace.replica.engines import vllm_args, vllm_processes
 from headrace.replica.models import Model, Report, Weights, resolve
-from headrace.replica.weights.cache import Cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ def prepare(spec: ModelSpec, resources: Resources) -> None:
 
 
 def open_engine(
-    spec: ModelSpec, resources: Resources, cache: Cache, report: Report, *, adapters: bool = False
+    spec: ModelSpec, resources: Resources, cache_dir: Path, report: Report, *, adapters: bool = False
 ) -> Opened:
     """Find, fetch, convert and load what `spec` asks for. Slow; call it in a thread.
 
@@ -52,12 +51,12 @@ def open_engine(
     if name not in installed():
         raise UserError(HOW_TO_INSTALL[name])
     if name == "vllm":
-        return _open_vllm(spec, given, resources, cache, report, adapters)
-    return _open_openvino(spec, given, resources, cache, report)
+        return _open_vllm(spec, given, resources, cache_dir, report, adapters)
+    return _open_openvino(spec, given, resources, cache_dir, report)
 
 
 def _open_openvino(
-    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache: Cache, report: Report
+    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report
 ) -> Opened:
     from headrace.replica.engines.openvino import OpenVinoEngine, OpenVinoOptions
     from headrace.replica.engines.openvino_parsers import Parsers
@@ -97,9 +96,9 @@ def _openvino_folder(spec: ModelSpec, cache: Cache, report: Report) -> Path:
 
 
 def _open_vllm(
-    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache: Cache, report: Report, adapters: bool
+    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report, adapters: bool
 ) -> Opened:
-    model = resolve(spec.source, spec.source_revision, cache, report, trust_remote_code=spec.trust_remote_code)
+    model = resolve(spec.source, spec.source_revision, cache_dir, report)
     assert model.folder
     if model.weights is Weights.OPENVINO and not any(model.folder.glob("*.safetensors")):
         raise UserError(f"{model.folder} has weights for OpenVINO only; vLLM needs safetensors.")
