@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from headrace.core.catalog import check_entry, merge, name_of, parse, parse_size, resolve
+from headrace.core.catalog import check_entry, check_model, merge, name_of, parse, parse_size, resolve
 from headrace.core.types import CatalogEntry, Deployment, DeployRequest, ModelSpec, Resources
 from headrace.errors import InvalidRequest, NotFound
 
@@ -245,3 +245,28 @@ def test_parallel_sizes_that_cannot_be_are_refused(args: dict[str, Any], asked: 
     request = DeployRequest(model="/m", engine="vllm", gpus=asked, engine_args_json=json.dumps(args))
     with pytest.raises(InvalidRequest, match=said):
         resolve(request, {})
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["s3://models/llama/v1.2", "s3://models", "s3://my.models/a/b=1/", "file:///models/llama", "file:///a%20b"],
+)
+def test_sources_that_are_fetched(source: str) -> None:
+    assert check_model(ModelSpec(source)).source == source
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["s3://", "s3:/models/x", "s3://Models/x", "s3://models//x", "s3://models/../x", "s3://models/a/..", "s3://m/x",
+     "s3://models/a b", "s3://models/x?y", "s3://user:pass@models/x", "file://host/x", "file:///x?y", "file:///x\0"],
+)  # fmt: skip
+def test_sources_that_are_refused(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="is not a source"):
+        check_model(ModelSpec(source))
+
+
+@pytest.mark.parametrize("source", ["s3://models/x", "/models/x", "builtin:demo", "file:///models/x"])
+def test_a_revision_is_the_hubs_only(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="revision is for hf://"):
+        check_model(ModelSpec(source, source_revision="v1"))
+    check_model(ModelSpec("hf://org/name", source_revision="v1"))

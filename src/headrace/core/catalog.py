@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from headrace.core.types import CatalogEntry, Deployment, DeployRequest, ModelSpec, Resources, check_name
-from headrace.errors import HeadraceError, InvalidRequest, NotFound
+from headrace.errors import Forbidden, HeadraceError, InvalidRequest, NotFound
 
 ENGINES = ("auto", "openvino", "vllm", "simulated")
 TASKS = ("", "generate", "embed", "score")
@@ -21,6 +21,10 @@ _MAX_GPUS = 1024
 _MAX_CONTEXT = 2**31 - 1
 _MAX_TEMPLATE = 256 * 1024
 _HUB = re.compile(r"hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# A key may have more characters; these need no quoting anywhere.
+_S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.{1,2}(/|$))[\w.!*'()@=+:,-]+)*/?", re.ASCII)
+_FILE = re.compile(r"file:///[^\0?#]{1,4080}")
+_SOURCES = "hf://org/name, s3://bucket/prefix, an absolute folder (also as file:///folder) or builtin:demo"
 _BUILTIN = re.compile(r"builtin:[a-z0-9-]+")
 _PARSER = re.compile(r"[\w.-]{0,64}")
 _REVISION = re.compile(r"[\w./-]{0,128}")
@@ -76,10 +80,13 @@ def check_entry(entry: CatalogEntry) -> CatalogEntry:
 def check_model(model: ModelSpec) -> ModelSpec:
     """`model` with its options in one canonical spelling, if every field is in bounds; else InvalidRequest."""
     s = model.source
-    if not (_HUB.fullmatch(s) or _BUILTIN.fullmatch(s) or (s.startswith("/") and "\0" not in s and len(s) < 4096)):
-        raise InvalidRequest(
-            f"{s[:200]!r} is not a source: use hf://org/name, an absolute folder or builtin:demo.", param="source"
-        )
+    if not (
+        any(p.fullmatch(s) for p in (_HUB, _S3, _FILE, _BUILTIN))
+        or (s.startswith("/") and "\0" not in s and len(s) < 4096)
+    ):
+        raise InvalidRequest(f"{s[:200]!r} is not a source: use {_SOURCES}.", param="source")
+    if model.source_revision and not s.startswith("hf://"):
+        raise InvalidRequest("A revision is for hf:// only; other sources have none.", param="source_revision")
     if model.engine not in ENGINES:
         raise InvalidRequest(f"No engine {model.engine[:50]!r}; there are {', '.join(ENGINES)}.", param="engine")
     if model.weight_format not in WEIGHT_FORMATS:
@@ -105,6 +112,15 @@ def check_model(model: ModelSpec) -> ModelSpec:
     if not isinstance(options, dict):
         raise InvalidRequest("engine_args must be a JSON object.", param="engine_args_json")
     return replace(model, engine_args_json=json.dumps(options, sort_keys=True, separators=(",", ":")))
+
+
+def check_remote_code(model: ModelSpec, forbidden: bool) -> None:
+    """Forbidden, if `model` is to run code of its own and that is not allowed here."""
+    if forbidden and model.trust_remote_code:
+        raise Forbidden(
+            "This head runs no code that comes with weights (--forbid_remote_code): deploy without trust_remote_code.",
+            param="trust_remote_code",
+        )
 
 
 def check_resources(r: Resources) -> Resources:
@@ -139,7 +155,7 @@ def resolve(request: DeployRequest, catalog: Mapping[str, CatalogEntry], existin
     InvalidRequest with its `param` for anything out of bounds.
     """
     entry = catalog.get(request.model)
-    if entry is None and not request.model.startswith(("/", "hf://", "builtin:")):
+    if entry is None and not request.model.startswith(("/", "hf://", "s3://", "file://", "builtin:")):
         raise NotFound(_unknown(request.model, catalog), param="model", code="model_not_found")
     model = entry.model if entry else ModelSpec(source=request.model.rstrip("/"))
     resources = entry.resources if entry else DEFAULT_RESOURCES
@@ -226,7 +242,7 @@ def _unknown(name: str, catalog: Mapping[str, CatalogEntry]) -> str:
 def _entry(name: str, value: object, where: str, origin: str) -> CatalogEntry:
     said = _mapping(value, where, _ENTRY_KEYS)
     if not said.get("source"):
-        raise InvalidRequest(f"{where}: needs a source (hf://org/name, an absolute folder or builtin:demo).")
+        raise InvalidRequest(f"{where}: needs a source ({_SOURCES}).")
     options = _mapping(said.get("engine_args") or {}, f"{where}: engine_args", None)
     try:
         entry = CatalogEntry(

@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--weight-format", choices=("fp32", "fp16", "int8", "int4"), default="fp16")
+    parser.add_argument("--trust-remote-code", action="store_true")
     args = parser.parse_args()
     threading.Thread(target=_end_with_input, daemon=True).start()
     # Libraries print to standard output; it is ours to speak on.
@@ -36,7 +37,7 @@ def main() -> None:
         print(json.dumps(news), file=lines)
 
     try:
-        convert(args.source, args.target, args.weight_format, say)
+        convert(args.source, args.target, args.weight_format, say, args.trust_remote_code)
     except Exception as e:  # top of the process: told to the parent in one line, the trace to its log
         import traceback
 
@@ -51,7 +52,7 @@ def _end_with_input() -> None:
     os._exit(1)
 
 
-def convert(source: Path, target: Path, form: str, say) -> None:
+def convert(source: Path, target: Path, form: str, say, remote_code: bool = False) -> None:
     telemetry.forbid()
     os.environ["HF_HUB_OFFLINE"] = "1"
     say(activity="starting PyTorch", progress=0.0)
@@ -70,7 +71,7 @@ def convert(source: Path, target: Path, form: str, say) -> None:
             str(source),
             export=True,
             compile=False,
-            trust_remote_code=False,
+            trust_remote_code=remote_code,
             local_files_only=True,
             quantization_config=bits,
         )
@@ -82,7 +83,7 @@ def convert(source: Path, target: Path, form: str, say) -> None:
             str(target),
             task="text-generation-with-past",
             ov_config=OVConfig(dtype=form),
-            trust_remote_code=False,
+            trust_remote_code=remote_code,
             local_files_only=True,
             convert_tokenizer=False,
         )

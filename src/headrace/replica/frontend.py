@@ -9,11 +9,11 @@ from headrace.core import simulated
 from headrace.core.types import ChatPrompt, ModelInfo, ModelSpec, Sampling, Submit, TextPrompt, TokenPrompt
 from headrace.errors import ContextExceeded, InvalidRequest
 from headrace.replica.engine import EngineRequest
-from headrace.replica.models import Model
 from headrace.replica.sampling import check, complete
 from headrace.replica.template import ChatTemplate, find_special_tokens, find_template, read_messages
 from headrace.replica.text import Answer
 from headrace.replica.tokenizer import FileCodec, SimulatedCodec, TextCodec
+from headrace.replica.weights import Model
 
 
 @dataclass(slots=True)

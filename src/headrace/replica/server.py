@@ -23,6 +23,7 @@ from headrace.replica.frontend import FrontEnd, open_front_end
 from headrace.replica.service import ReplicaServicer
 from headrace.replica.status import StatusBoard
 from headrace.replica.streams import Streams
+from headrace.replica.weights import Cache
 from headrace.rpc.channel import Tls, bind, new_server, tls_of
 from headrace.rpc.v1 import replica_pb2_grpc
 from headrace.settings import TlsSettings
@@ -145,8 +146,10 @@ class Replica:
         def report(activity: str, progress: float) -> None:
             _hand_over(loop, self._activity, activity, progress)
 
+        cache = Cache(Path(self._file.cache_dir), self._file.cache_limit_bytes)
+
         def load() -> tuple[Opened, FrontEnd]:
-            opened = open_engine(spec.model, spec.resources, Path(self._file.cache_dir), report)
+            opened = open_engine(spec.model, spec.resources, cache, report)
             e = opened.engine
             return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids)
 

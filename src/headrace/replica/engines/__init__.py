@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from headrace.core.types import ModelSpec, Resources
@@ -13,7 +12,8 @@ from headrace.errors import UserError
 from headrace.replica.conversion import converted
 from headrace.replica.engine import Engine
 from headrace.replica.engines import vllm_args, vllm_processes
-from headrace.replica.models import Model, Report, Weights, resolve
+from headrace.replica.remote_code import remote_code_said
+from headrace.replica.weights import Cache, Model, Report, Weights, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def prepare(spec: ModelSpec, resources: Resources) -> None:
         vllm_processes.start_server({} if resources.gpus else vllm_args.cpu_environment(resources))
 
 
-def open_engine(spec: ModelSpec, resources: Resources, cache_dir: Path, report: Report) -> Opened:
+def open_engine(spec: ModelSpec, resources: Resources, cache: Cache, report: Report) -> Opened:
     """Find, fetch, convert and load what `spec` asks for. Slow; call it in a thread.
 
     UserError: trying again cannot help. Other HeadraceErrors: it may.
@@ -47,26 +47,34 @@ def open_engine(spec: ModelSpec, resources: Resources, cache_dir: Path, report: 
         raise UserError(f"There is no engine {name!r}: use auto, openvino, vllm or simulated.")
     if name not in installed():
         raise UserError(HOW_TO_INSTALL[name])
-    return (_open_vllm if name == "vllm" else _open_openvino)(spec, given, resources, cache_dir, report)
+    return (_open_vllm if name == "vllm" else _open_openvino)(spec, given, resources, cache, report)
 
 
 def _open_openvino(
-    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report
+    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache: Cache, report: Report
 ) -> Opened:
     from headrace.replica.engines.openvino import OpenVinoEngine, OpenVinoOptions
 
     settings = OpenVinoOptions.parse(given)
-    model = resolve(spec.source, spec.source_revision, cache_dir, report)
+    model = resolve(spec.source, spec.source_revision, cache, report, remote_code=spec.trust_remote_code)
     assert model.folder
     if model.weights is not Weights.OPENVINO:
-        model = Model(converted(model.folder, spec.weight_format, cache_dir, report), Weights.OPENVINO)
+        made = converted(model.folder, spec.weight_format, cache, report, remote_code=spec.trust_remote_code)
+        model = Model(made, Weights.OPENVINO)
     assert model.folder
     report("loading the model", -1.0)
     return Opened(OpenVinoEngine(model.folder, settings, resources, spec.context_tokens), model)
 
 
-def _open_vllm(spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report) -> Opened:
-    model = resolve(spec.source, spec.source_revision, cache_dir, report)
+def _open_vllm(spec: ModelSpec, given: dict[str, Any], resources: Resources, cache: Cache, report: Report) -> Opened:
+    model = resolve(
+        spec.source,
+        spec.source_revision,
+        cache,
+        report,
+        remote_code=spec.trust_remote_code,
+        prefer=Weights.SAFETENSORS,
+    )
     assert model.folder
     if model.weights is Weights.OPENVINO and not any(model.folder.glob("*.safetensors")):
         raise UserError(f"{model.folder} has weights for OpenVINO only; vLLM needs safetensors.")
@@ -76,7 +84,8 @@ def _open_vllm(spec: ModelSpec, given: dict[str, Any], resources: Resources, cac
     from headrace.replica.engines.vllm import VllmEngine
 
     report("loading the model", -1.0)
-    return Opened(VllmEngine(model.folder, spec, given, resources), model)
+    with remote_code_said(model.folder):
+        return Opened(VllmEngine(model.folder, spec, given, resources), model)
 
 
 def _engine_args(spec: ModelSpec) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from headrace.core.types import Load, ModelInfo, Sampling
 from headrace.errors import HeadraceError, UserError
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
 from headrace.replica.engines.options import parse_options
-from headrace.replica.models import Report
 from headrace.replica.sampling import FEATURES
+from headrace.replica.weights import Report
 
 
 @dataclass(frozen=True, slots=True)
