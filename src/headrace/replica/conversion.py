@@ -62,7 +62,6 @@ def converted(folder: Path, weight_format: str, cache: Cache, report: Report, *,
         if target.exists():
             shutil.rmtree(target)
         os.replace(partial, target)
-    cache.trim()
     return target
 
 

@@ -150,6 +150,7 @@ class Replica:
 
         def load() -> tuple[Opened, FrontEnd]:
             opened = open_engine(spec.model, spec.resources, cache, report)
+            cache.trim()
             e = opened.engine
             return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids)
 

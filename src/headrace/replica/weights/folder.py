@@ -102,7 +102,7 @@ def _shards(index: Path) -> set[str]:
         found = set(json.loads(index.read_bytes())["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{index} is damaged: it has no weight_map; copy or download it again.") from e
-    if wrong := [n for n in found if not isinstance(n, str) or Path(n).name != n]:
+    if wrong := [n for n in found if not isinstance(n, str) or not n or Path(n).name != n]:
         raise UserError(f"{index} names {wrong[0]!r}, which is no file of its folder.")
     return found
 
