@@ -34,6 +34,7 @@ def download(repo: str, revision: str, cache: Cache, report: Report, remote_code
             missing = sum(_missing(entry, files[name]) for name in matching(files, wanted))
             if missing:
                 cache.make_room(entry, size_of(entry) + missing, missing, where)
+            _remove_leftovers(entry)
             report(f"downloading {where}", 0.0)
             bars = _progress_bars(lambda done: report(f"downloading {where}", done))
             return Path(hub.snapshot_download(**common, allow_patterns=wanted, tqdm_class=bars))
@@ -51,6 +52,12 @@ def download(repo: str, revision: str, cache: Cache, report: Report, remote_code
                 left.unlink(missing_ok=True)  # of no use on a full disk
             raise cache.full(where, 0) from error
         return _downloaded_before(where, common, error)
+
+
+def _remove_leftovers(entry: Path) -> None:
+    """Delete halves of files that the client will not go on with; nobody else is filling this entry."""
+    for path in entry.glob("blobs/*.*.incomplete"):
+        path.unlink(missing_ok=True)
 
 
 def _missing(entry: Path, sibling: Any) -> int:
