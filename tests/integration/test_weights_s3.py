@@ -281,7 +281,8 @@ def test_two_processes_download_once(whole: FakeS3, tmp_path: Path) -> None:
         assert any("waiting for another replica to download" in line for line in second.stdout)
     finally:
         both.set()
-    ends = [first.communicate()[0].splitlines()[-1], second.communicate()[0].splitlines()[-1]]
+        said = [first.communicate()[0], second.communicate()[0]]
+    ends = [text.splitlines()[-1] for text in said]
     assert ends[0] == ends[1]
     assert ends[0].startswith("folder ")
     assert len(whole.ranges) == len(set(whole.ranges)) == 9

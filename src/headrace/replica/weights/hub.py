@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import HeadraceError, Unavailable, UserError
+from headrace.process import write_atomic
 from headrace.replica.weights.cache import FULL, Cache, size_of
 from headrace.replica.weights.folder import Report, Weights, matching, patterns
 
@@ -37,7 +38,9 @@ def download(repo: str, revision: str, cache: Cache, report: Report, remote_code
             _remove_leftovers(entry)
             report(f"downloading {where}", 0.0)
             bars = _progress_bars(lambda done: report(f"downloading {where}", done))
-            return Path(hub.snapshot_download(**common, allow_patterns=wanted, tqdm_class=bars))
+            folder = Path(hub.snapshot_download(**common, allow_patterns=wanted, tqdm_class=bars))
+            _remember(entry, revision or "main", folder.name)
+            return folder
     except e.GatedRepoError as error:
         raise UserError(f"{where} needs permission: accept its terms on the hub and set HF_TOKEN.") from error
     except e.RevisionNotFoundError as error:
@@ -52,6 +55,14 @@ def download(repo: str, revision: str, cache: Cache, report: Report, remote_code
                 left.unlink(missing_ok=True)  # of no use on a full disk
             raise cache.full(where, 0) from error
         return _downloaded_before(where, common, error)
+
+
+def _remember(entry: Path, revision: str, commit: str) -> None:
+    """Note which commit a name stood for, where the client looks when it is offline: we asked for the commit."""
+    ref = entry / "refs" / revision
+    if revision != commit and ".." not in ref.parts and ref.is_relative_to(entry):
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(ref, commit)
 
 
 def _remove_leftovers(entry: Path) -> None:
