@@ -27,6 +27,7 @@ _PASS_PREFIXES = (
     "LC_",
     "XDG_",
     "HF_",
+    "AWS_",
     "VLLM_",
     "OMP_",
     "KMP_",

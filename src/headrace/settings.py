@@ -38,6 +38,7 @@ class HeadSettings:
     catalog: Path | None = None
     api_keys_file: Path | None = None
     allow_insecure: bool = False
+    forbid_remote_code: bool = False  # refuse models that are to run code of their own
     tls: TlsSettings = field(default_factory=TlsSettings)
     lease_s: float = 10.0
     drain_s: float = 30.0
@@ -59,6 +60,7 @@ class SchedulerSettings:
     host: str = "127.0.0.1"  # where replicas listen, and the address that proxies are told
     state_dir: Path = field(default_factory=default_state_dir)
     cache_dir: Path = field(default_factory=default_cache_dir)
+    cache_limit_bytes: int | None = None  # what it may come to; None: no limit
     keep_replicas: bool = False  # on SIGTERM leave replicas running for the next scheduler to adopt
     allow_insecure: bool = False
     tls: TlsSettings = field(default_factory=TlsSettings)
@@ -105,8 +107,10 @@ class UpSettings:
     memory_bytes: int | None = None
     state_dir: Path = field(default_factory=default_state_dir)
     cache_dir: Path = field(default_factory=default_cache_dir)
+    cache_limit_bytes: int | None = None  # what it may come to; None: no limit
     catalog: Path | None = None
     api_keys_file: Path | None = None
     allow_insecure: bool = False
+    forbid_remote_code: bool = False
     tls: TlsSettings = field(default_factory=TlsSettings)
     log_level: str = "INFO"

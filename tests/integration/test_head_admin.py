@@ -9,7 +9,7 @@ import pytest
 from head_fixtures import Admin, head_settings, until
 
 from headrace.core.types import CatalogEntry, ModelSpec, Resources, RouteState
-from headrace.errors import HeadraceError, InvalidRequest, NotFound, Unavailable, UserError
+from headrace.errors import Forbidden, HeadraceError, InvalidRequest, NotFound, Unavailable, UserError
 from headrace.head.controller import serving
 from headrace.rpc import convert
 from headrace.rpc.v1 import head_pb2
@@ -136,3 +136,25 @@ async def test_a_slow_watcher_gets_the_newest_table_and_versions_only_grow(tmp_p
         await until(lambda: {f"m{n}" for n in range(40)} <= names)
         watching.cancel()
         assert seen == sorted(set(seen))
+
+
+async def test_remote_code_can_be_forbidden(tmp_path: Path) -> None:
+    file = tmp_path / "catalog.yaml"
+    file.write_text("models:\n  coded: {source: /models/coded, trust_remote_code: true}\n")
+    entry = convert.catalog_entry_to_pb(CatalogEntry("x", ModelSpec("/x", trust_remote_code=True), Resources(1.0)))
+    async with serving(head_settings(tmp_path, catalog=file)) as head, Admin(head.grpc) as admin:
+        await admin.deploy("/models/old", trust_remote_code=True, min_replicas=0, max_replicas=1)
+    settings = head_settings(tmp_path, catalog=file, forbid_remote_code=True)
+    async with serving(settings) as head, Admin(head.grpc) as admin:
+        for refused in (
+            admin.deploy("/models/x", trust_remote_code=True),
+            admin.deploy("coded"),
+            admin.ensure("coded"),
+            admin.scale("old", 1, 1),
+            admin._ask(admin.stub.AddModel(entry)),
+        ):
+            with pytest.raises(Forbidden, match="--forbid_remote_code") as caught:
+                await refused
+            assert caught.value.param == "trust_remote_code"
+        await admin.deploy("/models/x")
+        await admin.deploy("coded", trust_remote_code=False)

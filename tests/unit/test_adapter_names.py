@@ -22,7 +22,7 @@ from headrace.core.types import (
 )
 from headrace.errors import Conflict, InvalidRequest
 
-A, B = Adapter("a", "hf://o/a"), Adapter("b", "/b", "v1")
+A, B = Adapter("a", "hf://o/a"), Adapter("b", "hf://o/b", "v1")
 ENTRY = CatalogEntry("m", ModelSpec("hf://o/m"), Resources(1.0), adapters=(A,))
 
 
@@ -55,13 +55,15 @@ def test_what_a_deployment_can_have() -> None:
     with pytest.raises(InvalidRequest, match="needs a source"):
         check_adapters([Adapter("a", "builtin:demo")])
     with pytest.raises(InvalidRequest, match="not a revision"):
-        check_adapters([Adapter("a", "/x", "no such")])
+        check_adapters([Adapter("a", "hf://o/x", "no such")])
     with pytest.raises(InvalidRequest, match=f"at most {MAX_ADAPTERS} adapters"):
         check_adapters([Adapter(f"a{n}", "/x") for n in range(MAX_ADAPTERS + 1)])
 
 
 def test_a_catalog_names_adapters_by_source_or_in_full() -> None:
-    text = {"models": {"m": {"source": "/m", "adapters": {"b": {"source": "/b", "revision": "v1"}, "a": "hf://o/a"}}}}
+    text = {
+        "models": {"m": {"source": "/m", "adapters": {"b": {"source": "hf://o/b", "revision": "v1"}, "a": "hf://o/a"}}}
+    }
     assert parse(text, "f", "file")["m"].adapters == (A, B)
 
 

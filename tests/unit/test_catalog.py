@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from headrace.core.catalog import check_entry, merge, name_of, parse, parse_size, resolve
+from headrace.core.catalog import check_entry, check_model, merge, name_of, parse, parse_size, resolve
 from headrace.core.types import CatalogEntry, Deployment, DeployRequest, ModelSpec, Resources
 from headrace.errors import InvalidRequest, NotFound
 from headrace.rpc import convert
@@ -273,3 +273,28 @@ def test_what_is_no_ready_made_model(openvino: object, said: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse({"models": {"m": {"source": "/y", "openvino": openvino}}}, "f.yaml", "file")
     assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["s3://models/llama/v1.2", "s3://models", "s3://my.models/a/b=1/", "file:///models/llama", "file:///a%20b"],
+)
+def test_sources_that_are_fetched(source: str) -> None:
+    assert check_model(ModelSpec(source)).source == source
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["s3://", "s3:/models/x", "s3://Models/x", "s3://models//x", "s3://models/../x", "s3://models/a/..", "s3://m/x",
+     "s3://models/a b", "s3://models/x?y", "s3://user:pass@models/x", "file://host/x", "file:///x?y", "file:///x\0"],
+)  # fmt: skip
+def test_sources_that_are_refused(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="is not a source"):
+        check_model(ModelSpec(source))
+
+
+@pytest.mark.parametrize("source", ["s3://models/x", "/models/x", "builtin:demo", "file:///models/x"])
+def test_a_revision_is_the_hubs_only(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="revision is for hf://"):
+        check_model(ModelSpec(source, source_revision="v1"))
+    check_model(ModelSpec("hf://org/name", source_revision="v1"))

@@ -36,11 +36,11 @@ from headrace.errors import ContextExceeded, InvalidRequest
 from headrace.replica.engine import Delta, Parsing
 from headrace.replica.engines.simulated_parsing import CALL, THINK, SimulatedParser
 from headrace.replica.frontend import FrontEnd, open_front_end
-from headrace.replica.models import Model
 from headrace.replica.prepared import Prepared, PreparedEncoding, PreparedResult
 from headrace.replica.reader import Reader
 from headrace.replica.sampling import FEATURES
 from headrace.replica.session import MAX_ENTRIES, Session
+from headrace.replica.weights import Model
 
 ALL = FEATURES | {"json_schema", "json_object", "choices", "tool_parser", "prompt_logprobs"}
 ASK = ChatPrompt(b'[{"role": "user", "content": "hi"}]')

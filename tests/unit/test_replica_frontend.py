@@ -27,9 +27,9 @@ from headrace.core.types import (
 )
 from headrace.errors import ContextExceeded, InvalidRequest, UserError
 from headrace.replica.frontend import FrontEnd, Prepared, open_front_end
-from headrace.replica.models import Model
 from headrace.replica.sampling import FEATURES, NEUTRAL, check, complete, context_of, read_generation_config
 from headrace.replica.template import ChatTemplate, find_special_tokens, find_template, read_messages
+from headrace.replica.weights import Model
 
 NOON = dt.datetime(2026, 7, 1, 12, 0)
 

@@ -23,16 +23,20 @@ from headrace.errors import HeadraceError, Unavailable, UserError
 from headrace.replica import conversion, engines
 from headrace.replica.adapter_files import adapter_folder
 from headrace.replica.conversion import converted, own_format
-from headrace.replica.models import Weights, inspect_folder, resolve
+from headrace.replica.weights import Cache, Weights, inspect_folder, resolve
 
 
 def quiet(activity: str, progress: float) -> None: ...
 
 
+COMMON = ["*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "*.tiktoken"]
+EMPTY = b"\x02" + bytes(7) + b"{}"
+
+
 def a_folder(folder: Path, *names: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / name).write_text("{}")
+        (folder / name).write_bytes(EMPTY if name.endswith(".safetensors") else b"{}")
     return folder
 
 
@@ -66,11 +70,11 @@ def test_folders_that_are_refused(tmp_path: Path, names: tuple[str, ...], words:
 @pytest.mark.parametrize("source", ["relative/folder", "builtin:nothing", "/no/such/folder", "hf:/typo", ""])
 def test_sources_that_are_nothing(tmp_path: Path, source: str) -> None:
     with pytest.raises(UserError):
-        resolve(source, "", tmp_path, quiet)
+        resolve(source, "", Cache(tmp_path), quiet)
 
 
 def test_the_built_in_model(tmp_path: Path) -> None:
-    assert resolve("builtin:demo", "", tmp_path, quiet).weights is Weights.OPENVINO
+    assert resolve("builtin:demo", "", Cache(tmp_path), quiet).weights is Weights.OPENVINO
 
 
 # --- the hub ---
@@ -108,31 +112,32 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 def test_only_what_is_needed_is_downloaded(hub: SimpleNamespace, tmp_path: Path) -> None:
     hub.files |= {"model.safetensors": 9, "pytorch_model.bin": 9, "onnx/model.onnx": 9, "sub/x.safetensors": 1}
     told: list[tuple[str, float]] = []
-    model = resolve("hf://org/name", "main", tmp_path, lambda *news: told.append(news))
+    model = resolve("hf://org/name", "main", Cache(tmp_path), lambda *news: told.append(news))
     assert model.weights is Weights.SAFETENSORS
-    assert hub.asked["allow_patterns"] == ["*.json", "*.jinja", "model.safetensors"]
+    assert hub.asked["allow_patterns"] == [*COMMON, "model.safetensors"]
     assert hub.asked["revision"] == "c0ffee", "what was looked at is what is fetched"
     assert [p for _, p in told] == [-1.0, 0.0, 0.5, 1.0]
     hub.files |= {"openvino_model.xml": 1, "openvino_model.bin": 1}
-    resolve("hf://org/name", "", tmp_path, quiet)
-    assert hub.asked["allow_patterns"] == ["*.json", "*.jinja", "openvino_*"]
+    resolve("hf://org/name", "", Cache(tmp_path), quiet)
+    assert hub.asked["allow_patterns"] == [*COMMON, "openvino_*"]
 
 
-def test_of_an_adapter_two_files_are_downloaded(hub: SimpleNamespace, tmp_path: Path) -> None:
+def test_of_an_adapter_only_what_is_needed_is_downloaded(hub: SimpleNamespace, tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
     hub.files |= {"adapter_config.json": 1, "adapter_model.bin": 9, "checkpoint-1/adapter_model.safetensors": 9}
     with pytest.raises(UserError, match="only pickled weights"):
-        adapter_folder("hf://o/n", "v9", tmp_path, quiet)
+        adapter_folder("hf://o/n", "v9", cache, quiet)
     assert not hub.asked
     hub.files["adapter_model.safetensors"] = 9
     with pytest.raises(UserError, match="Headrace loads LoRA only"):  # what this hub gives says {}
-        adapter_folder("hf://o/n", "v9", tmp_path, quiet)
-    assert hub.asked["allow_patterns"] == ["adapter_config.json", "adapter_model.safetensors"]
+        adapter_folder("hf://o/n", "v9", cache, quiet)
+    assert hub.asked["allow_patterns"] == [*COMMON, "adapter_model.safetensors"]
 
 
 def test_pickles_are_not_even_downloaded(hub: SimpleNamespace, tmp_path: Path) -> None:
     hub.files |= {"pytorch_model.bin": 9}
     with pytest.raises(UserError, match="pickled"):
-        resolve("hf://org/name", "", tmp_path, quiet)
+        resolve("hf://org/name", "", Cache(tmp_path), quiet)
     assert not hub.asked
 
 
@@ -157,13 +162,13 @@ def test_the_hubs_errors_are_sentences(
 ) -> None:
     hub.error = error
     with pytest.raises(kind, match=words):
-        resolve("hf://org/name", "v9", tmp_path, quiet)
+        resolve("hf://org/name", "v9", Cache(tmp_path), quiet)
 
 
 def test_offline_the_cache_is_enough(hub: SimpleNamespace, tmp_path: Path) -> None:
     hub.error, hub.cached = httpx.ConnectError("no route"), True
     hub.files |= {"model.safetensors": 1}
-    assert resolve("hf://org/name", "v9", tmp_path, quiet).weights is Weights.SAFETENSORS
+    assert resolve("hf://org/name", "v9", Cache(tmp_path), quiet).weights is Weights.SAFETENSORS
     assert hub.asked["revision"] == "v9"
 
 
@@ -181,7 +186,7 @@ def converter(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A converter that works, and the formats it was asked for."""
     asked: list[str] = []
 
-    def run(source: Path, target: Path, form: str, task: str, report: Callable[[str, float], None]) -> None:
+    def run(source: Path, target: Path, form: str, task: str, report: Callable[[str, float], None], code: bool) -> None:
         asked.append(form)
         a_folder(target, "openvino_model.xml", "openvino_model.bin")
 
@@ -191,9 +196,10 @@ def converter(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_folder_is_converted_once(converter: list[str], tmp_path: Path) -> None:
-    source, cache = convertible(tmp_path / "model"), tmp_path / "cache"
+    source, folder = convertible(tmp_path / "model"), tmp_path / "cache"
+    cache = Cache(folder)
     first = converted(source, "", cache, quiet)
-    left = cache / "converted" / f"{first.name}.partial"
+    left = folder / "converted" / f"{first.name}.partial"
     assert converted(source, "", cache, quiet) == first
     assert converted(source, "fp32", cache, quiet) == first
     other = converted(source, "int8", cache, quiet)
@@ -206,10 +212,11 @@ def test_a_folder_is_converted_once(converter: list[str], tmp_path: Path) -> Non
 
 
 def test_leftovers_of_a_dead_converter_are_removed(converter: list[str], tmp_path: Path) -> None:
-    source, cache = convertible(tmp_path / "model"), tmp_path / "cache"
+    source, folder = convertible(tmp_path / "model"), tmp_path / "cache"
+    cache = Cache(folder)
     key = conversion._key(source, "fp32")
-    a_folder(cache / "converted" / f"{key}.partial", "half")
-    a_folder(cache / "converted" / key, "something without a model")
+    a_folder(folder / "converted" / f"{key}.partial", "half")
+    a_folder(folder / "converted" / key, "something without a model")
     done = converted(source, "", cache, quiet)
     assert sorted(p.name for p in done.iterdir()) == ["openvino_model.bin", "openvino_model.xml"]
     assert [p.name for p in done.parent.iterdir() if "partial" in p.name] == []
@@ -218,9 +225,9 @@ def test_leftovers_of_a_dead_converter_are_removed(converter: list[str], tmp_pat
 def test_what_conversion_needs_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(conversion, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'headrace\[convert\]'"):
-        converted(convertible(tmp_path / "m"), "", tmp_path, quiet)
+        converted(convertible(tmp_path / "m"), "", Cache(tmp_path), quiet)
     with pytest.raises(UserError, match="not a weight format"):
-        converted(tmp_path / "m", "int3", tmp_path, quiet)
+        converted(tmp_path / "m", "int3", Cache(tmp_path), quiet)
 
 
 def test_a_converter_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -233,12 +240,12 @@ def test_a_converter_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(conversion.sys, "executable", str(script))
     told: list[tuple[str, float]] = []
     with pytest.raises(HeadraceError, match=r"failed: bad\.$") as e:
-        converted(convertible(tmp_path / "m"), "", tmp_path / "cache", lambda *news: told.append(news))
+        converted(convertible(tmp_path / "m"), "", Cache(tmp_path / "cache"), lambda *news: told.append(news))
     assert not isinstance(e.value, UserError)
     assert ("converting to OpenVINO: half", 0.5) in told
     script.write_text("#!/bin/sh\nkill -9 $$\n")
     with pytest.raises(HeadraceError, match="was killed by SIGKILL"):
-        converted(tmp_path / "m", "", tmp_path / "cache", quiet)
+        converted(tmp_path / "m", "", Cache(tmp_path / "cache"), quiet)
 
 
 @pytest.mark.parametrize(
@@ -267,13 +274,15 @@ def test_a_missing_engine_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(engines_here, "find_spec", lambda name: None)
     assert installed() == ["simulated"]
     with pytest.raises(UserError, match=r"^The OpenVINO engine is not installed: pip install 'headrace\[cpu\]'$"):
-        engines.open_engine(ModelSpec("builtin:demo"), Resources(), tmp_path, quiet)
+        engines.open_engine(ModelSpec("builtin:demo"), Resources(), Cache(tmp_path), quiet)
 
 
 @pytest.mark.parametrize("options", ["[]", "{", "3", '"x"'])
 def test_engine_args_must_be_an_object(options: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="JSON object"):
-        engines.open_engine(ModelSpec("x", engine="simulated", engine_args_json=options), Resources(), tmp_path, quiet)
+        engines.open_engine(
+            ModelSpec("x", engine="simulated", engine_args_json=options), Resources(), Cache(tmp_path), quiet
+        )
 
 
 def test_openvinos_options_and_cache_size() -> None:
@@ -311,7 +320,8 @@ specs = st.builds(
 
 @given(specs, texts, texts)
 def test_spec_files_come_back(spec: ReplicaSpec, host: str, cache_dir: str) -> None:
-    assert parse_spec(dump_spec(spec, host=host, cache_dir=cache_dir)) == SpecFile(spec, host, cache_dir)
+    text = dump_spec(spec, host=host, cache_dir=cache_dir, cache_limit_bytes=7)
+    assert parse_spec(text) == SpecFile(spec, host, cache_dir, 7)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", json.dumps({"replica_id": "x"})])

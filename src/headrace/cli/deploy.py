@@ -100,7 +100,7 @@ def replica_range(replicas: int | None, low: int | None, high: int | None) -> tu
 def deploy(model: str, name: str | None, wait: bool, **params: Any) -> None:
     """Deploy a model, or change how it is deployed.
 
-    MODEL is a name of `headrace models`, a folder (on the node), or hf://org/name.
+    MODEL is a name of `headrace models`, a folder (on the node), hf://org/name or s3://bucket/prefix.
     """
     low, high = replica_range(params["replicas"], params["min"], params["max"])
     request = DeployRequest(

@@ -43,7 +43,7 @@ def list_(params: dict[str, Any], as_json: bool) -> None:
 
 @models.command()
 @click.argument("name")
-@click.option("--source", required=True, help="A folder (on the node), or hf://org/name.")
+@click.option("--source", required=True, help="A folder (on the node), hf://org/name or s3://bucket/prefix.")
 @click.option("--description", default="", help="A few words for `headrace models`.")
 @model_options
 @click.pass_obj

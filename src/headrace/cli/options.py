@@ -66,7 +66,9 @@ class Flag:
 
 
 FLAGS: dict[str, Flag] = {
-    "model": Flag("Model to serve: a catalog name, a folder, or hf://org/name. Repeatable.", many=True),
+    "model": Flag(
+        "Model to serve: a catalog name, a folder, hf://org/name or s3://bucket/prefix. Repeatable.", many=True
+    ),
     "http_host": Flag("Address that the HTTP proxies listen on."),
     "http_port": Flag("Port of the HTTP API.", PORT),
     "host": Flag("Address that the gRPC ports listen on."),
@@ -75,9 +77,15 @@ FLAGS: dict[str, Flag] = {
     "num_proxies": Flag("HTTP proxy processes to keep alive.", COUNT),
     "state_dir": Flag("Where state, logs and process records are kept.", FILE),
     "cache_dir": Flag("Where weights and conversions are kept; safe to delete.", FILE),
+    "cache_limit_bytes": Flag(
+        "What the cache may come to, such as 200GiB; what was not used for longest goes first.",
+        SIZE,
+        name="cache_limit",
+    ),
     "catalog": Flag("YAML file of models that adds to the built-in catalog.", FILE),
     "api_keys_file": Flag("File of API keys, one a line; without it no key is asked for.", FILE),
     "allow_insecure": Flag("Allow wide ports without TLS or API keys.", switch=True),
+    "forbid_remote_code": Flag("Refuse models that are to run code of their own.", switch=True),
     "tls_cert": Flag("PEM certificate of this process, for gRPC.", FILE),
     "tls_key": Flag("PEM key of that certificate.", FILE),
     "tls_ca": Flag("PEM certificate of the authority that signed all of them.", FILE),

@@ -1,4 +1,4 @@
-"""What a person means by MODEL: a name of the catalog, hf://org/name, or a folder."""
+"""What a person means by MODEL: a name of the catalog, hf://org/name, s3://bucket/prefix, or a folder."""
 
 from __future__ import annotations
 

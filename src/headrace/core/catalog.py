@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from headrace.core.types import Adapter, CatalogEntry, Deployment, DeployRequest, ModelSpec, Resources, check_name
-from headrace.errors import HeadraceError, InvalidRequest, NotFound
+from headrace.errors import Forbidden, HeadraceError, InvalidRequest, NotFound
 
 ENGINES = ("auto", "openvino", "vllm", "simulated")
 TASKS = ("", "generate", "embed", "score")
@@ -22,6 +22,10 @@ _MAX_GPUS = 1024
 _MAX_CONTEXT = 2**31 - 1
 _MAX_TEMPLATE = 256 * 1024
 _HUB = re.compile(r"hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# A key may have more characters; these need no quoting anywhere.
+_S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.{1,2}(/|$))[\w.!*'()@=+:,-]+)*/?", re.ASCII)
+_FILE = re.compile(r"file:///[^\0?#]{1,4080}")
+_SOURCES = "hf://org/name, s3://bucket/prefix, an absolute folder (also as file:///folder) or builtin:demo"
 _BUILTIN = re.compile(r"builtin:[a-z0-9-]+")
 _PARSER = re.compile(r"[\w.-]{0,64}")
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -77,13 +81,18 @@ def check_entry(entry: CatalogEntry) -> CatalogEntry:
     return entry
 
 
+def _is_source(s: str) -> bool:
+    known = any(p.fullmatch(s) for p in (_HUB, _S3, _FILE, _BUILTIN))
+    return known or (s.startswith("/") and "\0" not in s and len(s) < 4096)
+
+
 def check_model(model: ModelSpec) -> ModelSpec:
     """`model` with its options in one canonical spelling, if every field is in bounds; else InvalidRequest."""
     s = model.source
-    if not (_HUB.fullmatch(s) or _BUILTIN.fullmatch(s) or (s.startswith("/") and "\0" not in s and len(s) < 4096)):
-        raise InvalidRequest(
-            f"{s[:200]!r} is not a source: use hf://org/name, an absolute folder or builtin:demo.", param="source"
-        )
+    if not _is_source(s):
+        raise InvalidRequest(f"{s[:200]!r} is not a source: use {_SOURCES}.", param="source")
+    if model.source_revision and not s.startswith("hf://"):
+        raise InvalidRequest("A revision is for hf:// only; other sources have none.", param="source_revision")
     if model.engine not in ENGINES:
         raise InvalidRequest(f"No engine {model.engine[:50]!r}; there are {', '.join(ENGINES)}.", param="engine")
     if model.weight_format not in WEIGHT_FORMATS:
@@ -101,9 +110,9 @@ def check_model(model: ModelSpec) -> ModelSpec:
     if len(model.chat_template) > _MAX_TEMPLATE:
         raise InvalidRequest("The chat template is longer than 256 KiB.", param="chat_template")
     ir = model.openvino_source
-    if ir and not (_HUB.fullmatch(ir) or (ir.startswith("/") and "\0" not in ir and len(ir) < 4096)):
+    if ir and (ir.startswith("builtin:") or not _is_source(ir)):
         raise InvalidRequest(
-            f"{ir[:200]!r} is not a source of OpenVINO IR: use hf://org/name or an absolute folder.",
+            f"{ir[:200]!r} is not a source of OpenVINO IR: use hf://org/name, s3://bucket/prefix or an absolute folder.",
             param="openvino_source",
         )
     for what in ("source_revision", "openvino_revision"):
@@ -128,13 +137,25 @@ def check_adapters(adapters: Sequence[Adapter]) -> tuple[Adapter, ...]:
                 param="adapters",
             )
         if a.source.startswith("builtin:"):
-            raise InvalidRequest(f"The adapter {a.name} needs a source: hf://org/name or an absolute folder.")
+            raise InvalidRequest(
+                f"The adapter {a.name} needs a source: hf://org/name, s3://bucket/prefix or an absolute folder.",
+                param="adapters",
+            )
         check_model(ModelSpec(a.source, a.source_revision))
     if len({a.name for a in adapters}) < len(adapters):
         raise InvalidRequest("Two adapters of one deployment have the same name.", param="adapters")
     if len(adapters) > MAX_ADAPTERS:
         raise InvalidRequest(f"A deployment has at most {MAX_ADAPTERS} adapters.", param="adapters")
     return tuple(sorted(adapters, key=lambda a: a.name))
+
+
+def check_remote_code(model: ModelSpec, forbidden: bool) -> None:
+    """Forbidden, if `model` is to run code of its own and that is not allowed here."""
+    if forbidden and model.trust_remote_code:
+        raise Forbidden(
+            "This head runs no code that comes with weights (--forbid_remote_code): deploy without trust_remote_code.",
+            param="trust_remote_code",
+        )
 
 
 def check_resources(r: Resources) -> Resources:
@@ -171,7 +192,7 @@ def resolve(request: DeployRequest, catalog: Mapping[str, CatalogEntry], existin
     InvalidRequest with its `param` for anything out of bounds.
     """
     entry = catalog.get(request.model)
-    if entry is None and not request.model.startswith(("/", "hf://", "builtin:")):
+    if entry is None and not request.model.startswith(("/", "hf://", "s3://", "file://", "builtin:")):
         raise NotFound(_unknown(request.model, catalog), param="model", code="model_not_found")
     model = entry.model if entry else ModelSpec(source=request.model.rstrip("/"))
     resources = entry.resources if entry else DEFAULT_RESOURCES
@@ -262,7 +283,7 @@ def _unknown(name: str, catalog: Mapping[str, CatalogEntry]) -> str:
 def _entry(name: str, value: object, where: str, origin: str) -> CatalogEntry:
     said = _mapping(value, where, _ENTRY_KEYS)
     if not said.get("source"):
-        raise InvalidRequest(f"{where}: needs a source (hf://org/name, an absolute folder or builtin:demo).")
+        raise InvalidRequest(f"{where}: needs a source ({_SOURCES}).")
     ir = _mapping(said.get("openvino") or {}, f"{where}: openvino", ("source", "revision"))
     options = _mapping(said.get("engine_args") or {}, f"{where}: engine_args", None)
     try:

@@ -11,16 +11,19 @@ from headrace.core.types import Adapter, ModelSpec, ReplicaId, ReplicaSpec, Reso
 
 @dataclass(frozen=True, slots=True)
 class SpecFile:
-    """`host`: the address to listen on (port 0). `cache_dir`: where weights and conversions are kept on this node."""
+    """`host`: the address to listen on (port 0). `cache_dir`: where weights and conversions are kept on this node.
+    `cache_limit_bytes`: what they may come to; 0: no limit."""
 
     spec: ReplicaSpec
     host: str
     cache_dir: str
+    cache_limit_bytes: int = 0
 
 
-def dump_spec(spec: ReplicaSpec, *, host: str, cache_dir: str) -> str:
+def dump_spec(spec: ReplicaSpec, *, host: str, cache_dir: str, cache_limit_bytes: int = 0) -> str:
     """The text of spec.json; `parse_spec` reads it."""
-    return json.dumps(asdict(spec) | {"host": host, "cache_dir": cache_dir}, indent=2)
+    ours = {"host": host, "cache_dir": cache_dir, "cache_limit_bytes": cache_limit_bytes}
+    return json.dumps(asdict(spec) | ours, indent=2)
 
 
 def parse_spec(text: str) -> SpecFile:
@@ -40,6 +43,8 @@ def parse_spec(text: str) -> SpecFile:
             drain_s=float(fields["drain_s"]),
             adapters=tuple(Adapter(**a) for a in fields.get("adapters", ())),
         )
-        return SpecFile(spec, str(fields["host"]), str(fields["cache_dir"]))
+        # Not in what an older scheduler wrote.
+        limit = int(fields.get("cache_limit_bytes", 0))
+        return SpecFile(spec, str(fields["host"]), str(fields["cache_dir"]), limit)
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"not a replica's spec.json ({e}): {text[:80]!r}") from e

@@ -98,7 +98,7 @@ class Gpu:
 class ModelSpec:
     """Which model, from where, and how to run it. Two equal specs need no new revision."""
 
-    source: str  # "builtin:demo", "hf://org/name", or an absolute folder on the node
+    source: str  # "builtin:demo", "hf://org/name", "s3://bucket/prefix", or a folder on the node
     source_revision: str = ""
     engine: str = "auto"
     context_tokens: int = 0  # 0: the model's own

@@ -30,8 +30,9 @@ RETRY_FAILED_S = 30.0  # a model that failed so long ago is tried again when som
 
 
 class Commands:
-    def __init__(self, ledger: Ledger, overview: Overview) -> None:
+    def __init__(self, ledger: Ledger, overview: Overview, *, forbid_remote_code: bool = False) -> None:
         self._ledger, self._overview = ledger, overview
+        self._no_code = forbid_remote_code
 
     async def deploy(self, request: DeployRequest) -> DeploymentStatus:
         """Create or change a deployment. An equal one changes its range alone, unless its newest revision failed:
@@ -41,6 +42,7 @@ class Commands:
         def decide(state: State) -> Sequence[Change]:
             existing = state.deployments.get(name)
             wanted = core_catalog.resolve(request, self._overview.catalog(), existing)
+            core_catalog.check_remote_code(wanted.model, self._no_code)
             new = Deployment(
                 name=name,
                 revision=next_revision(state, name),
@@ -77,8 +79,10 @@ class Commands:
             if d is None:
                 request = DeployRequest(model, min_replicas=1, max_replicas=1)
                 w = core_catalog.resolve(request, self._overview.catalog())
+                core_catalog.check_remote_code(w.model, self._no_code)
                 revision, now = next_revision(state, model), int(time.time())
                 return [PutDeployment(Deployment(model, revision, w.model, w.resources, 1, 1, 1, now, w.adapters))]
+            core_catalog.check_remote_code(d.model, self._no_code)
             if d.replicas == 0:
                 if d.max_replicas == 0:
                     raise Unavailable(f"{model} is scaled to 0; start it with: headrace scale {model} 1")
@@ -105,6 +109,8 @@ class Commands:
 
         def decide(state: State) -> Sequence[Change]:
             d = _existing(state, name)
+            if high:
+                core_catalog.check_remote_code(d.model, self._no_code)
             new = replace(d, min_replicas=low, max_replicas=high, replicas=low)
             return [PutDeployment(new)] if new != d else []
 
@@ -143,6 +149,7 @@ class Commands:
     async def add_model(self, entry: CatalogEntry) -> CatalogEntry:
         """Add to the catalog, or replace what is there under this name. What is deployed already stays as it is."""
         core_catalog.check_entry(entry)
+        core_catalog.check_remote_code(entry.model, self._no_code)
         model, adapters = core_catalog.check_model(entry.model), core_catalog.check_adapters(entry.adapters)
         added = replace(entry, model=model, adapters=adapters, origin="added")
 

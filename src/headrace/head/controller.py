@@ -80,7 +80,7 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
         cluster = Cluster(clock, settings.lease_s, changed)
         cluster.expect(i.node_id for i in state.intents.values())
         overview = Overview(ledger, cluster, files, clock, settings.lease_s)
-        commands = Commands(ledger, overview)
+        commands = Commands(ledger, overview, forbid_remote_code=settings.forbid_remote_code)
         reconciler = Reconciler(ledger, cluster, overview, clock, changed, settings.drain_s)
 
         before = _last_ports(settings)

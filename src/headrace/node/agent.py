@@ -62,6 +62,7 @@ async def serve(
         conditions = Conditions(
             node_dir=node_dir,
             cache_dir=settings.cache_dir.absolute(),
+            cache_limit_bytes=settings.cache_limit_bytes or 0,
             host=settings.host,
             tls=tls,
             env=_environment(settings),

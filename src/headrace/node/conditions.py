@@ -28,6 +28,7 @@ class Conditions:
 
     node_dir: Path
     cache_dir: Path
+    cache_limit_bytes: int = 0
     host: str = "127.0.0.1"
     tls: Tls | None = None
     env: tuple[tuple[str, str], ...] = ()
@@ -43,7 +44,7 @@ class Conditions:
     def spawn(self, spec: ReplicaSpec) -> Child:
         """Start the replica's process in its folder. OSError if that cannot be done."""
         folder = self.folder(spec.replica_id)
-        folder.prepare(spec, host=self.host, cache_dir=self.cache_dir)
+        folder.prepare(spec, host=self.host, cache_dir=self.cache_dir, cache_limit_bytes=self.cache_limit_bytes)
         extra = {
             REPLICA_ENV: spec.replica_id,
             NODE_DIR_ENV: str(self.node_dir),
@@ -57,7 +58,8 @@ class Conditions:
 
     def keep(self, spec: ReplicaSpec) -> None:
         """Write down what changed of a running replica's spec."""
-        self.folder(spec.replica_id).write_spec(spec, host=self.host, cache_dir=self.cache_dir)
+        folder = self.folder(spec.replica_id)
+        folder.write_spec(spec, host=self.host, cache_dir=self.cache_dir, cache_limit_bytes=self.cache_limit_bytes)
 
     def marked(self, replica_id: str | None = None, but: Collection[str] = ()) -> list[ProcessRecord]:
         """Living processes of one replica of this node, or of all its replicas `but` these."""

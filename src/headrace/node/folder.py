@@ -45,17 +45,18 @@ class ReplicaFolder:
     def log(self) -> Path:
         return self.path / "replica.log"
 
-    def prepare(self, spec: ReplicaSpec, *, host: str, cache_dir: Path) -> None:
+    def prepare(self, spec: ReplicaSpec, *, host: str, cache_dir: Path, cache_limit_bytes: int = 0) -> None:
         """Write spec.json and clear away what a former life left."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.end_life()
         (self.path / "failure.json").unlink(missing_ok=True)
-        self.write_spec(spec, host=host, cache_dir=cache_dir)
+        self.write_spec(spec, host=host, cache_dir=cache_dir, cache_limit_bytes=cache_limit_bytes)
         with self.log.open("ab") as f:
             f.write(f"{_START_MARK} {spec.replica_id} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
 
-    def write_spec(self, spec: ReplicaSpec, *, host: str, cache_dir: Path) -> None:
-        write_atomic(self.path / "spec.json", dump_spec(spec, host=host, cache_dir=str(cache_dir)))
+    def write_spec(self, spec: ReplicaSpec, *, host: str, cache_dir: Path, cache_limit_bytes: int = 0) -> None:
+        text = dump_spec(spec, host=host, cache_dir=str(cache_dir), cache_limit_bytes=cache_limit_bytes)
+        write_atomic(self.path / "spec.json", text)
 
     def end_life(self) -> None:
         """Forget the process; log, spec and failure stay."""

@@ -1,4 +1,4 @@
-"""Where a LoRA adapter's files are: in a folder, or fetched from the Hugging Face hub. PEFT's format, never pickled."""
+"""Where a LoRA adapter's files are: where a model's may be. PEFT's format, never pickled."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import UserError
-from headrace.replica.models import PICKLES, Report, download
+from headrace.replica.weights import Cache, Report, fetch
+from headrace.replica.weights.folder import PICKLES
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def adapter_folder(source: str, revision: str, cache_dir: Path, report: Report) -> Path:
+def adapter_folder(source: str, revision: str, cache: Cache, report: Report) -> Path:
     """The folder of the adapter that `source` names, downloaded if need be; it holds CONFIG and WEIGHTS.
 
-    UserError if it can never be used; Unavailable if the hub cannot be reached now.
+    UserError if it can never be used; Unavailable if it cannot be had now.
     """
-    if source.startswith("hf://"):
-        return check_folder(download(source.removeprefix("hf://"), revision, cache_dir, report, _patterns))
-    folder = Path(source)
-    if not folder.is_absolute():
-        raise UserError(f"The adapter's source {source!r} is neither hf://ORG/NAME nor an absolute folder.")
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder} on this node.")
-    return check_folder(folder)
+    return check_folder(fetch(source, revision, cache, report))
 
 
 def check_folder(folder: Path) -> Path:
@@ -56,8 +50,3 @@ def _check_weights(where: str, names: set[str]) -> None:
     if any(n.endswith(PICKLES) for n in names):
         raise UserError(f"{where} has only pickled weights, which can run code; Headrace loads {WEIGHTS} only.")
     raise UserError(f"{where} has no {WEIGHTS}.")
-
-
-def _patterns(where: str, files: set[str]) -> list[str]:
-    _check_weights(where, {f for f in files if "/" not in f})
-    return [CONFIG, WEIGHTS]

@@ -19,6 +19,7 @@ from headrace.replica.adapter_files import adapter_folder
 from headrace.replica.engine import Engine
 from headrace.replica.status import StatusBoard
 from headrace.replica.streams import Streams
+from headrace.replica.weights import Cache
 
 log = structlog.get_logger()
 
@@ -39,9 +40,9 @@ class Adapters:
     """Belongs to the event loop; what is slow runs in threads."""
 
     def __init__(
-        self, engine: Engine, streams: Streams, board: StatusBoard, cache_dir: Path, wanted: Sequence[Adapter]
+        self, engine: Engine, streams: Streams, board: StatusBoard, cache: Cache, wanted: Sequence[Adapter]
     ) -> None:
-        self._engine, self._streams, self._board, self._cache_dir = engine, streams, board, cache_dir
+        self._engine, self._streams, self._board, self._cache = engine, streams, board, cache
         self._news = asyncio.Event()
         self._folders: dict[Adapter, Path] = {}
         self._refused: dict[Adapter, _Refused] = {}
@@ -106,7 +107,7 @@ class Adapters:
         before = self._refused.get(a)
         try:
             async with self._may_fetch:
-                folder = await asyncio.to_thread(adapter_folder, a.source, a.source_revision, self._cache_dir, _quiet)
+                folder = await asyncio.to_thread(adapter_folder, a.source, a.source_revision, self._cache, _quiet)
         except UserError as e:
             self._refuse(a, _Refused(e.message))
         except HeadraceError as e:

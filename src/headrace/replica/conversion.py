@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,8 +15,10 @@ import structlog
 
 from headrace.errors import HeadraceError, UserError
 from headrace.process import explain_exit
-from headrace.replica.models import Report
+from headrace.replica.remote_code import remote_code_said
 from headrace.replica.sampling import read_json
+from headrace.replica.weights.cache import FULL, Cache
+from headrace.replica.weights.folder import Report
 
 log = structlog.get_logger()
 
@@ -28,29 +27,42 @@ _VERSION = 2  # of what the converter makes
 _DONE = "openvino_model.xml"
 
 
-def converted(folder: Path, weight_format: str, cache_dir: Path, report: Report, task: str = "") -> Path:
+def converted(
+    folder: Path, weight_format: str, cache: Cache, report: Report, task: str = "", *, remote_code: bool = False
+) -> Path:
     """The OpenVINO folder made from a safetensors folder, converting it if that has not been done on this node.
 
-    `weight_format`: one of FORMATS, or "" for the precision the weights have. `task`: a ModelSpec's.
-    UserError if it cannot be done here; HeadraceError, with the converter's last words, if it failed.
+    `weight_format`: one of FORMATS, or "" for the precision the weights have. `task`: a ModelSpec's. `remote_code`: run
+    Python files of the folder. UserError if it cannot be done here; HeadraceError, with the converter's last words, if
+    it failed.
     """
     form = weight_format or own_format(folder)
     if form not in FORMATS:
         raise UserError(f"{weight_format!r} is not a weight format: use one of {', '.join(FORMATS)}.")
-    target = cache_dir / "converted" / _key(folder, form, task or "generate")
+    target = cache.folder / "converted" / _key(folder, form, task or "generate", remote_code)
+    cache.hold(target)
     if (target / _DONE).exists():
         return target
     if find_spec("optimum") is None or find_spec("torch") is None:
         raise UserError(f"Converting {folder} to OpenVINO needs: pip install 'headrace[convert]'")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    report("waiting for another replica to convert", -1.0)
-    with _locked(target.with_suffix(".lock")):
+    with cache.filling(target, report, "convert"):
         if (target / _DONE).exists():
             return target
         for left in target.parent.glob(f"{target.name}.partial*"):
             shutil.rmtree(left)  # whoever made it is dead: we have the lock
         partial = target.with_name(f"{target.name}.partial")
-        _run_converter(folder, partial, form, task or "generate", report)
+        # A guess, and mostly too high: the weights keep their precision or get a lower one.
+        size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+        what = f"the conversion of {folder} to OpenVINO"
+        cache.make_room(target, size, size, what)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with remote_code_said(folder):
+                _run_converter(folder, partial, form, task or "generate", report, remote_code)
+        except HeadraceError as e:
+            if any(os.strerror(code) in e.message for code in FULL):
+                raise cache.full(what, size) from e
+            raise
         if target.exists():
             shutil.rmtree(target)
         os.replace(partial, target)
@@ -63,37 +75,22 @@ def own_format(folder: Path) -> str:
     return "fp32" if config.get("dtype", config.get("torch_dtype", "float32")) == "float32" else "fp16"
 
 
-def _key(folder: Path, form: str, task: str = "generate") -> str:
+def _key(folder: Path, form: str, task: str = "generate", remote_code: bool = False) -> str:
     """Changes when the folder's weights or configuration do."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja"))
+    kinds = (".safetensors", ".json", ".jinja", *((".py",) if remote_code else ()))
+    files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
     seen = [(p.name, s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
-    text = json.dumps([str(folder.resolve()), seen, form, task, _VERSION])
+    text = json.dumps([str(folder.resolve()), seen, form, task, remote_code, _VERSION])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which ends with the process that holds it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _run_converter(source: Path, target: Path, form: str, task: str, report: Report) -> None:
+def _run_converter(source: Path, target: Path, form: str, task: str, report: Report, remote_code: bool) -> None:
     """Run the child process to its end. It stays in our process group, and its input ends with us, however we end."""
     report("converting to OpenVINO", -1.0)
+    command = [sys.executable, "-m", "headrace.replica.convert", str(source), str(target), "--weight-format", form]
+    command += ["--task", task]
     child = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "headrace.replica.convert",
-            str(source),
-            str(target),
-            "--weight-format",
-            form,
-            "--task",
-            task,
-        ],
+        command + (["--trust-remote-code"] if remote_code else []),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--weight-format", choices=("fp32", "fp16", "int8", "int4"), default="fp16")
     parser.add_argument("--task", choices=tuple(_TASKS), default="generate")
+    parser.add_argument("--trust-remote-code", action="store_true")
     args = parser.parse_args()
     threading.Thread(target=_end_with_input, daemon=True).start()
     # Libraries print to standard output; it is ours to speak on.
@@ -40,7 +41,7 @@ def main() -> None:
         print(json.dumps(news), file=lines)
 
     try:
-        convert(args.source, args.target, args.weight_format, say, args.task)
+        convert(args.source, args.target, args.weight_format, say, args.task, args.trust_remote_code)
     except Exception as e:  # top of the process: told to the parent in one line, the trace to its log
         import traceback
 
@@ -55,7 +56,7 @@ def _end_with_input() -> None:
     os._exit(1)
 
 
-def convert(source: Path, target: Path, form: str, say, task: str = "generate") -> None:
+def convert(source: Path, target: Path, form: str, say, task: str = "generate", remote_code: bool = False) -> None:
     telemetry.forbid()
     os.environ["HF_HUB_OFFLINE"] = "1"
     say(activity="starting PyTorch", progress=0.0)
@@ -77,7 +78,7 @@ def convert(source: Path, target: Path, form: str, say, task: str = "generate") 
             str(source),
             export=True,
             compile=False,
-            trust_remote_code=False,
+            trust_remote_code=remote_code,
             local_files_only=True,
             quantization_config=bits,
         )
@@ -90,7 +91,7 @@ def convert(source: Path, target: Path, form: str, say, task: str = "generate") 
             task=_TASKS[task],
             library_name="transformers",
             ov_config=OVConfig(dtype=form),
-            trust_remote_code=False,
+            trust_remote_code=remote_code,
             local_files_only=True,
             convert_tokenizer=False,
         )

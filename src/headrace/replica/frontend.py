@@ -22,13 +22,13 @@ from headrace.core.types import (
 from headrace.errors import ContextExceeded, InvalidRequest
 from headrace.replica import forms
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing
-from headrace.replica.models import Model
 from headrace.replica.prepared import Prepared, PreparedEncoding, PreparedResult, Ready
 from headrace.replica.reader import Reader
 from headrace.replica.sampling import check, complete
 from headrace.replica.template import ChatTemplate, find_special_tokens, find_template, read_args, read_messages
 from headrace.replica.text import Answer
 from headrace.replica.tokenizer import FileCodec, SimulatedCodec, TextCodec
+from headrace.replica.weights import Model
 
 MAX_PROMPT_LOGPROBS = 64 * 1024
 

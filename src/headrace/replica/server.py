@@ -24,6 +24,7 @@ from headrace.replica.frontend import FrontEnd, open_front_end
 from headrace.replica.service import ReplicaServicer
 from headrace.replica.status import StatusBoard
 from headrace.replica.streams import Streams
+from headrace.replica.weights import Cache
 from headrace.rpc.channel import Tls, bind, new_server, tls_of
 from headrace.rpc.v1 import replica_pb2_grpc
 from headrace.settings import TlsSettings
@@ -96,6 +97,7 @@ class Replica:
         self._server = new_server()
         replica_pb2_grpc.add_ReplicaServiceServicer_to_server(self._service, self._server)
         self._engine: Engine | None = None
+        self._cache = Cache(Path(spec_file.cache_dir), spec_file.cache_limit_bytes)
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def live(self) -> Failed | None:
@@ -121,8 +123,8 @@ class Replica:
             raise Failed(why, False)
         self._board.load = engine.load
         self._service.streams = streams
-        spec, cache_dir = self._file.spec, Path(self._file.cache_dir)
-        adapters = self._service.adapters = Adapters(engine, streams, self._board, cache_dir, spec.adapters)
+        wanted = self._file.spec.adapters
+        adapters = self._service.adapters = Adapters(engine, streams, self._board, self._cache, wanted)
         if self._board.now.phase is Phase.LOADING:
             self._board.change(Phase.READY, activity="", progress=-1.0, model=engine.info)
         log.info("ready", engine=engine.info.engine, context_tokens=engine.info.context_tokens)
@@ -148,9 +150,11 @@ class Replica:
         def report(activity: str, progress: float) -> None:
             _hand_over(loop, self._activity, activity, progress)
 
+        cache = self._cache
+
         def load() -> tuple[Opened, FrontEnd]:
-            cache_dir, adapters = Path(self._file.cache_dir), bool(spec.adapters)
-            opened = open_engine(spec.model, spec.resources, cache_dir, report, adapters=adapters)
+            opened = open_engine(spec.model, spec.resources, cache, report, adapters=bool(spec.adapters))
+            cache.trim()
             e = opened.engine
             return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids, e.parser)
 

@@ -13,7 +13,8 @@ from headrace.errors import UserError
 from headrace.replica.conversion import converted
 from headrace.replica.engine import Engine
 from headrace.replica.engines import vllm_args, vllm_processes
-from headrace.replica.models import Model, Report, Weights, resolve
+from headrace.replica.remote_code import remote_code_said
+from headrace.replica.weights import Cache, Model, Report, Weights, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ def prepare(spec: ModelSpec, resources: Resources) -> None:
 
 
 def open_engine(
-    spec: ModelSpec, resources: Resources, cache_dir: Path, report: Report, *, adapters: bool = False
+    spec: ModelSpec, resources: Resources, cache: Cache, report: Report, *, adapters: bool = False
 ) -> Opened:
     """Find, fetch, convert and load what `spec` asks for. Slow; call it in a thread.
 
@@ -51,12 +52,12 @@ def open_engine(
     if name not in installed():
         raise UserError(HOW_TO_INSTALL[name])
     if name == "vllm":
-        return _open_vllm(spec, given, resources, cache_dir, report, adapters)
-    return _open_openvino(spec, given, resources, cache_dir, report)
+        return _open_vllm(spec, given, resources, cache, report, adapters)
+    return _open_openvino(spec, given, resources, cache, report)
 
 
 def _open_openvino(
-    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report
+    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache: Cache, report: Report
 ) -> Opened:
     from headrace.replica.engines.openvino import OpenVinoEngine, OpenVinoOptions
     from headrace.replica.engines.openvino_parsers import Parsers
@@ -88,17 +89,18 @@ def _openvino_folder(spec: ModelSpec, cache: Cache, report: Report) -> Path:
     source, revision = spec.source, spec.source_revision
     if spec.openvino_source and not spec.weight_format:
         source, revision = spec.openvino_source, spec.openvino_revision
-    model = resolve(source, revision, cache, report, trust_remote_code=spec.trust_remote_code)
+    model = resolve(source, revision, cache, report, remote_code=spec.trust_remote_code)
     assert model.folder
     if model.weights is Weights.OPENVINO:
         return model.folder
-    return converted(model.folder, spec.weight_format, cache.folder, report, spec.task)
+    return converted(model.folder, spec.weight_format, cache, report, spec.task, remote_code=spec.trust_remote_code)
 
 
 def _open_vllm(
-    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache_dir: Path, report: Report, adapters: bool
+    spec: ModelSpec, given: dict[str, Any], resources: Resources, cache: Cache, report: Report, adapters: bool
 ) -> Opened:
-    model = resolve(spec.source, spec.source_revision, cache_dir, report)
+    remote_code, prefer = spec.trust_remote_code, Weights.SAFETENSORS
+    model = resolve(spec.source, spec.source_revision, cache, report, remote_code=remote_code, prefer=prefer)
     assert model.folder
     if model.weights is Weights.OPENVINO and not any(model.folder.glob("*.safetensors")):
         raise UserError(f"{model.folder} has weights for OpenVINO only; vLLM needs safetensors.")
@@ -108,7 +110,8 @@ def _open_vllm(
     from headrace.replica.engines.vllm import VllmEngine
 
     report("loading the model", -1.0)
-    return Opened(VllmEngine(model.folder, spec, given, resources, adapters=adapters), model)
+    with remote_code_said(model.folder):
+        return Opened(VllmEngine(model.folder, spec, given, resources, adapters=adapters), model)
 
 
 def _engine_args(spec: ModelSpec) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, 
 from headrace.replica.engines.options import parse_options
 from headrace.replica.engines.simulated_answers import Speaker, logprobs, prompt_logprobs, values_of
 from headrace.replica.engines.simulated_parsing import SimulatedParser
-from headrace.replica.models import Report
 from headrace.replica.sampling import FEATURES
+from headrace.replica.weights import Report
 
 
 @dataclass(frozen=True, slots=True)
