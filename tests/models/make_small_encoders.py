@@ -46,6 +46,12 @@ def make_encoders(out: Path, text: str) -> None:
             pooling = out / "hf" / name / "1_Pooling" / "config.json"
             pooling.parent.mkdir()
             pooling.write_text(json.dumps({"word_embedding_dimension": 64, "pooling_mode_mean_tokens": True}))
+            parts = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+            modules = [
+                {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+                for i, (path, kind) in enumerate(parts)
+            ]
+            (out / "hf" / name / "modules.json").write_text(json.dumps(modules))
         convert(out / "hf" / name, out / "ov" / name, "fp32", lambda **_: None, name)
     vectors = [{"text": t, **_vectors(embed, tokenizer.encode(t).ids)} for t in TEXTS]
     scores = [

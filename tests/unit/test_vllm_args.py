@@ -29,6 +29,7 @@ class Known:
     disable_log_stats: bool = False
     max_model_len: int | None = None
     runner: str = "auto"
+    reasoning_parser: str = ""
     max_num_seqs: int | None = None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
@@ -69,6 +70,7 @@ def test_fields_of_the_deployment_become_arguments() -> None:
     assert args.disable_log_stats
     assert made({"pipeline_parallel_size": 2}, Resources(gpus=2)).tensor_parallel_size == 1
     assert made({}, spec=ModelSpec(source="/m", task="embed")).runner == "pooling"
+    assert made({}, spec=ModelSpec(source="/m", reasoning_parser="r1")).reasoning_parser == "r1"
 
 
 def test_what_vllm_refuses_is_a_sentence() -> None:

@@ -112,7 +112,7 @@ def check_model(model: ModelSpec) -> ModelSpec:
     ir = model.openvino_source
     if ir and (ir.startswith("builtin:") or not _is_source(ir)):
         raise InvalidRequest(
-            f"{ir[:200]!r} is not a source of OpenVINO IR: use hf://org/name, s3://bucket/prefix or an absolute folder.",
+            f"{ir[:200]!r} is not a source of OpenVINO IR: use hf://org/name, s3://bucket/prefix or a folder.",
             param="openvino_source",
         )
     for what in ("source_revision", "openvino_revision"):

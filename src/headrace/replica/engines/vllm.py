@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from headrace.core.types import Load, ModelInfo, ModelSpec, Resources, Task
 from headrace.errors import HeadraceError, UserError
 from headrace.replica import telemetry
@@ -129,7 +131,9 @@ class VllmEngine:
         self.info = ModelInfo(
             "vllm", vllm.__version__, int(model.max_model_len), int(model.get_vocab_size()), features, tasks
         )
-        self._pairs = bool(read_json(folder / "config.json").get("type_vocab_size", 0) or 0)
+        # Models that tell a pair's two texts apart by types of tokens; the tokenizer's own file is sure to know them.
+        typed = spec.task == "score" and int(read_json(folder / "config.json").get("type_vocab_size") or 1) > 1
+        self._pairs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")) if typed else None
         self._lock = threading.Lock()
         self._new: list[EngineRequest | EncodeRequest] = []
         self._aborted: list[int] = []
@@ -296,12 +300,10 @@ class VllmEngine:
         params = PoolingParams(task="embed" if request.task is Task.EMBED else "classify")
         if request.dimensions:
             params.dimensions = request.dimensions
-        if request.task is Task.SCORE:
-            pair = self._llm.get_tokenizer()(request.text, text_pair=request.document)
-            ids = list(pair["input_ids"])
-            types = pair.get("token_type_ids")
-            if types and self._pairs:
-                params.extra_kwargs = {"compressed_token_type_ids": types.index(1) if 1 in types else len(types)}
+        if self._pairs and request.document:
+            pair = self._pairs.encode(request.text, request.document)
+            ids, second = pair.ids, next((i for i, kind in enumerate(pair.type_ids) if kind), len(pair.ids))
+            params.extra_kwargs = {"compressed_token_type_ids": second}  # where the second text begins
         lora = self._loras[request.adapter] if request.adapter else None
         live = _Live(self, request.id, frozenset(), None, None)
         return live, self._llm.add_request(str(request.id), tokens_input(ids), params, lora_request=lora)

@@ -62,6 +62,8 @@ def engine_args(kind: type, folder: Path, spec: ModelSpec, given: Mapping[str, A
         own["tensor_parallel_size"] = resources.gpus
     if spec.task in ("embed", "score"):
         own["runner"] = "pooling"
+    if spec.reasoning_parser:
+        own["reasoning_parser"] = spec.reasoning_parser  # a structured answer begins after the reasoning
     try:
         return kind(**own | dict(given))
     except (TypeError, ValueError) as e:

@@ -9,6 +9,7 @@ from typing import Any
 from headrace.core.types import ToolCall
 from headrace.errors import UserError
 from headrace.replica.engine import Delta, OutputParser, Parsing
+from headrace.replica.engines.vllm_args import brief
 
 
 class Parsers:
@@ -33,6 +34,11 @@ class Parsers:
         # Without tools in a request, one that parses them may still take a form of theirs out of the text.
         self._class = make(tool or None, reasoning or None, enable_auto_tools=bool(tool))
         self._reasoning_class = make(None, reasoning, enable_auto_tools=False) if reasoning else None
+        named = " and ".join(n for n in (tool, reasoning) if n)
+        try:
+            self._class(self._tokenizer, [], model_config=model_config)
+        except Exception as e:  # whatever a parser asks of a model's tokenizer
+            raise UserError(f"The parser {named} does not fit this model: {brief(e)}") from e
 
     def new(self, parsing: Parsing) -> OutputParser | None:
         """A new answer's parser; None where there is nothing to take out."""
