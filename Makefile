@@ -25,7 +25,7 @@ test: $(VENV)/.test ## install what is needed and run all tests
 
 test-vllm: $(VENV)/.test $(VENV)/.vllm ## the tests with real vLLM, in an environment of their own
 	@if grep -q SKIPPED $(VENV)/.vllm; then cat $(VENV)/.vllm; else \
-	  $(VENV)/vllm/env/bin/python -m pytest tests/vllm $(ARGS); fi
+	  $(VENV)/vllm/env/bin/python -m pytest tests/real_vllm $(ARGS); fi
 
 check: $(VENV)/.dev ## lint, format, types, layers, generated code
 	$(BIN)/ruff check .

@@ -26,8 +26,6 @@ _PASS = {
 _PASS_PREFIXES = (
     "LC_",
     "XDG_",
-    "HF_",
-    "AWS_",
     "VLLM_",
     "OMP_",
     "KMP_",
@@ -39,9 +37,14 @@ _PASS_PREFIXES = (
 )
 
 
-def child_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The allow-listed part of our environment, and `extra` on top."""
-    env = {k: v for k, v in os.environ.items() if k in _PASS or k.startswith(_PASS_PREFIXES)}
+# What fetches weights: for those who do, and not for those who talk to the world.
+_SOURCES = ("HF_", "AWS_")
+
+
+def child_env(extra: Mapping[str, str] | None = None, *, sources: bool = False) -> dict[str, str]:
+    """The allow-listed part of our environment, and `extra` on top. `sources`: also what gives access to weights."""
+    passed = (*_PASS_PREFIXES, *_SOURCES) if sources else _PASS_PREFIXES
+    env = {k: v for k, v in os.environ.items() if k in _PASS or k.startswith(passed)}
     return env | dict(extra or {})
 
 

@@ -75,7 +75,8 @@ async def test_adapters_from_deploy_to_removal(tmp_path: Path) -> None:
         got = await cli(up, "adapters", "add", "sim", f"c={tmp_path}/none")
         assert (got.code, f"There is no folder {tmp_path}/none on this node." in got.err) == (1, True), got.err
         status = (await cli(up, "status")).out
-        assert f"adapter c: There is no folder {tmp_path}/none on this node." in " ".join(status.split())
+        # A long path is cut, or broken into lines, to fit the width.
+        assert "adapter c: There is no folder" in " ".join(status.split())
         assert max(map(len, status.splitlines())) <= 100
         async with httpx.AsyncClient(trust_env=False) as client:
             refused = await client.post(f"{url}/v1/chat/completions", json=body | {"model": "sim:c"})

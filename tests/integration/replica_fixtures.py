@@ -248,7 +248,9 @@ async def spawned(spec: ReplicaSpec, directory: Path, cache_dir: Path | None = N
     text = dump_spec(spec, host="127.0.0.1", cache_dir=str(cache_dir or directory / "cache"))
     (directory / "spec.json").write_text(text)
     child = Child.spawn(
-        [sys.executable, "-m", "headrace.replica", str(directory)], env=child_env(), output=directory / "replica.log"
+        [sys.executable, "-m", "headrace.replica", str(directory)],
+        env=child_env(sources=True),
+        output=directory / "replica.log",
     )
     try:
         yield child

@@ -276,6 +276,7 @@ def test_the_environment_of_a_child_is_an_allow_list(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     env = child_env({"EXTRA": "1"})
     assert "AWS_SECRET_ACCESS_KEY" not in env
+    assert child_env(sources=True)["AWS_SECRET_ACCESS_KEY"] == "s"
     assert "HEADRACE_LIFELINE_FD" not in env
     assert env["OMP_NUM_THREADS"] == "2"
     assert env["EXTRA"] == "1"

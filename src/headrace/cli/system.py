@@ -59,7 +59,7 @@ class _System:
         self._endpoint: HeadEndpoint | None = None
         self._head_flags, self._scheduler_flags = head_flags, scheduler_flags
         ours = {k: v for k, v in os.environ.items() if k.startswith("HEADRACE_") and k not in _PRIVATE}
-        self._env = child_env(ours)
+        self._env = child_env(ours, sources=True)  # the scheduler's replicas fetch weights
         # Nothing is ever written to it: its end tells the children that this process is gone.
         self._lifeline, self._held = os.pipe()
         self._inherited = (self._lifeline, lock)

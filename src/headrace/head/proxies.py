@@ -157,9 +157,7 @@ class ProxyFleet:
         with suppress(FileNotFoundError):
             if output.stat().st_size > _MAX_LOG_BYTES:
                 os.replace(output, output.with_suffix(".log.1"))
-        # What fetches weights is for replicas, not for those who talk to the world.
-        env = {k: v for k, v in child_env(settings).items() if not k.startswith(("AWS_", "HF_"))}
-        child = Child.spawn(argv, env=env, output=output)
+        child = Child.spawn(argv, env=child_env(settings), output=output)
         record = asdict(child.record) | {"argv": argv, "version": __version__, "restarts": slot.restarts}
         try:
             write_atomic(self._record_path(slot.proxy_id), json.dumps(record))

@@ -54,7 +54,8 @@ class Conditions:
             "PYTHONSAFEPATH": "1",  # where we were started from must not decide what a replica imports
             "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "NONE"),  # its core logs every peer that goes away
         }
-        return Child.spawn([*self.command, str(folder.path)], env=child_env(extra | dict(self.env)), output=folder.log)
+        env = child_env(extra | dict(self.env), sources=True)
+        return Child.spawn([*self.command, str(folder.path)], env=env, output=folder.log)
 
     def keep(self, spec: ReplicaSpec) -> None:
         """Write down what changed of a running replica's spec."""
