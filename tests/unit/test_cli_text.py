@@ -357,3 +357,12 @@ def test_the_sentence_of_a_child_is_its_last_error() -> None:
     log = "2026-01-01 [info] starting\nError: first\nnoise\nError: Port 8000 is in use.\n"
     assert own_sentence(log) == "Port 8000 is in use."
     assert own_sentence("2026 [error] Error: inside a line\n") == ""
+
+
+def test_an_update_that_fits_nowhere_is_not_waited_for() -> None:
+    """The old revision goes on serving, so the deployment is READY."""
+    stuck = replace(deployment(revision=2, reason="updating to revision 2: needs the engine vllm"), stuck=True)
+    old = replica(Phase.READY, revision=1)
+    now = standing(cluster([stuck], [old]), "demo", 2)
+    assert now == Standing("demo", Outcome.FAILED, "updating to revision 2: needs the engine vllm")
+    assert standing(cluster([replace(stuck, stuck=False)], [old]), "demo", 2).outcome is Outcome.WAITING

@@ -53,7 +53,7 @@ def standing(status: ClusterStatus, name: str, revision: int, replicas: int = 1)
     coming = [r for r in mine if r.status.phase in _COMING and r.status.phase is not Phase.READY]
     if failed and not coming and not (ready and len(mine) < found.deployment.replicas):
         return Standing(name, Outcome.FAILED, failed[0].status.reason or found.reason or "no reason was given")
-    if found.state is RouteState.FAILED and not mine:
+    if (found.state is RouteState.FAILED or found.stuck) and not mine:
         return Standing(name, Outcome.FAILED, found.reason or "no reason was given")
     return _on_the_way(found, coming, ready, min(replicas, found.deployment.replicas))
 

@@ -122,13 +122,14 @@ def _stand(d: Deployment, seen: Sequence[_Seen], unplaced: Unplaced | None) -> D
     failed = next((s for s in current if s.phase is Phase.FAILED), None)
     updated = sum(s.phase is Phase.READY for s in current)
     if ready or _endpoints(d, seen):
-        return DeploymentStatus(d, ready, RouteState.READY, _while_ready(d, seen, current, updated, reason))
+        amiss = _while_ready(d, seen, current, updated, reason)
+        return DeploymentStatus(d, ready, RouteState.READY, amiss, stuck=unplaced is not None and unplaced.stuck)
     if failed and not any(p in _COMING for p in phases):
         return DeploymentStatus(d, 0, RouteState.FAILED, failed.reason or "its replica failed; its log says why")
     if d.replicas == 0 and not seen:
         return DeploymentStatus(d, 0, RouteState.AVAILABLE, "scaled to 0")
     if unplaced and unplaced.stuck and not any(p in _COMING for p in phases):
-        return DeploymentStatus(d, 0, RouteState.FAILED, reason)
+        return DeploymentStatus(d, 0, RouteState.FAILED, reason, stuck=True)
     return DeploymentStatus(
         d, 0, RouteState.STARTING, _progress([s.status for s in seen if s.status]) or reason or "waits to be placed"
     )

@@ -279,6 +279,7 @@ class DeploymentStatus:
     ready: int
     state: RouteState
     reason: str = ""
+    stuck: bool = False  # no node that there is could hold another replica; waiting will not help
 
 
 @dataclass(frozen=True, slots=True)

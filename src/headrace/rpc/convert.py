@@ -316,6 +316,7 @@ def deployment_status_to_pb(s: t.DeploymentStatus) -> head_pb2.Deployment:
         ready=s.ready,
         state=_ROUTE_STATES[s.state],
         reason=s.reason,
+        stuck=s.stuck,
         created_unix_s=d.created_unix_s,
         adapters=[adapter_to_pb(a) for a in d.adapters],
     )
@@ -337,6 +338,7 @@ def deployment_status_from_pb(m: head_pb2.Deployment) -> t.DeploymentStatus:
         ready=m.ready,
         state=_ROUTE_STATES_BACK[m.state],
         reason=m.reason,
+        stuck=m.stuck,
     )
 
 

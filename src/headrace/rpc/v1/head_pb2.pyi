@@ -480,6 +480,7 @@ class Deployment(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_S_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    STUCK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     revision: _builtins.int
     min_replicas: _builtins.int
@@ -490,6 +491,8 @@ class Deployment(_message.Message):
     state: Global___RouteState.ValueType
     reason: _builtins.str
     created_unix_s: _builtins.int
+    stuck: _builtins.bool
+    """No node that there is could hold another replica of the newest revision; waiting will not help."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelSpec: ...
     @_builtins.property
@@ -511,10 +514,11 @@ class Deployment(_message.Message):
         reason: _builtins.str = ...,
         created_unix_s: _builtins.int = ...,
         adapters: _abc.Iterable[_types_pb2.Adapter] | None = ...,
+        stuck: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "created_unix_s", b"created_unix_s", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "model", b"model", "name", b"name", "ready", b"ready", "reason", b"reason", "replicas", b"replicas", "resources", b"resources", "revision", b"revision", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "created_unix_s", b"created_unix_s", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "model", b"model", "name", b"name", "ready", b"ready", "reason", b"reason", "replicas", b"replicas", "resources", b"resources", "revision", b"revision", "state", b"state", "stuck", b"stuck"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
