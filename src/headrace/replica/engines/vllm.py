@@ -407,8 +407,9 @@ def _refusal(request_id: int, e: Exception) -> Row:
 
 
 def _numbers(request_id: int, output: Any) -> Row:
-    if output.error is not None:
-        return Row(request_id, (), "error", error=f"The engine refuses the request: {output.error.message}")
+    error = getattr(output, "error", None)  # since 0.31
+    if error is not None:
+        return Row(request_id, (), "error", error=f"The engine refuses the request: {error.message}")
     values = [float(x) for x in output.outputs.data.flatten().tolist()]
     return Row(request_id, (), "stop", cached_tokens=output.num_cached_tokens or 0, values=values)
 
