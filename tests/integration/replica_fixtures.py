@@ -185,7 +185,7 @@ class RunningReplica:
 
     async def statuses(self, replica_id: str | None = None) -> AsyncIterator[ReplicaStatus]:
         request = replica_pb2.WatchReplicaRequest(replica_id=replica_id or self.replica_id)
-        call = self.stub.Watch(request)
+        call = self.stub.Watch(request, wait_for_ready=True)
         try:
             async for message in call:
                 yield convert.replica_status_from_pb(message)

@@ -37,11 +37,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # what there is to download has been
 os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "4096")
 import vllm  # noqa: E402  # pyright: ignore[reportMissingImports]
 from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402  # pyright: ignore[reportMissingImports]
-from vllm.exceptions import (  # noqa: E402  # pyright: ignore[reportMissingImports]
-    MaxQueuedTokensError,
-    QueueOverflowError,
-    VLLMClientError,
-)
 from vllm.inputs import tokens_input  # noqa: E402  # pyright: ignore[reportMissingImports]
 from vllm.lora.request import LoRARequest  # noqa: E402  # pyright: ignore[reportMissingImports]
 from vllm.platforms import current_platform  # noqa: E402  # pyright: ignore[reportMissingImports]
@@ -51,8 +46,9 @@ from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: E402  # pyright: ign
 
 from headrace.replica.engines.vllm_outputs import (  # noqa: E402
     cannot_go_on,
-    logprobs_of,
-    prompt_logprobs_of,
+    numbers_of,
+    refusal_of,
+    row_of,
     sampling_params,
 )
 from headrace.replica.engines.vllm_parsers import Parsers  # noqa: E402
@@ -128,6 +124,8 @@ class VllmEngine:
         features = FEATURES | _GUIDES | {"prompt_logprobs"} | self._parsers.features
         if self._adapters_on:
             features |= {"adapters"}
+        if getattr(model, "is_matryoshka", False):
+            features |= {"dimensions"}
         self.info = ModelInfo(
             "vllm", vllm.__version__, int(model.max_model_len), int(model.get_vocab_size()), features, tasks
         )
@@ -276,7 +274,7 @@ class VllmEngine:
             self._live.pop(request.id, None)
             if self._llm.errored:
                 return  # the watch says so for all
-            self._queue(_refusal(request.id, e))
+            self._queue(refusal_of(request.id, e))
             return
         live.internal_id = collector.request_id
         early = collector.output
@@ -314,30 +312,15 @@ class VllmEngine:
             if self._llm.errored:
                 self._die("vLLM's engine process died; the replica's log says more.")
             else:
-                self._end(live, _refusal(live.id, output))
+                self._end(live, refusal_of(live.id, output))
             return
         if not hasattr(output.outputs, "__len__"):
-            self._end(live, _numbers(live.id, output))
+            self._end(live, numbers_of(live.id, output))
             return
-        out = output.outputs[0]
-        tokens: list[int] = list(out.token_ids)
-        finish = out.finish_reason
-        if finish is not None and finish not in ("stop", "length", "abort"):
-            error = "" if finish != "error" else "vLLM failed on this request; the replica's log says more."
-            finish = "error" if error else "stop"
-            self._end(live, Row(live.id, tokens, finish, error=error))
-            return
-        logprobs = (
-            logprobs_of(tokens, out.logprobs, live.logprobs) if live.logprobs is not None and out.logprobs else []
-        )
-        if finish == "stop" and tokens and tokens[-1] in live.stops:
-            del tokens[-1], logprobs[len(tokens) :]
-        row = Row(live.id, tokens, finish, logprobs, output.num_cached_tokens or 0)
-        if live.prompt_logprobs is not None and output.prompt_logprobs:
-            ids = output.prompt_token_ids or ()
-            row.prompt_logprobs = prompt_logprobs_of(ids, output.prompt_logprobs, live.prompt_logprobs)
-            live.prompt_logprobs = None
-        if finish is None:
+        row = row_of(live.id, output, live.stops, live.logprobs, live.prompt_logprobs)
+        if row.prompt_logprobs:
+            live.prompt_logprobs = None  # told once
+        if row.finish is None:
             self._queue(row)
         else:
             self._end(live, row)
@@ -395,23 +378,6 @@ class VllmEngine:
             else:
                 self._loras[name] = lora
         return failed
-
-
-def _refusal(request_id: int, e: Exception) -> Row:
-    """The last row of a request that vLLM does not take. What is the request's own fault is told as such."""
-    if isinstance(e, QueueOverflowError | MaxQueuedTokensError):
-        return Row(request_id, (), "error", error="This replica's queue is full.", kind="overloaded")
-    if isinstance(e, VLLMClientError | ValueError | TypeError):
-        return Row(request_id, (), "error", error=f"The engine refuses the request: {brief(e)}", kind="invalid_request")
-    return Row(request_id, (), "error", error=f"The engine failed on the request: {brief(e)}")
-
-
-def _numbers(request_id: int, output: Any) -> Row:
-    error = getattr(output, "error", None)  # since 0.31
-    if error is not None:
-        return Row(request_id, (), "error", error=f"The engine refuses the request: {error.message}")
-    values = [float(x) for x in output.outputs.data.flatten().tolist()]
-    return Row(request_id, (), "stop", cached_tokens=output.num_cached_tokens or 0, values=values)
 
 
 def _ids(value: Any) -> list[int]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from vllm.exceptions import (  # pyright: ignore[reportMissingImports]
+    MaxQueuedTokensError,
+    QueueOverflowError,
+    VLLMClientError,
+)
 from vllm.sampling_params import (  # pyright: ignore[reportMissingImports]
     RequestOutputKind,
     SamplingParams,
@@ -13,7 +18,8 @@ from vllm.sampling_params import (  # pyright: ignore[reportMissingImports]
 )
 
 from headrace.core.types import Guide
-from headrace.replica.engine import EngineRequest
+from headrace.replica.engine import EngineRequest, Row
+from headrace.replica.engines.vllm_args import brief
 
 
 def sampling_params(request: EngineRequest) -> SamplingParams:
@@ -96,3 +102,41 @@ def prompt_logprobs_of(
 def _top(entry: Mapping[int, Any], n: int) -> Alternatives:
     ranked = sorted((x.rank, i, x.logprob) for i, x in entry.items() if x.rank is not None and x.rank <= n)
     return tuple((i, logprob) for _, i, logprob in ranked)
+
+
+def row_of(
+    request_id: int, output: Any, stops: Collection[int], logprobs: int | None, prompt_logprobs: int | None
+) -> Row:
+    """What one step brought for a request that generates; without the last token if that is one of `stops`."""
+    out = output.outputs[0]
+    tokens: list[int] = list(out.token_ids)
+    finish: str | None = out.finish_reason
+    if finish == "error":
+        return Row(request_id, tokens, "error", error="vLLM failed on this request; the replica's log says more.")
+    if finish not in (None, "length", "abort"):
+        finish = "stop"
+    numbers = logprobs_of(tokens, out.logprobs, logprobs) if logprobs is not None and out.logprobs else []
+    if finish == "stop" and tokens and tokens[-1] in stops:
+        del tokens[-1], numbers[len(tokens) :]
+    row = Row(request_id, tokens, finish, numbers, output.num_cached_tokens or 0)
+    if prompt_logprobs is not None and output.prompt_logprobs:
+        row.prompt_logprobs = prompt_logprobs_of(output.prompt_token_ids or (), output.prompt_logprobs, prompt_logprobs)
+    return row
+
+
+def refusal_of(request_id: int, e: Exception) -> Row:
+    """The last row of a request that vLLM does not take. What is the request's own fault is told as such."""
+    if isinstance(e, QueueOverflowError | MaxQueuedTokensError):
+        return Row(request_id, (), "error", error="This replica's queue is full.", kind="overloaded")
+    if isinstance(e, VLLMClientError | ValueError | TypeError):
+        return Row(request_id, (), "error", error=f"The engine refuses the request: {brief(e)}", kind="invalid_request")
+    return Row(request_id, (), "error", error=f"The engine failed on the request: {brief(e)}")
+
+
+def numbers_of(request_id: int, output: Any) -> Row:
+    """The only row of a request for numbers."""
+    error = getattr(output, "error", None)  # since 0.31
+    if error is not None:
+        return Row(request_id, (), "error", error=f"The engine refuses the request: {error.message}")
+    values = [float(x) for x in output.outputs.data.flatten().tolist()]
+    return Row(request_id, (), "stop", cached_tokens=output.num_cached_tokens or 0, values=values)
