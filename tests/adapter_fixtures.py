@@ -10,7 +10,7 @@ from typing import Any
 
 from replica_fixtures import ProxySide, RunningReplica
 
-from headrace.core.types import Adapter, ReplicaStatus, Sampling, TokenPrompt
+from headrace.core.types import Adapter, AdapterStatus, ReplicaStatus, Sampling, TokenPrompt
 from headrace.rpc import convert
 from headrace.rpc.v1 import replica_pb2
 
@@ -62,3 +62,21 @@ async def start(p: ProxySide, expected: Greedy, adapter: str) -> list[tuple[int,
         prompt = TokenPrompt(e["prompt_ids"])
         streams.append((await p.start(prompt, max_tokens=len(ids), sampling=GREEDY, adapter=adapter), ids))
     return streams
+
+
+async def come_and_go(replica: RunningReplica, a: Adapter, b: Adapter, expected: Mapping[str, Greedy]) -> None:
+    """`a` is there; `b` comes while streams run, then `a` goes: every answer is that of the merged weights."""
+    assert (await settled(replica, a)).adapters == (AdapterStatus(a, loaded=True),)
+    async with replica.session() as p:
+        streams = [s for n in ("", "a", "") for s in await start(p, expected[n], n)]
+        status = await tell(replica, a, b)  # while they run
+        assert all(s.loaded for s in status.adapters), status.adapters
+        streams += [s for n in ("a", "b", "") for s in await start(p, expected[n], n)]
+        for number, ids in streams:
+            assert (await p.end_of(number)).tokens == ids, number
+        assert (await tell(replica, b)).pid == replica.child.pid
+        for number, ids in await start(p, expected["b"], "b"):
+            assert (await p.end_of(number)).tokens == ids, number
+        refused = (await p.ask("x", adapter="a")).rejected
+        assert refused is not None
+        assert refused.failure.kind == "not_loaded"

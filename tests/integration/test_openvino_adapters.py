@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from adapter_fixtures import Greedy, settled, start, tell, write_adapter
+from adapter_fixtures import Greedy, come_and_go, tell, write_adapter
 from model_fixtures import SmallModel
 from replica_fixtures import a_spec, running
 
@@ -34,20 +34,7 @@ async def test_tokens_are_those_of_the_merged_weights(
     spec = replace(a_spec(engine="openvino", source=str(model["ov"]), options=options, cpus=2), adapters=(a,))
     async with running(spec, tmp_path) as replica:
         await replica.ready()
-        assert (await settled(replica, a)).adapters == (AdapterStatus(a, loaded=True),)
-        async with replica.session() as p:
-            streams = [s for n in ("", "a", "") for s in await start(p, expected[n], n)]
-            status = await tell(replica, a, b)  # while they run
-            assert all(s.loaded for s in status.adapters), status.adapters
-            streams += [s for n in ("a", "b", "") for s in await start(p, expected[n], n)]
-            for number, ids in streams:
-                assert (await p.end_of(number)).tokens == ids, number
-            assert (await tell(replica, b)).pid == replica.child.pid
-            for number, ids in await start(p, expected["b"], "b"):
-                assert (await p.end_of(number)).tokens == ids, number
-            refused = (await p.ask("x", adapter="a")).rejected
-            assert refused is not None
-            assert refused.failure.kind == "not_loaded"
+        await come_and_go(replica, a, b, expected)
 
 
 async def test_what_openvino_would_ignore_or_get_wrong_is_refused(

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from adapter_fixtures import Greedy, settled, start, tell, write_adapter
+from adapter_fixtures import Greedy, come_and_go, start, tell, write_adapter
 from model_fixtures import SmallModel
 from replica_fixtures import a_spec, running
 
-from headrace.core.types import Adapter, AdapterStatus
+from headrace.core.types import Adapter
 
 pytest.importorskip("vllm", reason="runs in an environment of its own: make test-vllm")
 
@@ -27,20 +27,8 @@ async def test_adapters_come_and_go_while_streams_run(small_models: dict[str, Sm
     spec = replace(a_spec(engine="vllm", source=str(model["hf"]), cpus=2, options=options), adapters=(a,))
     async with running(spec, tmp_path) as replica:
         await replica.status_when(lambda s: s.model or s.reason, 180)
-        assert (await settled(replica, a)).adapters == (AdapterStatus(a, loaded=True),)
+        await come_and_go(replica, a, b, expected)
         async with replica.session() as p:
-            streams = [s for n in ("", "a", "") for s in await start(p, expected[n], n)]
-            status = await tell(replica, a, b)  # while they run
-            assert all(s.loaded for s in status.adapters), status.adapters
-            streams += [s for n in ("a", "b", "") for s in await start(p, expected[n], n)]
-            for number, ids in streams:
-                assert (await p.end_of(number)).tokens == ids, number
-            assert (await tell(replica, b)).pid == replica.child.pid
-            for number, ids in await start(p, expected["b"], "b"):
-                assert (await p.end_of(number)).tokens == ids, number
-            refused = (await p.ask("x", adapter="a")).rejected
-            assert refused is not None
-            assert refused.failure.kind == "not_loaded"
             bad = Adapter("bad", str(write_adapter(tmp_path / "bad")))
             said = {s.adapter.name: s for s in (await tell(replica, b, bad)).adapters}
             assert said["b"].loaded

@@ -103,11 +103,8 @@ class VllmEngine:
             os.environ.update(vllm_args.cpu_environment(resources))
             given |= vllm_args.cpu_defaults(given, resources, own_float32=not _fast_bfloat16())
         args = vllm_args.engine_args(AsyncEngineArgs, folder, spec, given, resources)
-        self._stats: list[_Stats] = []
         try:
             config = args.create_engine_config()
-        except (UserError, HeadraceError):
-            raise
         except Exception as e:
             raise UserError(f"vLLM cannot serve {folder}: {brief(e)}") from e
         vllm_processes.fork_engines_from_server()
@@ -139,7 +136,6 @@ class VllmEngine:
         self._load = Load()
         self._live: dict[int, _Live] = {}
         self._rows: list[Row] = []
-        self._ids = itertools.count(1)
         self._loras: dict[str, LoRARequest] = {}
         self._lora_ids = itertools.count(1)
         self._stepped_at = time.monotonic()
