@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import structlog
@@ -18,6 +18,7 @@ from headrace.metrics import Metrics
 from headrace.proxy.admission import Admission
 from headrace.proxy.changed import Changed
 from headrace.proxy.generation import WINDOW, Generation
+from headrace.proxy.moves import Moves
 from headrace.proxy.server import CONNECTION
 from headrace.proxy.sinks import Answer
 from headrace.proxy.writer import Writer
@@ -45,9 +46,9 @@ class Serving:
     admission: Admission
     metrics: Metrics
     active: set[Generation] = field(default_factory=set)
-    streams: int = 0
     draining: bool = False
     idle: Changed = field(default_factory=Changed)
+    moves: Moves = field(default_factory=Moves)
 
     def fail_all(self, error: HeadraceError) -> None:
         """End what is left, each with the same error."""
@@ -100,10 +101,9 @@ class Answering(Response):
         count = min(len(self._submits) * self._n, WINDOW)
         known = serving.admission.route(self._model) is not None  # NotFound before anything else
         label = self._model if known else ""  # a metric's label is never just what a client says
-        if serving.streams + count > settings.max_streams:
-            raise Overloaded(
-                f"{serving.streams} streams are running here; at most {settings.max_streams} may.", retry_after_s=1.0
-            )
+        if serving.moves.running + count > settings.max_streams:
+            running, most = serving.moves.running, settings.max_streams
+            raise Overloaded(f"{running} streams are running here; at most {most} may.", retry_after_s=1.0)
         metrics = serving.metrics
         begin, raw_send = scope[RAW_SEND]
         writer = Writer(
@@ -116,13 +116,14 @@ class Answering(Response):
         )
         answer = self._make(writer)
         tally = metrics.tally(label)
-        generation = Generation(self._model, self._submits, self._n, answer, serving.admission, tally)
+        now = unix_now()
+        submits = [replace(s, received_unix_s=now) for s in self._submits]
+        generation = Generation(self._model, submits, self._n, answer, serving.admission, tally, serving.moves)
         unread = RequestTimeout(
             f"The client left more than {settings.stream_buffer_bytes} bytes unread.", code="client_too_slow"
         )
         writer.on_overflow = lambda: generation.fail(unread)
         serving.active.add(generation)
-        serving.streams += count
         metrics.in_flight.inc()
         try:
             usage = await while_connected(receive, generation.run())
@@ -151,7 +152,6 @@ class Answering(Response):
             if generation.first_at:
                 metrics.ttft.labels(label).observe(generation.first_at - scope[RECEIVED_AT])
             metrics.in_flight.dec()
-            serving.streams -= count
             serving.active.discard(generation)
             if not serving.active:
                 serving.idle.notify()

@@ -10,6 +10,7 @@ from headrace import errors
 from headrace.core.types import ReplicaId, Submit
 from headrace.metrics import Tally
 from headrace.proxy.admission import Admission
+from headrace.proxy.moves import Moves
 from headrace.proxy.stream import Sink, Stream, fan_out
 
 _FIRST_TOKEN_WORD_S = 10.0
@@ -28,9 +29,18 @@ class Generation:
     """`submits`: one per prompt; each becomes `n` streams, numbered prompt by prompt."""
 
     def __init__(
-        self, model: str, submits: Sequence[Submit], n: int, sink: Sink, admission: Admission, tally: Tally
+        self,
+        model: str,
+        submits: Sequence[Submit],
+        n: int,
+        sink: Sink,
+        admission: Admission,
+        tally: Tally,
+        moves: Moves,
     ) -> None:
         self.model = model
+        self._submits = submits
+        self._moves = moves
         self._n = n
         self._admission = admission
         self._sink = sink
@@ -38,7 +48,7 @@ class Generation:
         self._error: errors.HeadraceError | None = None
         self._limit = asyncio.timeout(None)
         self.streams = [
-            Stream(p * n + i, fan_out(submit, i), sink, tally, self._wake.set)
+            Stream(p * n + i, fan_out(submit, i), sink, tally, self._wake.set, moves.may_move)
             for p, submit in enumerate(submits)
             for i in range(n)
         ]
@@ -57,13 +67,20 @@ class Generation:
 
     async def run(self) -> Usage:
         """Until every choice is done; HeadraceError if one failed. The replicas are left clean, however it ends."""
+        count = min(len(self.streams), WINDOW)
+        self._moves.admit(count)
         try:
+            for submit in self._submits:
+                self._moves.check(self.model, submit)
             async with self._limit:
                 await self._run()
         except TimeoutError:
             raise self._error or errors.HeadraceError("The request ended without a reason.") from None
         finally:
+            self._moves.leave(count)
             for s in self.streams:
+                if isinstance(s.error, errors.Quarantined):
+                    self._moves.quarantine(self.model, self._submits[s.index // self._n])
                 s.end("abort")
         return self._usage()
 
@@ -82,8 +99,10 @@ class Generation:
                 await self._sleep()
 
     async def _place(self, waiting: list[Stream]) -> None:
+        like = waiting[0].fingerprint
+        waiting = [s for s in waiting if s.fingerprint == like]  # the others' turn comes in the next round
         excluded: set[ReplicaId] = {r for s in waiting for r in s.tried}
-        session = await self._admission.session_for(self.model, excluded, self._sink.waiting)
+        session = await self._admission.session_for(self.model, excluded, self._sink.waiting, like)
         route = self._admission.route(self.model)  # the one that the session was found by
         for stream in waiting:
             stream.place(session, route.adapter if route else "")

@@ -26,6 +26,7 @@ class Answer(Protocol):
     def extra(self, index: int, item: Extra) -> None: ...
     def choice_done(self, index: int, reason: str) -> None: ...
     def waiting(self, what: str) -> None: ...
+    def restart(self, index: int) -> bool: ...
     def complete(self, usage: Usage) -> None: ...
 
     def fail(self, error: HeadraceError) -> None:
@@ -73,6 +74,9 @@ class Events:
             self.writer.start(200, [*SSE_HEADERS, *self._headers])
         self.writer.write(b": " + " ".join(what.split()).encode() + b"\n\n")
 
+    def restart(self, index: int) -> bool:
+        return False
+
     def complete(self, usage: Usage) -> None:
         self.writer.end((self._shape.usage(usage) if self._include_usage else b"") + DONE)
 
@@ -100,6 +104,9 @@ class Text:
 
     def waiting(self, what: str) -> None:
         """Without headers, so that a failure keeps its status."""
+
+    def restart(self, index: int) -> bool:
+        return False
 
     def complete(self, usage: Usage) -> None:
         if not self.writer.started:
@@ -134,6 +141,10 @@ class Collected:
 
     def waiting(self, what: str) -> None:
         """Without headers, so that a failure keeps its status."""
+
+    def restart(self, index: int) -> bool:
+        self._choices[index], self._texts[index] = Choice(), []
+        return True
 
     def complete(self, usage: Usage) -> None:
         for choice, texts in zip(self._choices, self._texts, strict=True):

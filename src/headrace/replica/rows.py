@@ -98,11 +98,11 @@ def read(stream: Stream, p: Prepared, text: str, ids: Sequence[int], last: bool)
     if last:
         deltas.append(p.reader.finish())
     for d in deltas:
-        _put_parsed(stream, d)
+        put_parsed(stream, d)
     return before + "".join(d.text for d in deltas)
 
 
-def _put_parsed(stream: Stream, d: Delta) -> None:
+def put_parsed(stream: Stream, d: Delta) -> None:
     if d.reasoning or d.tool_calls:
         stream.session.columns.parsed.append(Parsed(stream.number, d.reasoning, d.tool_calls))
 

@@ -16,7 +16,7 @@ from headrace.core.types import Failure, Finished, Rejected, Started, Submit
 from headrace.replica.engine import EncodeRequest, Engine, EngineRequest, Row, Step
 from headrace.replica.frontend import FrontEnd
 from headrace.replica.prepared import PreparedEncoding, PreparedResult, Ready
-from headrace.replica.rows import Stream, put_text, read, take_more, take_values
+from headrace.replica.rows import Stream, put_parsed, put_text, read, take_more, take_values
 from headrace.replica.session import Session
 
 log = structlog.get_logger()
@@ -28,9 +28,10 @@ HEARTBEAT_S = 0.5
 class Streams:
     """Submits, aborts and the steps' rows, in one place."""
 
-    def __init__(self, engine: Engine, front_end: FrontEnd, max_waiting: int) -> None:
+    def __init__(self, engine: Engine, front_end: FrontEnd, max_waiting: int, fingerprint: str = "") -> None:
         self._engine, self._front_end = engine, front_end
         self._max_waiting = max_waiting
+        self._fingerprint = fingerprint
         self._sessions: set[Session] = set()
         self._by_engine_id: dict[int, Stream] = {}
         self._ids = itertools.count(1)
@@ -110,7 +111,7 @@ class Streams:
     def open(self, proxy_id: str) -> Session:
         session = Session(proxy_id)
         self._sessions.add(session)
-        self._send(session)
+        session.send(self._engine.load(), self.draining, self._loop.time(), self._fingerprint)
         return session
 
     def close(self, session: Session) -> None:
@@ -157,6 +158,7 @@ class Streams:
         if not ready.plain:
             stream.take = take_more
         columns.started.append(Started(stream.number, ready.prompt_tokens, ready.echo))
+        put_parsed(stream, ready.parsed)
         if ready.finish:
             tail = "" if ready.finish == "stop" else ready.answer.finish()
             put_text(stream, read(stream, ready, tail, (), last=True))

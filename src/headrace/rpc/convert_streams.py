@@ -46,7 +46,7 @@ _SAMPLING = (
 
 
 _FLAT = ("adapter", "tools_json", "tool_choice", "tool_name", "one_tool_call", "template_args_json", "echo", "document",
-         "dimensions", "no_special_tokens")  # fmt: skip
+         "dimensions", "no_special_tokens", "received_unix_s")  # fmt: skip
 _TASKS = {
     t.Task.GENERATE: replica_pb2.GENERATE,
     t.Task.EMBED: replica_pb2.EMBED,
@@ -103,6 +103,8 @@ def submit_to_pb(s: t.Submit) -> replica_pb2.SessionRequest:
     if s.resume is not None:
         m.resume.token_ids.extend(s.resume.token_ids)
         m.resume.text_chars = s.resume.text_chars
+        m.resume.reasoning_chars = s.resume.reasoning_chars
+        m.resume.SetInParent()
     if s.task is not t.Task.GENERATE:
         m.task = _TASKS[s.task]
     for name in _FLAT:
@@ -125,7 +127,8 @@ def submit_from_pb(m: replica_pb2.Submit) -> t.Submit:
         prompt = t.TextPrompt(m.text)
     given = {name: getattr(m.sampling, name) for name in _SAMPLING if m.sampling.HasField(name)}
     bias = dict(m.sampling.logit_bias) or None
-    resume = t.Resume(list(m.resume.token_ids), m.resume.text_chars) if m.HasField("resume") else None
+    r = m.resume
+    resume = t.Resume(list(r.token_ids), r.text_chars, r.reasoning_chars) if m.HasField("resume") else None
     return t.Submit(
         stream=m.stream,
         request_id=m.request_id,
@@ -182,6 +185,7 @@ def frame_to_pb(f: t.Frame) -> replica_pb2.Frame:
         token_id=f.token_ids,
         text=f.texts,
         draining=f.draining,
+        fingerprint=f.fingerprint,
     )
     if f.load is not None:
         m.load.CopyFrom(load_to_pb(f.load))
@@ -230,4 +234,5 @@ def frame_from_pb(m: replica_pb2.Frame) -> t.Frame:
         parsed=[parsed_from_pb(x) for x in m.parsed],
         results=[result_from_pb(x) for x in m.results],
         prompt_logprobs=prompt_logprobs_from_pb(m),
+        fingerprint=m.fingerprint,
     )
