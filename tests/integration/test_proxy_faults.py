@@ -28,7 +28,7 @@ LONG = {"tokens": 1_000_000, "step_s": 0.002}
 def content(sse: str) -> tuple[str, list[dict[str, Any]], bool]:
     """Text, errors, and whether it ended with [DONE]."""
     text, errors = "", []
-    events = [e.removeprefix("data: ") for e in sse.split("\n\n") if e.startswith("data: ")]
+    events = [e.removeprefix("data: ") for e in sse.split("\n") if e.startswith("data: ")]
     for e in events:
         if e != "[DONE]":
             chunk = json.loads(e)
@@ -133,7 +133,7 @@ async def test_replica_death_mid_stream_is_a_pause_and_nothing_else(more: dict[s
         usage = {"stream_options": {"include_usage": True}}
         r = await w.client.post("/v1/chat/completions", json=STREAM | usage | more)
         n = more.get("n", 1)
-        events = [json.loads(e[6:]) for e in r.text.split("\n\n") if e.startswith("data: {")]
+        events = [json.loads(e[6:]) for e in r.text.split("\n") if e.startswith("data: {")]
         for choice in range(n):
             texts = [c["delta"].get("content", "") for e in events for c in e["choices"] if c["index"] == choice]
             assert "".join(texts) == answer(20)

@@ -55,7 +55,7 @@ async def test_answers_are_the_engines_own(tmp_path: Path):
                 for i in range(40)
             ]
         for i, task in enumerate(many):
-            events = [e[6:] for e in task.result().text.split("\n\n") if e]
+            events = [e[6:] for e in task.result().text.split("\n") if e.startswith("data: ")]
             assert events[-1] == "[DONE]"
             text = "".join(json.loads(e)["choices"][0]["delta"].get("content", "") for e in events[:-1])
             assert text == expected(i, 40)
@@ -103,7 +103,7 @@ async def test_kill_mid_stream_then_another_process(tmp_path: Path):
                 assert (await waits).json()["choices"][0]["message"]["content"] == expected(1, 4)
                 for task in streams:
                     seen = await task
-                    events = [json.loads(e[6:]) for e in seen.split("\n\n") if e.startswith("data: {")]
+                    events = [json.loads(e[6:]) for e in seen.split("\n") if e.startswith("data: {")]
                     texts = [c["delta"].get("content", "") for e in events for c in e["choices"]]
                     assert "".join(texts) == expected(1, 200)
                     assert events[-1]["usage"]["completion_tokens"] == 200

@@ -14,7 +14,7 @@ from headrace.errors import HeadraceError, ReplicaGone
 from headrace.metrics import Tally
 from headrace.proxy.extras import PromptLogprobs
 from headrace.proxy.session import Session
-from headrace.proxy.stream import Stream, fan_out
+from headrace.proxy.stream import Place, Stream, fan_out
 
 
 @dataclass
@@ -55,11 +55,11 @@ class Recorder:
     restarts: int = 0
     extras: list[Any] = field(default_factory=list)
 
-    def delta(self, index: int, text: str, logprobs: Any) -> None:
+    def delta(self, index: int, text: str, logprobs: Any, place: Place | None = None) -> None:
         assert not self.done
         self.text += text
 
-    def extra(self, index: int, item: Any) -> None:
+    def extra(self, index: int, item: Any, place: Place | None = None) -> None:
         assert not self.done
         self.extras.append(item)
 

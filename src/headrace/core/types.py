@@ -433,6 +433,9 @@ class Submit:
     no_special_tokens: bool = False  # TOKENIZE
     prompt_logprobs: int | None = None
     received_unix_s: int = 0
+    keep_s: float = 0.0
+    take_over: int | None = None
+    moves: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,6 +454,7 @@ class Started:
     stream: int
     prompt_tokens: int
     echo: str = ""
+    delivered: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

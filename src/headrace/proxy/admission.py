@@ -70,6 +70,12 @@ class Admission:
             code="model_not_found",
         )
 
+    def untried(self, model: str, tried: Set[ReplicaId]) -> Session | None:
+        """A session with a replica of `model` that is not among `tried`, if there is one now."""
+        route = self.route(model)
+        session = self._sessions.pick(route, tried) if route else None
+        return session if session and session.endpoint.replica_id not in tried else None
+
     async def session_for(
         self,
         model: str,

@@ -21,6 +21,7 @@ from headrace.proxy.generation import WINDOW, Generation
 from headrace.proxy.moves import Moves
 from headrace.proxy.server import CONNECTION
 from headrace.proxy.sinks import Answer
+from headrace.proxy.stream import Place
 from headrace.proxy.writer import Writer
 from headrace.settings import ProxySettings
 
@@ -87,14 +88,24 @@ class Answering(Response):
     """The response of a request that replicas serve. Tokens go from the frame reader to the server's own `send`."""
 
     def __init__(
-        self, serving: Serving, model: str, submits: Sequence[Submit], n: int, make: Callable[[Writer], Answer]
+        self,
+        serving: Serving,
+        model: str,
+        submits: Sequence[Submit],
+        n: int,
+        make: Callable[[Writer], Answer],
+        keep_s: float = 0.0,
+        place: Place | None = None,
     ) -> None:
+        """`keep_s`, `place`: see Stream."""
         self.background = None
         self._serving = serving
         self._model = model
         self._submits = submits
         self._n = n
         self._make = make
+        self._keep_s = keep_s
+        self._place = place
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         serving, settings = self._serving, self._serving.settings
@@ -118,7 +129,17 @@ class Answering(Response):
         tally = metrics.tally(label)
         now = unix_now()
         submits = [replace(s, received_unix_s=now) for s in self._submits]
-        generation = Generation(self._model, submits, self._n, answer, serving.admission, tally, serving.moves)
+        generation = Generation(
+            self._model,
+            submits,
+            self._n,
+            answer,
+            serving.admission,
+            tally,
+            serving.moves,
+            self._keep_s,
+            self._place,
+        )
         unread = RequestTimeout(
             f"The client left more than {settings.stream_buffer_bytes} bytes unread.", code="client_too_slow"
         )

@@ -11,7 +11,7 @@ from headrace.core.types import ReplicaId, Submit
 from headrace.metrics import Tally
 from headrace.proxy.admission import Admission
 from headrace.proxy.moves import Moves
-from headrace.proxy.stream import Sink, Stream, fan_out
+from headrace.proxy.stream import Place, Sink, Stream, fan_out
 
 _FIRST_TOKEN_WORD_S = 10.0
 WINDOW = 128
@@ -37,7 +37,10 @@ class Generation:
         admission: Admission,
         tally: Tally,
         moves: Moves,
+        keep_s: float = 0.0,
+        place: Place | None = None,
     ) -> None:
+        """`keep_s`, `place`: see Stream; for a single stream only."""
         self.model = model
         self._submits = submits
         self._moves = moves
@@ -48,7 +51,7 @@ class Generation:
         self._error: errors.HeadraceError | None = None
         self._limit = asyncio.timeout(None)
         self.streams = [
-            Stream(p * n + i, fan_out(submit, i), sink, tally, self._wake.set, moves.may_move)
+            Stream(p * n + i, fan_out(submit, i), sink, tally, self._wake.set, moves.may_move, keep_s, place)
             for p, submit in enumerate(submits)
             for i in range(n)
         ]
@@ -99,6 +102,9 @@ class Generation:
                 await self._sleep()
 
     async def _place(self, waiting: list[Stream]) -> None:
+        if waiting[0].taking_over:
+            self._ask_next(waiting[0])
+            return
         like = waiting[0].fingerprint
         waiting = [s for s in waiting if s.fingerprint == like]  # the others' turn comes in the next round
         excluded: set[ReplicaId] = {r for s in waiting for r in s.tried}
@@ -107,8 +113,16 @@ class Generation:
         for stream in waiting:
             stream.place(session, route.adapter if route else "")
 
+    def _ask_next(self, stream: Stream) -> None:
+        """Ask one more replica whether it keeps the stream."""
+        session = self._admission.untried(self.model, set(stream.tried))
+        if session is None:
+            raise errors.Gone("No replica keeps this stream any more: ask again, without Last-Event-ID.")
+        route = self._admission.route(self.model)
+        stream.place(session, route.adapter if route else "")
+
     async def _sleep(self) -> None:
-        if self.first_at:
+        if self.first_at or self.streams[0].taking_over:
             await self._wake.wait()
             return
         try:

@@ -44,7 +44,7 @@ class Silence:
 class Receiver(Protocol):
     """What a session tells one stream. After `finished`, `rejected` or `gone` nothing more comes."""
 
-    def started(self, prompt_tokens: int, echo: str = "") -> None: ...
+    def started(self, prompt_tokens: int, echo: str = "", delivered: Sequence[int] = ()) -> None: ...
     def extra(self, item: Extra) -> None: ...
     def delta(self, now: float, position: int, ids: Sequence[int], text: str, logprobs: Any) -> None: ...
     def finished(self, reason: str, cached_tokens: int, failure: Failure | None) -> None: ...
@@ -245,7 +245,7 @@ class Session:
         streams = self._streams
         for s in frame.started:
             if receiver := streams.get(s.stream):
-                self._tell(s.stream, receiver.started, s.prompt_tokens, s.echo)
+                self._tell(s.stream, receiver.started, s.prompt_tokens, s.echo, s.delivered)
         parsed = [convert_streams.parsed_from_pb(x) for x in frame.parsed] if frame.parsed else ()
         if parsed or frame.prompt_logprobs:
             self._before_rows(frame, parsed)

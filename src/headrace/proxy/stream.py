@@ -12,7 +12,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 
@@ -26,11 +26,28 @@ from headrace.proxy.session import Session
 log = structlog.get_logger()
 
 
+class Place(NamedTuple):
+    """How far a stream has come, which is the id of its event."""
+
+    moves: int
+    tokens: int
+    chars: int
+    reasoning_chars: int
+
+    @staticmethod
+    def read(text: str) -> Place:
+        """InvalidRequest if it is not what an event's id looks like."""
+        parts = text.split(".")
+        if len(parts) != 4 or not all(p.isascii() and p.isdigit() and len(p) < 10 for p in parts):
+            raise errors.InvalidRequest("Last-Event-ID is not the id of an event of this API.", param="Last-Event-ID")
+        return Place(*map(int, parts))
+
+
 class Sink(Protocol):
     """Where the answer goes; called straight from the frame reader, so it must be quick and must not raise."""
 
-    def delta(self, index: int, text: str, logprobs: Any) -> None: ...
-    def extra(self, index: int, item: Extra) -> None: ...
+    def delta(self, index: int, text: str, logprobs: Any, place: Place | None = None) -> None: ...
+    def extra(self, index: int, item: Extra, place: Place | None = None) -> None: ...
     def choice_done(self, index: int, reason: str) -> None: ...
     def waiting(self, what: str) -> None: ...
 
@@ -48,6 +65,7 @@ class Stream:
         "_given",
         "_history",
         "_ids",
+        "_keep_s",
         "_last_at",
         "_lost_at",
         "_may_move",
@@ -66,6 +84,7 @@ class Stream:
         "prompt_tokens",
         "reason",
         "submit",
+        "taking_over",
         "tokens",
         "tried",
     )
@@ -78,7 +97,13 @@ class Stream:
         tally: Tally,
         on_change: Callable[[], None],
         may_move: Callable[[], bool] = lambda: True,
+        keep_s: float = 0.0,
+        place: Place | None = None,
     ) -> None:
+        """`keep_s`: tell the client its places, and have the replica keep the stream so long should this proxy be lost.
+
+        `place`: where a client is that comes from a proxy which was lost; the stream is taken over from there.
+        """
         self.index = index
         self.submit = submit
         self.tokens = 0
@@ -101,6 +126,10 @@ class Stream:
         self._on_change = on_change
         self._may_move = may_move
         self._session: Session | None = None
+        self._keep_s = keep_s
+        self.taking_over = place is not None
+        if place is not None:
+            self.moves, self.tokens, self._chars, self._reasoning_chars = place
         self._number = 0
         self._last_at = 0.0
 
@@ -129,6 +158,11 @@ class Stream:
 
     def _to_submit(self, adapter: str) -> Submit:
         submit = replace(self.submit, adapter=adapter) if adapter else self.submit
+        if self._keep_s:
+            submit = replace(submit, keep_s=self._keep_s, moves=self.moves)
+        if self.taking_over:
+            resume = Resume((), self._chars, self._reasoning_chars)
+            return replace(submit, resume=resume, take_over=self.tokens)
         if not self.tokens:
             return submit
         resume = Resume(self._ids, self._chars, self._reasoning_chars)
@@ -145,8 +179,12 @@ class Stream:
 
     # What the session tells.
 
-    def started(self, prompt_tokens: int, echo: str = "") -> None:
+    def started(self, prompt_tokens: int, echo: str = "", delivered: Sequence[int] = ()) -> None:
         self.prompt_tokens = prompt_tokens
+        if self.taking_over:
+            self.taking_over = False
+            self._ids.extend(delivered)
+            del self.tried[:-1]
         if echo:
             self.extra(Echo(echo))
 
@@ -158,7 +196,10 @@ class Stream:
             if type(item) in self._given:
                 return
             self._given.add(type(item))
-        self._sink.extra(self.index, item)
+        self._sink.extra(self.index, item, self._place() if self._keep_s else None)
+
+    def _place(self) -> Place:
+        return Place(self.moves, self.tokens, self._chars, self._reasoning_chars)
 
     def delta(
         self, now: float, position: int, ids: Sequence[int], text: str, logprobs: Sequence[TokenLogprob] | None
@@ -179,7 +220,7 @@ class Stream:
         self._ids.extend(ids)
         self._chars += len(text)
         if text or logprobs:
-            self._sink.delta(self.index, text, logprobs)
+            self._sink.delta(self.index, text, logprobs, self._place() if self._keep_s else None)
 
     def _taken_up(self, now: float) -> None:
         self._tally.moved.append(now - self._lost_at)
@@ -209,7 +250,9 @@ class Stream:
 
     def _failed(self, session: Session | None, f: Failure) -> None:
         error = errors.from_kind(f.kind, f.message, param=f.param, code=f.code, retry_after_s=f.retry_after_s)
-        if isinstance(error, errors.Draining | errors.NotLoaded):
+        if self.taking_over and isinstance(error, errors.NotHere):
+            self._on_change()  # the next one may have it
+        elif isinstance(error, errors.Draining | errors.NotLoaded):
             self._lost(Loss.REFUSAL, error, session)
         elif isinstance(error, errors.ReplicaGone):
             self._lost(Loss.DEATH, error, session)
@@ -221,6 +264,9 @@ class Stream:
 
     def _lost(self, loss: Loss, error: errors.HeadraceError, session: Session | None = None) -> None:
         """The replica is gone, or does not take the stream."""
+        if self.taking_over:
+            self._on_change()
+            return
         resumable = can_resume(self.submit, called=self._called)
         unsent = self.tokens > 0 and not resumable and self._sink.restart(self.index)
         what, self._history = after(self._history, loss, self.tokens, resumable=resumable, restartable=unsent)

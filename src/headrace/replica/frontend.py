@@ -109,7 +109,7 @@ class FrontEnd:
         limit = room if submit.max_tokens is None else min(submit.max_tokens, room)
         delivered = list(submit.resume.token_ids) if submit.resume else []
         self._check_ids(delivered, "resume")
-        if delivered:
+        if delivered and submit.take_over is None:
             self._check_resumable(submit, guide)
         parser = None
         if isinstance(submit.prompt, ChatPrompt):

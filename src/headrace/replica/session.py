@@ -93,6 +93,10 @@ class Session:
                 c.started, entries, part = [], 0, []
         c.prompt_logprobs[:0] = part
 
+    def discard(self) -> None:
+        """Forget what was collected."""
+        self._columns = _Columns()
+
     async def next(self) -> Frame:
         """The next frame to write. Asking for it says that the one before is written."""
         while not self._queue:

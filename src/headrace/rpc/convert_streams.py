@@ -46,7 +46,7 @@ _SAMPLING = (
 
 
 _FLAT = ("adapter", "tools_json", "tool_choice", "tool_name", "one_tool_call", "template_args_json", "echo", "document",
-         "dimensions", "no_special_tokens", "received_unix_s")  # fmt: skip
+         "dimensions", "no_special_tokens", "received_unix_s", "keep_s", "moves")  # fmt: skip
 _TASKS = {
     t.Task.GENERATE: replica_pb2.GENERATE,
     t.Task.EMBED: replica_pb2.EMBED,
@@ -114,6 +114,8 @@ def submit_to_pb(s: t.Submit) -> replica_pb2.SessionRequest:
         m.guide.CopyFrom(guide_to_pb(s.guide))
     if s.prompt_logprobs is not None:
         m.prompt_logprobs = s.prompt_logprobs
+    if s.take_over is not None:
+        m.take_over = s.take_over
     return replica_pb2.SessionRequest(submit=m)
 
 
@@ -140,6 +142,7 @@ def submit_from_pb(m: replica_pb2.Submit) -> t.Submit:
         task=_TASKS_BACK[m.task],
         guide=guide_from_pb(m.guide) if m.HasField("guide") else None,
         prompt_logprobs=m.prompt_logprobs if m.HasField("prompt_logprobs") else None,
+        take_over=m.take_over if m.HasField("take_over") else None,
         **{name: getattr(m, name) for name in _FLAT},
     )
 
@@ -190,7 +193,7 @@ def frame_to_pb(f: t.Frame) -> replica_pb2.Frame:
     if f.load is not None:
         m.load.CopyFrom(load_to_pb(f.load))
     for s in f.started:
-        m.started.add(stream=s.stream, prompt_tokens=s.prompt_tokens, echo=s.echo)
+        m.started.add(stream=s.stream, prompt_tokens=s.prompt_tokens, echo=s.echo, delivered=s.delivered)
     for x in f.finished:
         done = m.finished.add(stream=x.stream, reason=x.reason, cached_tokens=x.cached_tokens)
         if x.failure:
@@ -217,7 +220,7 @@ def frame_from_pb(m: replica_pb2.Frame) -> t.Frame:
         counts=list(m.count),
         token_ids=list(m.token_id),
         texts=list(m.text),
-        started=[t.Started(x.stream, x.prompt_tokens, x.echo) for x in m.started],
+        started=[t.Started(x.stream, x.prompt_tokens, x.echo, list(x.delivered)) for x in m.started],
         finished=[
             t.Finished(
                 x.stream,

@@ -125,6 +125,9 @@ class Submit(_message.Message):
     NO_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     RECEIVED_UNIX_S_FIELD_NUMBER: _builtins.int
+    KEEP_S_FIELD_NUMBER: _builtins.int
+    TAKE_OVER_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
     stream: _builtins.int
     """The proxy's number for the stream, never used twice in a session."""
     request_id: _builtins.str
@@ -157,6 +160,16 @@ class Submit(_message.Message):
     """Set: report the log-probability of every prompt token and this many alternatives."""
     received_unix_s: _builtins.int
     """When the request came, for chat templates that write the date: the prompt is the same at every replica."""
+    keep_s: _builtins.float
+    """Should the proxy be lost: seconds for which the stream goes on and is kept, so that another proxy can take it over. 0: it
+    ends at once.
+    """
+    take_over: _builtins.int
+    """Take over the stream of this request_id, whose proxy was lost, after so many tokens. The rest of the submit must be the
+    same; of `resume` only the characters are read. Rejected with "not_here" by a replica that does not keep it.
+    """
+    moves: _builtins.int
+    """How often the stream has moved to another replica. One that was left behind somewhere is not the one to take over."""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds: ...
     @_builtins.property
@@ -199,21 +212,28 @@ class Submit(_message.Message):
         no_special_tokens: _builtins.bool = ...,
         prompt_logprobs: _builtins.int | None = ...,
         received_unix_s: _builtins.int = ...,
+        keep_s: _builtins.float = ...,
+        take_over: _builtins.int | None = ...,
+        moves: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "guide", b"guide", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "resume", b"resume", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "_take_over", b"_take_over", "guide", b"guide", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "resume", b"resume", "sampling", b"sampling", "take_over", b"take_over", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "adapter", b"adapter", "dimensions", b"dimensions", "document", b"document", "echo", b"echo", "guide", b"guide", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "no_special_tokens", b"no_special_tokens", "one_tool_call", b"one_tool_call", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "received_unix_s", b"received_unix_s", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "task", b"task", "template_args_json", b"template_args_json", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools_json", b"tools_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "_take_over", b"_take_over", "adapter", b"adapter", "dimensions", b"dimensions", "document", b"document", "echo", b"echo", "guide", b"guide", "keep_s", b"keep_s", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "moves", b"moves", "no_special_tokens", b"no_special_tokens", "one_tool_call", b"one_tool_call", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "received_unix_s", b"received_unix_s", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "take_over", b"take_over", "task", b"task", "template_args_json", b"template_args_json", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools_json", b"tools_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
     _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
     _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
+    _WhichOneofReturnType__take_over: _TypeAlias = _typing.Literal["take_over"]  # noqa: Y015
+    _WhichOneofArgType__take_over: _TypeAlias = _typing.Literal["_take_over", b"_take_over"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "messages_json", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__take_over) -> _WhichOneofReturnType__take_over | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
@@ -668,20 +688,26 @@ class Started(_message.Message):
     STREAM_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
+    DELIVERED_FIELD_NUMBER: _builtins.int
     stream: _builtins.int
     prompt_tokens: _builtins.int
     echo: _builtins.str
     """The prompt's text, if `echo` was asked for."""
+    @_builtins.property
+    def delivered(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of a stream that was taken over: its tokens so far, as many as `take_over` said."""
+
     def __init__(
         self,
         *,
         stream: _builtins.int = ...,
         prompt_tokens: _builtins.int = ...,
         echo: _builtins.str = ...,
+        delivered: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "prompt_tokens", b"prompt_tokens", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered", b"delivered", "echo", b"echo", "prompt_tokens", b"prompt_tokens", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
