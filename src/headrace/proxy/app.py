@@ -94,9 +94,8 @@ async def serving(
         routes = Routes(channel, settings.head_address, proxy_id)
         sessions = Sessions(tasks, proxy_id, routes.changed, silence or Silence(), tls)
         routes.on_table = sessions.apply
-        admission = Admission(
-            tasks, routes, sessions, settings.max_waiting, patience or Patience(model_s=settings.wait_s)
-        )
+        patience = patience or Patience(model_s=settings.wait_s, busy_s=settings.busy_s)
+        admission = Admission(tasks, routes, sessions, settings.max_waiting, patience)
         shared = Serving(settings, admission, metrics)
         server = new_server(Edge(api.build(shared, routes), keys, metrics))
         background = [
