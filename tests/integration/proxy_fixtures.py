@@ -79,6 +79,7 @@ class Replica(ReplicaServiceServicer):
         self.texts: Sequence[str] | None = None
         self.result: t.Result | None = None
         self.waiting = 0
+        self.max_running = 0
         self.dying: asyncio.Future[None] | None = None
         self.submits: list[t.Submit] = []
         self.aborts: list[int] = []
@@ -145,7 +146,13 @@ class Replica(ReplicaServiceServicer):
                         self.steps += 1
                         self._step(number, news)
                     mine = sum(1 for s, _ in self.live if s == number)
-                    news.load = t.Load(running=mine, waiting=self.waiting, kv_usage=0.5, step=self.steps)
+                    news.load = t.Load(
+                        running=mine,
+                        waiting=self.waiting,
+                        kv_usage=0.5,
+                        step=self.steps,
+                        max_running=self.max_running,
+                    )
                     if not self.silent:
                         yield convert_streams.frame_to_pb(news)
                     if self.die_at is not None and any(x.position >= self.die_at for x in self.live.values()):

@@ -22,5 +22,5 @@ class Changed:
         """Wait for the next change, or for one of `others`; False if `timeout_s` passed without one."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
-        done, _ = await asyncio.wait([self._next, *others], timeout=timeout_s)
+        done, _ = await asyncio.wait([self._next, *others], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         return bool(done)
