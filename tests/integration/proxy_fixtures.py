@@ -57,6 +57,7 @@ class Replica(ReplicaServiceServicer):
 
     step_s: time between steps; tokens: length without max_tokens; hold: makes nothing while set; silent: sends no frame
     at all; reject: the failure that new streams get; die_at: the server stops when a stream has come to this position;
+    max_running: works on so many of a session's streams at a time; 0: on all;
     cut: all its streams end with this; lose_at: a token is left out there; texts: the text of each token; result: what
     it brings instead of tokens.
     """
@@ -147,7 +148,7 @@ class Replica(ReplicaServiceServicer):
                         self._step(number, news)
                     mine = sum(1 for s, _ in self.live if s == number)
                     news.load = t.Load(
-                        running=mine,
+                        running=min(mine, self.max_running or mine),
                         waiting=self.waiting,
                         kv_usage=0.5,
                         step=self.steps,
@@ -170,9 +171,8 @@ class Replica(ReplicaServiceServicer):
         texts: list[str] = []
         logprobs: list[tuple[int, tuple[t.TokenLogprob, ...]]] = []
         finished: list[t.Finished] = []
-        for (owner, stream), live in list(self.live.items()):
-            if owner != session:
-                continue
+        mine = [(key, live) for key, live in self.live.items() if key[0] == session]
+        for (owner, stream), live in mine[: self.max_running or None]:
             if self.cut:
                 finished.append(t.Finished(stream, "error", 0, self.cut))
                 del self.live[owner, stream]
