@@ -88,6 +88,10 @@ class Record:
             return 1.0
         return min(1.0, _LEAST_WEIGHT + (1.0 - _LEAST_WEIGHT) * max(0.0, now - self.since) / RAMP_S)
 
+    def share(self, now: float) -> float:
+        """For people: of the traffic of a sound replica."""
+        return self.weight(now) if self.standing in (Standing.SOUND, Standing.RETURNING) else 0.0
+
     def move(self, standing: Standing, now: float) -> None:
         self.standing, self.since, self.answered = standing, now, 0
         if standing in (Standing.SLOW, Standing.EJECTED):

@@ -101,6 +101,11 @@ class Sessions:
         """Streams of this proxy that end per second at a route's replicas; 0.0: not known."""
         return sum(service_rate(s.in_flight, s.pulse.held) for s in self.of(route).values())
 
+    def weights(self, route: Route) -> dict[ReplicaId, float]:
+        """The share of traffic of each of a route's replicas beside a sound one, 0 to 1."""
+        now = self._clock()
+        return {e.replica_id: s.pulse.record.share(now) for e, s in self.of(route).items()}
+
     def _judge(self, route: Route, mine: dict[Endpoint, Session]) -> None:
         now = self._clock()
         if now < self._judged.get(route.model, 0.0) + _JUDGE_S:
