@@ -25,6 +25,8 @@ from headrace.proxy.server import UNSENT_BYTES
 CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = CHAT | {"stream": True}
 SIOCOUTQ = 0x5411
+# One prompt token a step: nearly all wait for their first token for as long as they are there.
+IDLE = {"prefill_chunk": 1, "step_s": 0.2, "max_running": 600, "answer_tokens": 10**6, "kv_tokens": 10**9}
 
 
 def head_and_body(body: dict[str, Any]) -> tuple[str, bytes]:
@@ -124,7 +126,7 @@ async def test_a_client_that_goes_away_frees_the_engine_within_a_second(tmp_path
 
 async def test_five_hundred_idle_streams(tmp_path: Path):
     """None is refused, all are told that they wait, and all go when their clients do. The 10,000: benchmarks."""
-    async with both(tmp_path, prefill_chunk=1, step_s=0.2, max_running=600) as (w, _):
+    async with both(tmp_path, **IDLE) as (w, _):
         session = next(iter(w.proxy.sessions))
         await eventually(lambda: session.load.max_running == 600)
         head, data = head_and_body(STREAM)
@@ -134,8 +136,10 @@ async def test_five_hundred_idle_streams(tmp_path: Path):
         await eventually(lambda: session.load.running == 500)
         assert len(w.proxy.serving.active) == 500
         assert w.proxy.serving.admission.waiting["demo"] == 0
-        told = await asyncio.gather(*(reader.readuntil(b"first token of demo\n") for reader, _ in clients))
-        assert all(t.startswith(b"HTTP/1.1 200") for t in told)
+        heads = await asyncio.gather(*(reader.readuntil(b"\r\n\r\n") for reader, _ in clients))
+        assert all(h.startswith(b"HTTP/1.1 200") for h in heads)
+        told = await asyncio.gather(*(reader.readuntil(b"\n\n") for reader, _ in clients))
+        assert sum(b": waiting for the first token of demo" in t for t in told) > 490  # a few have had it
         for _, writer in clients:
             writer.close()
         await eventually(lambda: session.load.running == 0)

@@ -24,7 +24,7 @@ class Pulse:
         self._queued: set[int] = set()  # those without a first token or result
         self._unseen: set[int] = set()  # those that its load does not count yet
         self._rows_at = 0.0
-        self._waited_from = 0  # the step at which requests began to wait
+        self._waited_from = -1  # the step at which requests began to wait; -1: none do
 
     @property
     def queued(self) -> int:
@@ -62,14 +62,16 @@ class Pulse:
             self.record.saw_failure()
         for what in (self._sent, self._queued, self._unseen):
             what.clear()
-        self.full, self._rows_at, self._waited_from = False, 0.0, 0
+        self.full, self._rows_at, self._waited_from = False, 0.0, -1
 
     def frame(self, now: float, frame: replica_pb2.Frame, load: Load) -> None:
         """To be called with every frame, before its streams are told."""
         for s in frame.started:
             self._unseen.discard(s.stream)
         if not load.waiting or not load.running:
-            self._waited_from, self.full = load.step, False
+            self._waited_from, self.full = -1, False
+        elif self._waited_from < 0:
+            self._waited_from = load.step
         elif load.step > self._waited_from + _FULL_STEPS:
             self.full = True
         if not frame.stream:
