@@ -22,7 +22,7 @@ from proxy_cpu import System, system
 from headrace import __version__
 from headrace.process import raise_open_files
 
-OPTIONS = {"step_s": 0.5, "prefill_chunk": 1, "max_running": 20_000, "kv_tokens": 10**9}
+OPTIONS = {"step_s": 0.5, "prefill_chunk": 1, "max_running": 20_000, "kv_tokens": 10**9, "answer_tokens": 10**6}
 BODY = json.dumps({"model": "sim", "messages": [{"role": "user", "content": "Wait."}], "stream": True}).encode()
 REQUEST = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
@@ -35,7 +35,7 @@ class Client(asyncio.Protocol):
     """Keeps nothing of what comes but its status."""
 
     def __init__(self) -> None:
-        self.status = b""
+        self.status = self.first = b""
         self.events = 0
         self.lost = False
 
@@ -44,7 +44,8 @@ class Client(asyncio.Protocol):
         transport.write(REQUEST)  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
-        self.status = self.status or data[9:12]
+        if not self.status:
+            self.status, self.first = data[9:12], data
         self.events += 1
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -80,7 +81,7 @@ async def main() -> None:
             s.proxy.cpu_percent(interval=None)
             await asyncio.sleep(10)
             cpu = s.proxy.cpu_percent(interval=None)
-            refused = sum(c.status != b"200" or c.lost for c in clients)
+            wrong = [c for c in clients if c.status != b"200" or c.lost]
             for c in clients:
                 c.transport.close()
             begin = time.monotonic()
@@ -91,9 +92,11 @@ async def main() -> None:
     kib = [(a - b) / args.streams / 1024 for a, b in zip(after, before, strict=True)]
     print(
         f"Headrace {__version__}, Python {platform.python_version()}: {args.streams} idle streams, connected in "
-        f"{connected_s:.1f} s; refused {refused}; KiB a stream: proxy {kib[0]:.1f}, replica {kib[1]:.1f}; the proxy's "
-        f"CPU while they wait {cpu:.0f} %; all gone {gone_s:.1f} s after they closed"
+        f"{connected_s:.1f} s; refused {len(wrong)}; KiB a stream: proxy {kib[0]:.1f}, replica {kib[1]:.1f}; "
+        f"the proxy's CPU while they wait {cpu:.0f} %; all gone {gone_s:.1f} s after they closed"
     )
+    if wrong:
+        print(f"For example: {wrong[0].first!r}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Candidate:
     draining: bool = False
     queued: int = 0  # of in_flight: those without a first token
     unseen: int = 0  # of in_flight: those that its load does not count yet
-    full: bool = False  # requests have waited there for several steps: it takes in no more
+    limit: int = 0  # requests that it has shown to work on at a time; 0: not known
     ejected: bool = False  # it failed too often
     slow: bool = False  # next to its peers; for what they have no room for
     probe: bool = False  # and due to be tried with one request
@@ -46,9 +46,7 @@ def room(c: Candidate) -> float:
     It may have a few more than it runs, so that a slot that comes free is filled at once. Each proxy may have that many
     of its own waiting there, whatever the others do, so that none is kept out by one that hears of the load earlier.
     """
-    limit: float = c.load.max_running or math.inf
-    if c.full:
-        limit = min(limit, max(1, c.load.running))
+    limit: float = min(c.load.max_running or math.inf, c.limit or math.inf)
     if limit == math.inf:
         return math.inf
     spare = max(1, int(limit) // 8)

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+from headrace.core.capacity import Capacity
 from headrace.core.outliers import Record
 from headrace.core.types import Load
 from headrace.core.waits import Mean
 from headrace.rpc.v1 import replica_pb2
 
-_FULL_STEPS = 2
-
 
 class Pulse:
-    """Kept by the session as streams come and go. Costs nothing per token.
-
-    `full`: requests have waited there for steps, beside running ones, so it takes in no more.
-    """
+    """Kept by the session as streams come and go. Costs nothing per token."""
 
     def __init__(self) -> None:
         self.record = Record()
         self.held = Mean()  # seconds that a stream was there
-        self.full = False
+        self.capacity = Capacity()
         self._sent: dict[int, float] = {}  # streams that are there, and since when
         self._queued: set[int] = set()  # those without a first token or result
         self._unseen: set[int] = set()  # those that its load does not count yet
         self._rows_at = 0.0
-        self._waited_from = -1  # the step at which requests began to wait; -1: none do
 
     @property
     def queued(self) -> int:
@@ -62,18 +57,13 @@ class Pulse:
             self.record.saw_failure()
         for what in (self._sent, self._queued, self._unseen):
             what.clear()
-        self.full, self._rows_at, self._waited_from = False, 0.0, -1
+        self.capacity, self._rows_at = Capacity(), 0.0
 
     def frame(self, now: float, frame: replica_pb2.Frame, load: Load) -> None:
         """To be called with every frame, before its streams are told."""
         for s in frame.started:
             self._unseen.discard(s.stream)
-        if not load.waiting or not load.running:
-            self._waited_from, self.full = -1, False
-        elif self._waited_from < 0:
-            self._waited_from = load.step
-        elif load.step > self._waited_from + _FULL_STEPS:
-            self.full = True
+        self.capacity.saw(load)
         if not frame.stream:
             return
         if self._queued:

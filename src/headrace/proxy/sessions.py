@@ -139,7 +139,7 @@ def _candidate(e: Endpoint, s: Session, now: float) -> Candidate:
         s.draining,
         queued=s.pulse.queued + s.reserved,
         unseen=s.pulse.unseen + s.reserved,
-        full=s.pulse.full,
+        limit=s.pulse.capacity.limit,
         ejected=record.standing is Standing.EJECTED,
         slow=record.standing in (Standing.SLOW, Standing.PROBED),
         probe=record.standing is Standing.PROBED,
