@@ -177,3 +177,13 @@ def test_capacity_finds_a_hidden_limit(arrivals, hidden):
         running = min(inside, hidden)
         capacity.saw(Load(running=running, waiting=inside - running, step=step))
         assert capacity.limit == 0 or capacity.limit >= hidden
+
+
+def test_requests_that_wait_for_the_next_step_show_no_limit():
+    capacity = Capacity()
+    for step in range(50):  # one comes and one ends in every step
+        capacity.saw(Load(running=5, waiting=1, kv_usage=0.3, step=step, max_running=64))
+    assert capacity.limit == 0
+    for step in range(50, 60):
+        capacity.saw(Load(running=5, waiting=1, kv_usage=0.95, step=step, max_running=64))
+    assert capacity.limit == 5

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from headrace.core.types import Load
 
 _STEPS = 2
+_SHORT = 0.7  # of the KV cache in use: a request may not fit
 
 
 @dataclass(slots=True)
@@ -21,9 +22,11 @@ class Capacity:
     _since: int = -1  # the step at which so many ran first, while others waited; -1: none wait
 
     def saw(self, load: Load) -> None:
-        if not load.waiting or not load.running:
+        # With free slots and free memory requests wait for the next step only; there may be others in every step.
+        short = load.kv_usage >= _SHORT or not load.max_running
+        if not (load.waiting and load.running and short):
             self._since = -1
-            if self.limit and load.running >= self.limit:
+            if self.limit and not load.waiting and load.running >= self.limit:
                 self.limit += max(1, self.limit // 8)
         elif self._since < 0 or load.running > self._peak:
             self._peak, self._since = load.running, load.step
