@@ -73,7 +73,8 @@ class System:
 async def part(folder: Path, *args: str) -> AsyncIterator[None]:
     with (folder / f"{args[0]}.log").open("wb") as log:
         argv = [sys.executable, "-m", "headrace", *args, f"--state_dir={folder}/state"]
-        process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log, env=child_env())
+        given = {k: v for k, v in os.environ.items() if k.startswith("HEADRACE_")}
+        process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log, env=child_env(given))
     try:
         yield
     finally:
