@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "delete": ("headrace.cli.deploy", "Delete a deployment and stop its replicas."),
     "adapters": ("headrace.cli.adapters", "List, add or remove LoRA adapters of a deployment."),
     "scale": ("headrace.cli.deploy", "Change how many replicas a deployment has."),
+    "rollback": ("headrace.cli.revisions", "Go back to an earlier revision of a deployment."),
+    "revisions": ("headrace.cli.revisions", "List the revisions of a deployment."),
     "status": ("headrace.cli.inspect", "Show deployments, replicas and proxies."),
     "nodes": ("headrace.cli.inspect", "Show the machines that take part."),
     "models": ("headrace.cli.models", "List, add or remove models of the catalog."),

@@ -20,7 +20,6 @@ from headrace.core.types import (
     Resources,
 )
 
-
 HISTORY = 10  # revisions of a deployment that are kept, the newest included
 
 

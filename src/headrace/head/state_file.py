@@ -171,9 +171,9 @@ def write(c: sa.Connection, change: s.Change | s.Revision) -> None:
 def prune(c: sa.Connection) -> None:
     """Drop the revisions that core.state.apply drops."""
     r, d, i = rows.revisions.c, rows.deployments.c, rows.intents.c
-    there = {(n, v) for n, v in c.execute(sa.select(r.deployment, r.revision))}
-    newest = {n: v for n, v in c.execute(sa.select(d.name, d.revision))}
-    used = {(n, v) for n, v in c.execute(sa.select(i.deployment, i.revision).distinct())}
+    there = {(row[0], row[1]) for row in c.execute(sa.select(r.deployment, r.revision))}
+    newest = {row[0]: row[1] for row in c.execute(sa.select(d.name, d.revision))}
+    used = {(row[0], row[1]) for row in c.execute(sa.select(i.deployment, i.revision).distinct())}
     for name, number in there - s.kept(there, newest, used):
         c.execute(sa.delete(rows.revisions).where(r.deployment == name, r.revision == number))
 
