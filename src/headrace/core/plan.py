@@ -228,6 +228,9 @@ def _in_the_way(d: Deployment, old: Sequence[Intent], step: _Step) -> list[Inten
 
 def _why(d: Deployment, step: _Step) -> Unplaced:
     """Why no further replica of `d` can be placed now."""
+    old = [i for i in step.running(d.name) if i.revision != d.revision and not step.is_lost(i)]
+    if old and _in_the_way(d, old, step):
+        return Unplaced("no room for a new replica beside the old ones, so one old replica goes for each new one")
     if _fits(d, step):
         return Unplaced("waits for another replica to stop")
     anywhere = step.candidates()
