@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
 from head_fixtures import Admin, HeadProcess, free_port, head_process
-from up_fixtures import stream
+from up_fixtures import eventually, stream
 
 from headrace.cli.leftovers import end_leftovers
 from headrace.core import simulated
@@ -88,11 +88,11 @@ async def loaded(load: Load) -> AsyncIterator[Load]:
 class Cluster:
     """One machine whose head comes and goes."""
 
-    def __init__(self, state_dir: Path, cpus: float) -> None:
+    def __init__(self, state_dir: Path, cpus: float, scheduler_flags: Mapping[str, str]) -> None:
         self.state_dir = state_dir
         self._catalog = state_dir / "catalog.yaml"
         self._ports = free_port(), free_port(), free_port()
-        self._cpus = cpus
+        self._flags = [f"--num_cpus={cpus}", *(f"--{k}={v}" for k, v in scheduler_flags.items())]
         self.url = f"http://127.0.0.1:{self._ports[0]}"
 
     @asynccontextmanager
@@ -108,20 +108,31 @@ class Cluster:
         async with Admin(f"127.0.0.1:{self._ports[2]}") as admin:
             yield admin
 
+    async def answers(self) -> None:
+        """Wait until a proxy listens."""
+
+        async def look() -> bool:
+            async with httpx.AsyncClient(trust_env=False) as client:
+                return (await client.get(f"{self.url}/health")).status_code == 200
+
+        await eventually(look, "had a proxy that listens")
+
     def client(self) -> AdminClient:
         return AdminClient(f"127.0.0.1:{self._ports[2]}")
 
     def spawn_scheduler(self) -> Child:
         argv = [sys.executable, "-m", "headrace", "scheduler", "--head_address=127.0.0.1", f"--port={self._ports[1]}"]
-        more = [f"--state_dir={self.state_dir}", f"--cache_dir={self.state_dir}/cache", f"--num_cpus={self._cpus}"]
+        more = [f"--state_dir={self.state_dir}", f"--cache_dir={self.state_dir}/cache", *self._flags]
         output = self.state_dir / "scheduler.log"
         return Child.spawn([*argv, *more, "--memory=64GiB", "--num_gpus=0"], env=child_env(), output=output)
 
 
 @asynccontextmanager
-async def cluster(state_dir: Path, cpus: float = 16, catalog: str = CATALOG) -> AsyncIterator[Cluster]:
+async def cluster(
+    state_dir: Path, cpus: float = 16, catalog: str = CATALOG, **scheduler_flags: str
+) -> AsyncIterator[Cluster]:
     """A scheduler that waits for its head; at the end nothing is left of either."""
-    made = Cluster(state_dir, cpus)
+    made = Cluster(state_dir, cpus, scheduler_flags)
     (state_dir / "catalog.yaml").write_text(catalog)
     scheduler = made.spawn_scheduler()
     try:

@@ -134,6 +134,7 @@ async def test_every_acknowledged_write_is_there_and_no_request_notices(tmp_path
             await client.deploy(DeployRequest("sim"))
             async with c.admin() as admin:
                 await admin.table_when(lambda t: t.routes["sim"].endpoints)
+            await c.answers()
             await head.kill()
         lives = Lives(c)
         async with loaded(Load(c.url, "sim", clients=2)) as load:

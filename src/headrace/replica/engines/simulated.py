@@ -42,6 +42,7 @@ class SimulatedOptions:
     hang_at_token: int = -1  # never steps again, instead of producing that token
     die_at_token: int = -1  # the engine dies, the process does not
     refuse_to_stop: bool = False  # `close` never returns
+    hang_load: bool = False  # loading never ends, nor gets anywhere
     fail_load: str = ""  # loading fails with this reason
     permanent: bool = False  # and trying again cannot help
 
@@ -87,6 +88,8 @@ class SimulatedEngine:
         while (passed := time.monotonic() - begin) < o.load_s:
             report("loading the model", passed / o.load_s)
             time.sleep(min(0.05, o.load_s - passed))
+        while o.hang_load:
+            time.sleep(1.0)
         if o.fail_load:
             raise (UserError if o.permanent else HeadraceError)(o.fail_load)
         features = _FEATURES | {"tool_parser"} if self._finds_calls else _FEATURES
