@@ -72,7 +72,7 @@ class SqliteStore:
                 raise
 
         try:
-            engine, epoch = await _in_thread(thread, lambda: _explained(path, begin))
+            engine, epoch = await _in_thread(thread, lambda: explained(path, begin))
         except BaseException:
             thread.shutdown(wait=False)
             raise
@@ -83,7 +83,7 @@ class SqliteStore:
             with self._engine.begin() as c:
                 return state_file.load(c)
 
-        return await _in_thread(self._thread, lambda: _explained(self._path, read))
+        return await _in_thread(self._thread, lambda: explained(self._path, read))
 
     async def commit(self, changes: Sequence[s.Change]) -> None:
         await _in_thread(self._thread, lambda: self._commit(changes))
@@ -114,7 +114,7 @@ async def _in_thread(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(thread, work)
 
 
-def _explained(path: Path, work: Callable[[], T]) -> T:
+def explained(path: Path, work: Callable[[], T]) -> T:
     """`work()`, with what may go wrong at a start told in one sentence."""
     try:
         return work()
