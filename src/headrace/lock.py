@@ -34,3 +34,18 @@ def exclusive(directory: Path, busy: Callable[[str], str]) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def holder(path: Path) -> str | None:
+    """The pid that a lock file names, "unknown" if it names none; None if nobody holds the lock. OSError as open's."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # ends with the descriptor, at once
+        return None
+    except BlockingIOError:
+        return os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"
+    finally:
+        os.close(fd)

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("headrace.cli.models", "List, add or remove models of the catalog."),
     "logs": ("headrace.cli.inspect", "Print the log of a replica."),
     "chat": ("headrace.cli.chat", "Talk to a model."),
+    "doctor": ("headrace.cli.doctor", "Look for what is wrong on this machine, and repair what can be."),
     "head": ("headrace.cli.serve", "Run the head controller."),
     "scheduler": ("headrace.cli.serve", "Run the scheduler of one machine."),
     "proxy": ("headrace.cli.serve", "Run one HTTP proxy."),

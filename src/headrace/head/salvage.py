@@ -12,6 +12,8 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from headrace.core.state import State
 from headrace.errors import UserError
 from headrace.head import rows, state_file
@@ -36,18 +38,22 @@ def examine(path: Path, live: bool) -> State:
 
     live: a head is at work with it.
     """
-    with _copy(path, live) as copy:
-        engine = state_file.connect(copy)
-        try:
 
-            def read() -> State:
-                state_file.begin_epoch(engine, path)
-                with engine.begin() as c:
-                    return state_file.load(c)
+    def read() -> State:
+        with _copy(path, live) as copy, _disposed(state_file.connect(copy)) as engine:
+            state_file.begin_epoch(engine, path)
+            with engine.begin() as c:
+                return state_file.load(c)
 
-            return explained(path, read)
-        finally:
-            engine.dispose()
+    return explained(path, read)
+
+
+@contextmanager
+def _disposed(engine: sa.Engine) -> Iterator[sa.Engine]:
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def repair(path: Path) -> Salvaged:

@@ -102,7 +102,7 @@ def check(c: sa.Connection, path: Path) -> int:
     """The schema of a file that is ours and whole. Damaged if it is not whole, UserError if it is newer than we are."""
     verdict = c.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
     if verdict != "ok":
-        raise rows.Damaged(str(verdict))
+        raise rows.Damaged(" ".join(str(verdict).removeprefix("*** in database main ***").split()))
     found = set(sa.inspect(c).get_table_names())
     if missing := set(rows.metadata.tables) - found:
         raise rows.Damaged(f"it has no table {min(missing)}")
