@@ -12,7 +12,7 @@ from headrace.engines_here import HOW_TO_INSTALL, installed, pick
 from headrace.errors import UserError
 from headrace.replica.conversion import converted
 from headrace.replica.engine import Engine
-from headrace.replica.engines import vllm_args, vllm_processes
+from headrace.replica.engines import vllm_args, vllm_parsers, vllm_processes
 from headrace.replica.remote_code import remote_code_said
 from headrace.replica.weights import Cache, Model, Report, Weights, resolve
 
@@ -99,6 +99,7 @@ def _openvino_folder(spec: ModelSpec, cache: Cache, report: Report) -> Path:
 def _open_vllm(
     spec: ModelSpec, given: dict[str, Any], resources: Resources, cache: Cache, report: Report, adapters: bool
 ) -> Opened:
+    vllm_parsers.check_before_import(spec.tool_parser, spec.reasoning_parser, given)
     remote_code, prefer = spec.trust_remote_code, Weights.SAFETENSORS
     model = resolve(spec.source, spec.source_revision, cache, report, remote_code=remote_code, prefer=prefer)
     assert model.folder

@@ -51,7 +51,7 @@ from headrace.replica.engines.vllm_outputs import (  # noqa: E402
     row_of,
     sampling_params,
 )
-from headrace.replica.engines.vllm_parsers import Parsers  # noqa: E402
+from headrace.replica.engines.vllm_parsers import Parsers, check_registered  # noqa: E402
 
 _GUIDES = {"json_schema", "json_object", "regex", "grammar", "choices"}
 _WATCH_S = 0.25
@@ -107,6 +107,7 @@ class VllmEngine:
             config = args.create_engine_config()
         except Exception as e:
             raise UserError(f"vLLM cannot serve {folder}: {brief(e)}") from e
+        check_registered(spec.tool_parser, spec.reasoning_parser)
         vllm_processes.fork_engines_from_server()
         try:
             self._llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._stat_logger], disable_log_stats=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from headrace.core.types import ToolCall
@@ -12,8 +16,47 @@ from headrace.replica.engine import Delta, OutputParser, Parsing
 from headrace.replica.engines.vllm_args import brief
 
 
+def check_before_import(tool: str, reasoning: str, given: Mapping[str, Any]) -> None:
+    """UserError for a name that vLLM does not have, read from its sources: to import it takes 10 s.
+
+    given: the engine's arguments. Says nothing where other names may come with a plugin, or the sources tell none.
+    """
+    spec = find_spec("vllm")
+    plugins = [e for e in entry_points(group="vllm.general_plugins") if not e.value.startswith("vllm.")]
+    if spec is None or not spec.origin or plugins:
+        return
+    package = Path(spec.origin).parent
+    if known := names_in(package / "tool_parsers" / "__init__.py"):
+        _check("tool", tool, known)
+    if (known := names_in(package / "reasoning" / "__init__.py")) and not given.get("reasoning_parser_plugin"):
+        _check("reasoning", reasoning, known)
+
+
+def names_in(module: Path) -> set[str]:
+    """The keys of the table of parsers that a module of vLLM's has; empty if it has none."""
+    try:
+        body = ast.parse(module.read_bytes()).body
+    except (OSError, SyntaxError):
+        return set()
+    for node in body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            if isinstance(target, ast.Name) and target.id.endswith("_PARSERS_TO_REGISTER"):
+                return {str(k.value) for k in node.value.keys if isinstance(k, ast.Constant)}
+    return set()
+
+
+def check_registered(tool: str, reasoning: str) -> None:
+    """UserError for a name that vLLM, with all of its plugins, does not have."""
+    from vllm.reasoning import ReasoningParserManager  # pyright: ignore[reportMissingImports]
+    from vllm.tool_parsers import ToolParserManager  # pyright: ignore[reportMissingImports]
+
+    _check("tool", tool, ToolParserManager.list_registered())
+    _check("reasoning", reasoning, ReasoningParserManager.list_registered())
+
+
 class Parsers:
-    """The parsers that a deployment names. UserError for a name that vLLM does not have."""
+    """The parsers that a deployment names. UserError for one that does not fit the model."""
 
     def __init__(self, tool: str, reasoning: str, llm: Any, model_config: Any) -> None:
         self.features = frozenset({"tools", "tool_parser"} if tool else ()) | frozenset(
@@ -23,11 +66,7 @@ class Parsers:
         if not (tool or reasoning):
             return
         from vllm.parser import ParserManager  # pyright: ignore[reportMissingImports]
-        from vllm.reasoning import ReasoningParserManager  # pyright: ignore[reportMissingImports]
-        from vllm.tool_parsers import ToolParserManager  # pyright: ignore[reportMissingImports]
 
-        _check("tool", tool, ToolParserManager.list_registered())
-        _check("reasoning", reasoning, ReasoningParserManager.list_registered())
         self._model_config = model_config
         self._tokenizer = llm.get_tokenizer()
         make = ParserManager.get_parser
@@ -84,7 +123,7 @@ def _call(c: Any) -> ToolCall:
     return ToolCall(c.index, c.id or "", (f.name if f else "") or "", (f.arguments if f else "") or "")
 
 
-def _check(what: str, name: str, known: Sequence[str]) -> None:
+def _check(what: str, name: str, known: Collection[str]) -> None:
     if name and name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}."
