@@ -62,6 +62,7 @@ class OpenVinoOptions:
     max_running: int = 256
     prefix_cache: bool = True
     device: str = "CPU"
+    guide_trial_s: float = 5.0  # a form that takes longer to compile would hold up all streams for as long
 
     @staticmethod
     def parse(given: dict[str, Any]) -> OpenVinoOptions:
@@ -71,6 +72,8 @@ class OpenVinoOptions:
             raise UserError(f"kv_cache_precision must be one of {', '.join(_KV_BYTES)}.")
         if options.step_tokens < 1 or options.max_running < 1 or options.kv_cache_mib < 0:
             raise UserError("step_tokens and max_running must be at least 1, kv_cache_mib at least 0.")
+        if not 0 < options.guide_trial_s <= openvino_guides.MAX_TRIAL_S:
+            raise UserError(f"guide_trial_s must be above 0 and at most {openvino_guides.MAX_TRIAL_S:.0f}.")
         return options
 
 
@@ -153,7 +156,7 @@ class OpenVinoEngine:
         self._live: dict[int, _Live] = {}
         self._load = Load()
         self._pending = 0  # requests without a last row
-        self._guides = GuideChecker(self._checked)
+        self._guides = GuideChecker(self._checked, options.guide_trial_s)
         self._checking: set[int] = set()  # requests whose guide is being tried
         self._thread = threading.Thread(target=self._run, name="openvino-engine", daemon=True)
 
