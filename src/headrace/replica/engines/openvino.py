@@ -31,7 +31,7 @@ from headrace.replica.engines.openvino_guides import GuideChecker
 from headrace.replica.engines.openvino_lora import Pipelines
 from headrace.replica.engines.openvino_parsers import Parsers
 from headrace.replica.engines.options import parse_options
-from headrace.replica.sampling import context_of, read_generation_config, read_json
+from headrace.replica.sampling import cannot_guide, context_of, read_generation_config, read_json
 
 telemetry.forbid()
 import numpy as np  # noqa: E402
@@ -261,7 +261,7 @@ class OpenVinoEngine:
 
     def _add(self, request: EngineRequest, rows: list[Row]) -> None:
         try:
-            if why := _cannot_go_on(request) or _cannot_guide(request):
+            if why := _cannot_go_on(request) or cannot_guide(request.guide, request.sampling):
                 raise ValueError(why)
             if len(request.prompt_ids) >= self._kv_tokens:
                 raise ValueError(f"the prompt needs more than the KV cache's {self._kv_tokens} tokens")
@@ -318,13 +318,6 @@ def _cannot_go_on(request: EngineRequest) -> str:
         return "a stream with a structured answer cannot go on exactly on another replica"
     if s.seed is not None and s.temperature:
         return "a stream with a seed cannot go on exactly on another replica"
-    return ""
-
-
-def _cannot_guide(request: EngineRequest) -> str:
-    """Why an answer cannot have the form it must have; "" if it can."""
-    if request.guide and (request.sampling.ignore_eos or request.sampling.min_tokens):
-        return "a structured answer ends where its form ends, so it cannot have ignore_eos or min_tokens"
     return ""
 
 
