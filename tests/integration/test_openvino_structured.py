@@ -150,6 +150,10 @@ async def test_parsers_are_features_and_unknown_ones_fail_the_load(tmp_path: Pat
         status = await replica.ready()
         assert status.model is not None
         assert status.model.features >= {"tools", "tool_parser", "reasoning_parser"}
+        async with replica.session() as p:
+            await refused(p, Guide("regex", "(yes|no)"), "without --reasoning_parser")
+            seen = await p.ask("The water", max_tokens=9, sampling=MOVING, guide=Guide("regex", "(yes|no)"))
+            assert seen.text in ("yes", "no"), "nothing is taken out of a completion"
     async with running(a_spec(engine="openvino", tool_parser="hermes"), tmp_path / "unknown") as replica:
         status = await replica.status_when(lambda s: s.phase is Phase.FAILED)
         assert status.permanent

@@ -108,9 +108,10 @@ class FrontEnd:
         limit = room if submit.max_tokens is None else min(submit.max_tokens, room)
         delivered = list(submit.resume.token_ids) if submit.resume else []
         self._check_ids(delivered, "resume")
-        parser = None
+        parser = parsing = None
         if isinstance(submit.prompt, ChatPrompt):
-            parser = self._new_parser(Parsing(() if calls else tools, prompt))
+            parsing = Parsing(() if calls else tools, prompt, read_args(submit.template_args_json))
+            parser = self._new_parser(parsing)
         reader = None
         if parser or calls:
             reader = Reader(parser, calls, one_call=submit.one_tool_call, named=submit.tool_choice == "function")
@@ -136,6 +137,7 @@ class FrontEnd:
             submit.adapter,
             guide,
             submit.prompt_logprobs,
+            parsing if parser else None,
         )
         logprobs = submit.sampling.logprobs
         echo = self._echo(submit, prompt) if submit.echo else ""

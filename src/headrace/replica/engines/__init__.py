@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,10 @@ def prepare(spec: ModelSpec, resources: Resources) -> None:
     """Begin with what can go on beside all else. Quick; call it from the main thread, at the start of the process."""
     name, _ = pick(spec.engine, installed(), resources.gpus)
     if name == "vllm" and name in installed():
-        vllm_processes.start_server({} if resources.gpus else vllm_args.cpu_environment(resources))
+        workers = 1
+        with contextlib.suppress(UserError):  # `open_engine` will say it
+            workers = vllm_args.workers_of(_engine_args(spec))
+        vllm_processes.start_server({} if resources.gpus else vllm_args.cpu_environment(resources, workers))
 
 
 def open_engine(

@@ -261,7 +261,8 @@ class OpenVinoEngine:
 
     def _add(self, request: EngineRequest, rows: list[Row]) -> None:
         try:
-            if why := _cannot_go_on(request) or cannot_guide(request.guide, request.sampling):
+            cannot = cannot_guide(request.guide, request.sampling) or self._parsers.cannot_guide(request)
+            if why := _cannot_go_on(request) or cannot:
                 raise ValueError(why)
             if len(request.prompt_ids) >= self._kv_tokens:
                 raise ValueError(f"the prompt needs more than the KV cache's {self._kv_tokens} tokens")

@@ -12,7 +12,7 @@ from typing import Any
 
 from headrace.core.types import ToolCall
 from headrace.errors import UserError
-from headrace.replica.engine import Delta, OutputParser, Parsing
+from headrace.replica.engine import Delta, EngineRequest, OutputParser, Parsing
 from headrace.replica.engines.vllm_args import brief
 
 
@@ -63,6 +63,7 @@ class Parsers:
             {"reasoning_parser"} if reasoning else ()
         )
         self._class: Any = None
+        self._reasoning_class: Any = None
         if not (tool or reasoning):
             return
         from vllm.parser import ParserManager  # pyright: ignore[reportMissingImports]
@@ -72,12 +73,22 @@ class Parsers:
         make = ParserManager.get_parser
         # Without tools in a request, one that parses them may still take a form of theirs out of the text.
         self._class = make(tool or None, reasoning or None, enable_auto_tools=bool(tool))
-        self._reasoning_class = make(None, reasoning, enable_auto_tools=False) if reasoning else None
+        if reasoning:
+            self._reasoning_class = make(None, reasoning, enable_auto_tools=False)
         named = " and ".join(n for n in (tool, reasoning) if n)
         try:
             self._class(self._tokenizer, [], model_config=model_config)
         except Exception as e:  # whatever a parser asks of a model's tokenizer
             raise UserError(f"The parser {named} does not fit this model: {brief(e)}") from e
+
+    def guided(self, request: EngineRequest) -> dict[str, Any]:
+        """What `add_request` is to be told besides, so that a form begins where reasoning ends."""
+        if request.guide is None or self._reasoning_class is None:
+            return {}
+        if request.parsing is None:
+            return {"reasoning_ended": True}  # nothing is taken out: the form is the whole answer's
+        args = dict(request.parsing.template_args)
+        return {"reasoning_parser_kwargs": {"chat_template_kwargs": args}} if args else {}
 
     def new(self, parsing: Parsing) -> OutputParser | None:
         """A new answer's parser; None where there is nothing to take out."""
@@ -98,9 +109,14 @@ class _Parser:
         self.special_tokens = bool(parsing.tools)  # marks of calls often are some
         tools = [dict(t) for t in parsing.tools] or None
         self._request = ChatCompletionRequest(
-            messages=[{"role": "user", "content": ""}], tools=tools, tool_choice="auto" if tools else "none"
+            messages=[{"role": "user", "content": ""}],
+            tools=tools,
+            tool_choice="auto" if tools else "none",
+            chat_template_kwargs=dict(parsing.template_args),
         )
-        self._parser = kind(tokenizer, self._request.tools, model_config=model_config)
+        self._parser = kind(
+            tokenizer, self._request.tools, model_config=model_config, chat_template_kwargs=dict(parsing.template_args)
+        )
         self._prompt_ids: list[int] | None = list(parsing.prompt_ids)
 
     def push(self, text: str, ids: Sequence[int]) -> Delta:
