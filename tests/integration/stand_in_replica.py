@@ -73,6 +73,8 @@ class Replica(replica_pb2_grpc.ReplicaServiceServicer):
             await asyncio.sleep(0.05)
 
     async def Drain(self, request: replica_pb2.DrainRequest, context: Any) -> replica_pb2.DrainResponse:
+        if request.replica_id != self.spec.replica_id:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, "another replica")
         print(f"drain for {request.timeout_s:g} s", flush=True)
         if self.told.get("deaf"):
             await context.abort(grpc.StatusCode.INTERNAL, "will not")

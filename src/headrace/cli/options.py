@@ -99,6 +99,7 @@ FLAGS: dict[str, Flag] = {
     "num_gpus": Flag("GPUs that replicas may use; without it, what the machine has.", COUNT),
     "memory_bytes": Flag("Memory that replicas may use, such as 8GiB; without it, what there is.", SIZE, name="memory"),
     "keep_replicas": Flag("Leave replicas running when told to stop, for the next scheduler.", switch=True),
+    "alone_s": Flag("Seconds after which a replica ends that neither its scheduler nor a proxy needs.", SECONDS),
     "engine": Flag("Engine that runs the models.", ENGINE),
     "proxy_id": Flag("Name of this proxy."),
     "max_body_bytes": Flag("Largest HTTP request body.", SIZE),
