@@ -93,7 +93,7 @@ async def scenario(c: Cluster, head: Namespace, one: Namespace, two: Namespace, 
         await c.until(lambda s: ready(1)(s) and len(s.replicas) == 1 and s.replicas[0].node_id == "1")
         await traffic.more(2 * 6)
     assert traffic.wrong == []
-    words = c.words("head")
+    words = (c.folder / "head.log").read_text()
     assert words.count("node_lost") == words.count("node_returned") == 1, "no flapping"
     assert words.count("replica_placed") == 2, "no double placement"
 

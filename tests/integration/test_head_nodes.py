@@ -128,6 +128,28 @@ async def test_a_lost_node_keeps_its_endpoints_until_others_are_ready(tmp_path: 
                 )
 
 
+async def test_a_lost_node_is_not_believed_before_it_has_reported_again(tmp_path: Path) -> None:
+    """Its replicas may have died meanwhile: those that made up for them must not go at its mere hello."""
+    async with serving(head_settings(tmp_path, lease_s=1.0)) as head, Admin(head.grpc) as admin:
+        async with SchedulerDouble(head.node, "1") as one:
+            await admin.deploy("demo")
+            await until(lambda: one.replicas)
+        async with SchedulerDouble(head.node, "2") as two:
+            await until(lambda: two.replicas)
+            await admin.status_when(lambda s: any(r.status.phase is Phase.READY for r in s.replicas))
+            copy = set(two.replicas)
+            back = SchedulerDouble(head.node, "1", incarnation=2)
+            back.mute = True
+            async with back:
+                await until(lambda: back.welcome)
+                await admin.deploy("gpt2")  # so that we see the head think
+                await until(lambda: len(two.replicas) == 2)
+                assert copy < set(two.replicas)
+                assert not (await admin.status()).nodes[0].alive
+                back.mute = False
+                await admin.status_when(lambda s: s.nodes[0].alive)
+
+
 async def test_of_two_schedulers_with_one_id_the_newer_wins(tmp_path: Path) -> None:
     async with (
         serving(head_settings(tmp_path)) as head,
