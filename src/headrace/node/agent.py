@@ -67,6 +67,7 @@ async def serve(
             tls=tls,
             env=_environment(settings),
             command=command,
+            stalled_s=settings.start_limit_s,
         )
         await _serve(settings, info, conditions, EpochFile(node_dir / "epoch"), told)
 

@@ -41,7 +41,9 @@ class SimulatedOptions:
     crash_marker: str = ""  # SIGKILL to itself when a prompt with this text is admitted
     hang_at_token: int = -1  # never steps again, instead of producing that token
     die_at_token: int = -1  # the engine dies, the process does not
+    orders_dir: str = ""  # before each step obeys the file named by its process id: "die", "hang" or "slow SECONDS"
     refuse_to_stop: bool = False  # `close` never returns
+    hang_load: bool = False  # loading never ends, nor gets anywhere
     fail_load: str = ""  # loading fails with this reason
     stall_s: float = 60.0  # so long without a step, with requests to work on, means that it is dead
     permanent: bool = False  # and trying again cannot help
@@ -89,6 +91,8 @@ class SimulatedEngine:
         while (passed := time.monotonic() - begin) < o.load_s:
             report("loading the model", passed / o.load_s)
             time.sleep(min(0.05, o.load_s - passed))
+        while o.hang_load:
+            time.sleep(1.0)
         if o.fail_load:
             raise (UserError if o.permanent else HeadraceError)(o.fail_load)
         features = _FEATURES | {"tool_parser"} if self._finds_calls else _FEATURES
@@ -181,6 +185,7 @@ class SimulatedEngine:
                 self._changed.wait_for(lambda: self._inbox.closed, self._delay_s())
             rows.extend(Row(r.id, (), "stop", values=values_of(r)) for r in self._encodings)
             self._encodings.clear()
+            self._obey()
             self._admit(rows)
             self._prefill()
             self._decode(rows)
@@ -191,6 +196,21 @@ class SimulatedEngine:
             load = self._load = self._now()
         self._on_step(Step(rows, load))
         return True
+
+    def _obey(self) -> None:
+        """Do what the folder of orders says for this process, now and as long as it says so."""
+        if not self._options.orders_dir:
+            return
+        try:
+            order, _, seconds = (Path(self._options.orders_dir) / str(os.getpid())).read_text().partition(" ")
+        except OSError:
+            return
+        if order == "die":
+            raise _Died("The simulated engine died because it was ordered to.")
+        if order == "hang":
+            threading.Event().wait()
+        if order == "slow":
+            time.sleep(float(seconds or 0))
 
     def _busy(self) -> bool:
         return bool(self._waiting or self._running or self._encodings)
