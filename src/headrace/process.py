@@ -351,3 +351,25 @@ async def told_to_stop() -> str:
     finally:
         loop.remove_reader(fd)
         os.close(fd)
+
+
+STANDBY_ENV = "HEADRACE_STANDBY_FD"
+
+
+def stand_by() -> str | None:
+    """Wait until we are needed, and return as whom; None if we were not started to wait. Exits if the parent ends.
+
+    We are told through a pipe (its descriptor in HEADRACE_STANDBY_FD), and to which file our output goes from then on.
+    """
+    number = os.environ.pop(STANDBY_ENV, None)
+    if number is None:
+        return None
+    with os.fdopen(int(number)) as pipe:
+        name, _, output = pipe.readline().rstrip("\n").partition(" ")
+    if not name:
+        sys.exit(0)
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+    return name

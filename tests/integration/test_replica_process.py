@@ -28,7 +28,8 @@ def expected(prompt: list[int], count: int, seed: int | None = None) -> list[int
 
 
 async def drain(replica: RunningReplica, timeout_s: float) -> None:
-    await replica.stub.Drain(replica_pb2.DrainRequest(timeout_s=timeout_s))
+    replica_id = replica.replica_id
+    await replica.stub.Drain(replica_pb2.DrainRequest(timeout_s=timeout_s, replica_id=replica_id))
 
 
 async def test_from_start_to_end(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ FLAGS: dict[str, Flag] = {
         "Seconds without any progress after which the start of a replica has failed.", SECONDS, name="start_limit"
     ),
     "keep_replicas": Flag("Leave replicas running when told to stop, for the next scheduler.", switch=True),
+    "alone_s": Flag("Seconds after which a replica ends that neither its scheduler nor a proxy needs.", SECONDS),
     "engine": Flag("Engine that runs the models.", ENGINE),
     "proxy_id": Flag("Name of this proxy."),
     "max_body_bytes": Flag("Largest HTTP request body.", SIZE),

@@ -71,7 +71,12 @@ class Routes:
     def accept(self, table: RouteTable) -> bool:
         """Take a table that the head sent, unless its epoch is below the highest seen."""
         if self.table is not None and table.epoch < self.table.epoch:
-            log.warning("stale_routes_refused", epoch=table.epoch, seen=self.table.epoch)
+            log.warning(
+                "stale_routes_refused",
+                epoch=table.epoch,
+                seen=self.table.epoch,
+                hint="an older leader, or a head whose state was deleted: then start this proxy again",
+            )
             return False
         if not self.connected:
             log.info("routes_connected", head=self.head_address, epoch=table.epoch, version=table.version)
