@@ -167,6 +167,11 @@ async def what_is_rejected(p: ProxySide) -> None:
     biased = await p.ask("x", sampling=Sampling(logit_bias={99_999: 1.0}))
     assert biased.rejected is not None
     assert biased.rejected.failure.param == "logit_bias"
+    for name, value in (("presence_penalty", 1.0), ("frequency_penalty", -1.0), ("repetition_penalty", 1.2)):
+        seen = await p.ask("x", sampling=Sampling(**{name: value}))  # type: ignore[arg-type]
+        assert seen.rejected is not None, "what would have no effect is not accepted"
+        assert seen.rejected.failure.param == name
+        assert seen.rejected.failure.kind == "invalid_request"
 
 
 async def logprobs(p: ProxySide) -> None:

@@ -138,6 +138,8 @@ class Load:
         del self.under_way[ask.id]
         self.states[seen.status] += 1
         pieces = [(round(t, 3), n) for t, n in seen.pieces]
-        more = {k: getattr(seen, k) for k in ("http", "text", "finishes", "done", "after_end", "error", "tokens", "why")}
+        more = {
+            k: getattr(seen, k) for k in ("http", "text", "finishes", "done", "after_end", "error", "tokens", "why")
+        }
         self.recorder.write("clients", "end", id=ask.id, status=seen.status, pieces=pieces, **more)
         return seen
