@@ -137,7 +137,8 @@ class Load:
             seen = Seen(status="cancelled")
         del self.under_way[ask.id]
         self.states[seen.status] += 1
-        pieces = [(round(t, 3), n) for t, n in seen.pieces]
+        pieces = [(round(t, 3), n, moves) for t, n, moves in seen.pieces]
+        places = sorted(seen.places) == seen.places
         more = {k: getattr(seen, k) for k in ("http", "text", "finishes", "done", "after_end", "error", "tokens", "why")}
-        self.recorder.write("clients", "end", id=ask.id, status=seen.status, pieces=pieces, **more)
+        self.recorder.write("clients", "end", id=ask.id, status=seen.status, pieces=pieces, in_order=places, **more)
         return seen

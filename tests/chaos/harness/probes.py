@@ -63,7 +63,7 @@ async def watch_queues(system: System, recorder: Recorder) -> None:
 _WANTED = {
     "headrace_requests_in_flight": "in_flight",
     "headrace_requests_unplaced": "unplaced",
-    "headrace_failovers_total": "failovers",
+    "headrace_failover_gap_seconds_count": "failovers",
     "headrace_retries_total": "retries",
 }
 
