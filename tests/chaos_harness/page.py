@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from html import escape
 
-from harness.checker import Verdict
-from harness.history import History
-from harness.report import explain, line
+from chaos_harness.checker import Verdict
+from chaos_harness.history import History
+from chaos_harness.report import explain, line
 
 _W, _H, _LEFT, _ROW = 1100, 170, 190, 16
 _COLOURS = {"completed": "#4a8", "error": "#c33", "cancelled": "#999", "proxy_lost": "#e90", "lost": "#000"}
@@ -46,7 +46,7 @@ def _svg(v: Verdict, history: History) -> str:
         for i in range(11)
     )
     lines = "".join(
-        f'<line x1="{x(f["t"]):.1f}" x2="{x(f["t"]):.1f}" y1="0" y2="{height - 24}" stroke="#c33" stroke-opacity=".15"/>'
+        f'<path d="M{x(f["t"]):.1f} 0V{height - 24}" stroke="#c33" stroke-opacity=".15"/>'
         for f in history.faults
         if f["ev"] == "begin"
     )

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.checker import Verdict
-from harness.history import Event, History, Violation
-from harness.stats import percentile
+from chaos_harness.checker import Verdict
+from chaos_harness.history import Event, History, Violation
+from chaos_harness.stats import percentile
 
 _SHOWN = 5
 _NEAR_S = 15.0
@@ -71,7 +71,7 @@ def _story(x: Violation, faults: list[Event]) -> list[str]:
 
 def write(v: Verdict, history: History, folder: Path) -> None:
     """report.json and report.html."""
-    from harness.page import page
+    from chaos_harness.page import page
 
     (folder / "report.json").write_text(json.dumps(as_json(v), indent=1, ensure_ascii=False))
     (folder / "report.html").write_text(page(v, history))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from harness.history import Event, Violation
+from chaos_harness.history import Event, Violation
 
 
 @dataclass

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 
-from harness.check_processes import Processes, check_processes, check_queues
-from harness.check_state import State, check_commands, check_state
-from harness.check_streams import Expected, Streams, check_streams
-from harness.faults import HITS_STREAMS
-from harness.history import Event, History, Violation
+from chaos_harness.check_processes import Processes, check_processes, check_queues
+from chaos_harness.check_state import State, check_commands, check_state
+from chaos_harness.check_streams import Expected, Streams, check_streams
+from chaos_harness.faults import HITS_STREAMS
+from chaos_harness.history import Event, History, Violation
 
 
 @dataclass
@@ -72,4 +73,4 @@ def _judge_hits(verdict: Verdict, history: History) -> None:
 
 def _moves(end: Event) -> list[tuple[list[float], list[float]]]:
     pieces = end["pieces"]
-    return [(a, b) for a, b in zip(pieces, pieces[1:], strict=False) if b[2] > a[2]]
+    return [(a, b) for a, b in itertools.pairwise(pieces) if b[2] > a[2]]

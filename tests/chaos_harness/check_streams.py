@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from harness.history import Event, Violation
-from harness.oracle import Answer, Oracle, chat_text
+from chaos_harness.history import Event, Violation
+from chaos_harness.oracle import Answer, Oracle, chat_text
 
 _EXCUSES_S = 12.0  # after a proxy was killed, how long connections that it had may take to show it
+# All requests of the load can go on elsewhere, so these are not for them.
+_NEVER = ("replica_gone", "stream_cannot_continue", "model_failed")
 Expected = Callable[[Event], Answer | None]
 
 
-def simulated(answer_tokens: int) -> Expected:
+def simulated(ends: Mapping[str, int]) -> Expected:
     """What the simulated engine answers to a start event."""
 
     def expected(start: Event) -> Answer:
         prompt = chat_text(start["prompt"]) if start["api"] == "chat" else start["prompt"]
-        return Oracle(prompt, start["seed"], answer_tokens).answer(start["max_tokens"])
+        return Oracle(prompt, start["seed"], ends[start["model"]]).answer(start["max_tokens"])
 
     return expected
 
@@ -85,6 +88,8 @@ def _check_one(found: Streams, start: Event, ends: list[Event], kills: list[floa
         if not error.get("type") or not error.get("message"):
             wrong("I3", "untyped", f"an error without type or message: {end.get('why')}")
         found.errors[str(error.get("code") or error.get("type"))] += 1
+        if error.get("type") in ("server_error", "invalid_request_error") or error.get("code") in _NEVER:
+            wrong("I3", "error", f"ended with {error}")
     if end["after_end"] or end["done"] > 1 or len(end["finishes"]) > 1:
         wrong("I2", "ends twice", f"finishes {end['finishes']}, {end['done']} end markers, {end['after_end']} after")
     if not end.get("in_order", True):
@@ -99,7 +104,7 @@ def _check_one(found: Streams, start: Event, ends: list[Event], kills: list[floa
 def _count_moves(found: Streams, end: Event) -> None:
     """Those that had text before and after a move went on in mid-stream."""
     pieces = end["pieces"]
-    moved = [(b[0] - a[0]) for a, b in zip(pieces, pieces[1:], strict=False) if b[2] > a[2]]
+    moved = [(b[0] - a[0]) for a, b in itertools.pairwise(pieces) if b[2] > a[2]]
     if moved:
         found.failed_over += 1
         found.gaps.append(max(moved))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from harness.history import Event, Violation
-from harness.stats import slope
+from chaos_harness.history import Event, Violation
+from chaos_harness.stats import slope
 
 _SOON_S = 10.0
 _SLOPE = 1.0  # MiB a minute and process that a warm system may grow by, in runs long enough to tell
 _LONG_S = 600.0
+_TELLING_MIN = 1.0  # minutes after which a slope says something
 
 
 @dataclass
@@ -142,7 +143,7 @@ def _check_memory(found: Processes, tables: list[Event]) -> None:
             points[(r["role"], r["pid"])].append((e["t"] / 60, r["rss"] / 2**20))
     for (role, pid), seen in points.items():
         minutes = seen[-1][0] - seen[0][0]
-        if len(seen) < 20:
+        if minutes < _TELLING_MIN:
             continue
         grows = slope(seen)
         found.rss_slope = max(found.rss_slope, grows)

@@ -1,4 +1,4 @@
-"""`python -m harness`: one long run, then the mutants. SEED, MINUTES, RATE, EVERY, ENGINE and RESULTS say how."""
+"""`python -m chaos_harness`: one long run, then the mutants. SEED, MINUTES, RATE, EVERY, ENGINE and RESULTS say how."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness import report
-from harness.check_streams import simulated
-from harness.checker import Verdict, check
-from harness.history import History
-from harness.mutants import MUTANTS, catch
-from harness.run import Plan, run
+from chaos_harness import report
+from chaos_harness.check_streams import simulated
+from chaos_harness.checker import Verdict, check
+from chaos_harness.history import History
+from chaos_harness.mutants import MUTANTS, catch
+from chaos_harness.run import Plan, run
 
 
 def plan_of(env: Mapping[str, str]) -> Plan:
@@ -31,7 +31,7 @@ def judged(plan: Plan, folder: Path, say: bool = True) -> Verdict:
     folder.mkdir(parents=True, exist_ok=True)
     asyncio.run(run(plan, folder))
     history = History.read(folder / "history")
-    verdict = check(history, simulated(plan.size.answer_tokens))
+    verdict = check(history, simulated(plan.size.ends()))
     report.write(verdict, history, folder)
     if say:
         print(report.line(verdict), flush=True)

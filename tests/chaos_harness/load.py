@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.client import Exchange, Seen, exchange
-from harness.history import Recorder
+from chaos_harness.client import Exchange, Seen, exchange
+from chaos_harness.history import Recorder
 
 _SUBJECTS = ("water", "wheels", "the head of a mill", "learning machines", "größere Modelle", "日本語", "rivers 🌊")
 
@@ -139,6 +139,8 @@ class Load:
         self.states[seen.status] += 1
         pieces = [(round(t, 3), n, moves) for t, n, moves in seen.pieces]
         places = sorted(seen.places) == seen.places
-        more = {k: getattr(seen, k) for k in ("http", "text", "finishes", "done", "after_end", "error", "tokens", "why")}
+        more = {
+            k: getattr(seen, k) for k in ("http", "text", "finishes", "done", "after_end", "error", "tokens", "why")
+        }
         self.recorder.write("clients", "end", id=ask.id, status=seen.status, pieces=pieces, in_order=places, **more)
         return seen
