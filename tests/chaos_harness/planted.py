@@ -58,7 +58,7 @@ def ignore_epoch_proxy(part: str) -> None:
         right = Routes.accept
 
         def accept(self: Any, table: Any) -> bool:
-            self.table = None
+            self._highest_epoch = 0
             return right(self, table)
 
         Routes.accept = accept
@@ -143,6 +143,7 @@ def wrong_position(part: str) -> None:
         def to_submit(self: Any, adapter: str) -> Any:
             if len(self._ids) > 2 and not self.taking_over:
                 del self._ids[-2:]
+                self._chars = max(0, self._chars - 6)
             return submit(self, adapter)
 
         def delta(self: Any, now: float, position: int, *rest: Any) -> None:
@@ -240,7 +241,7 @@ def forget_moved(part: str) -> None:
     if part == "proxy":
         from headrace.proxy.stream import Stream
 
-        Stream._lost = lambda self, *args: None
+        Stream.gone = lambda self, error: None
 
 
 PLANT: dict[str, Callable[[str], None]] = {

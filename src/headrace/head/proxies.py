@@ -56,8 +56,14 @@ class ProxyFleet:
     """`prepare`, then `run` until cancelled, then `stop`. `changed` is notified when a proxy starts or ends."""
 
     def __init__(
-        self, settings: HeadSettings, head_address: str, changed: Topic, program: Sequence[str] = PROGRAM
+        self,
+        settings: HeadSettings,
+        head_address: str,
+        changed: Topic,
+        program: Sequence[str] = PROGRAM,
+        epoch: int = 0,
     ) -> None:
+        self._epoch = epoch
         self._settings, self._head_address, self._changed = settings, head_address, changed
         self._program = list(program)
         self._dir = settings.head_dir / "proxies"
@@ -153,6 +159,8 @@ class ProxyFleet:
         argv = self._argv(slot.proxy_id, self.http_port)
         # Its settings may come as variables or from a file, as with one started by hand; our flags go before them.
         settings = {k: v for k, v in os.environ.items() if k.startswith("HEADRACE_") and k != LIFELINE_ENV}
+        # Not a flag: the proxies of an earlier head, which are told by their flags, serve as these do.
+        settings["HEADRACE_LEAST_EPOCH"] = str(self._epoch)
         output = self._dir / f"{slot.proxy_id}.log"
         with suppress(FileNotFoundError):
             if output.stat().st_size > _MAX_LOG_BYTES:
