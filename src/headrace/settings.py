@@ -81,6 +81,7 @@ class ProxySettings:
     http_port: int = 8000
     head_address: str = "localhost:50052"  # the head's grpc_port
     proxy_id: str = ""
+    least_epoch: int = 0  # routes of a head with a lower one are refused
     api_keys_file: Path | None = None
     allow_insecure: bool = False
     tls: TlsSettings = field(default_factory=TlsSettings)

@@ -21,7 +21,7 @@ from headrace.head import proxies
 from headrace.head.controller import serving
 from headrace.head.http_port import reserve
 from headrace.head.spare import Spare
-from headrace.process import ProcessRecord, signal_group
+from headrace.process import ProcessRecord, environment, signal_group
 
 HEAD = (
     sys.executable,
@@ -73,6 +73,7 @@ async def test_proxies_share_a_port_are_restarted_and_end_with_the_head(tmp_path
         status = await admin.status_when(running(2))
         assert [p.proxy_id for p in status.proxies] == ["proxy-1", "proxy-2"]
         assert status.http_address == head.http
+        assert {environment(p)["HEADRACE_LEAST_EPOCH"] for p in pids(status)} == {str(status.epoch)}
         host, _, port = head.http.rpartition(":")
         with socket.create_connection((host, int(port))):
             pass

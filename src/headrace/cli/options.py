@@ -105,6 +105,7 @@ FLAGS: dict[str, Flag] = {
     "alone_s": Flag("Seconds after which a replica ends that neither its scheduler nor a proxy needs.", SECONDS),
     "engine": Flag("Engine that runs the models.", ENGINE),
     "proxy_id": Flag("Name of this proxy."),
+    "least_epoch": Flag("Refuse the routes of a head whose epoch is lower.", COUNT),
     "max_body_bytes": Flag("Largest HTTP request body.", SIZE),
     "max_waiting": Flag("Requests per model that may wait for a replica.", COUNT),
     "max_streams": Flag("Streams in flight in this process.", COUNT),

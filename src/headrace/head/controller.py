@@ -94,7 +94,8 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
         head_pb2_grpc.add_AdminServiceServicer_to_server(admin, others)
         grpc_port = _bind_again(others, settings, tls, "grpc_port", before)
 
-        fleet = ProxyFleet(settings, _at(_reachable(settings.host), grpc_port), overview.proxies_changed, proxy_program)
+        ours = _at(_reachable(settings.host), grpc_port)
+        fleet = ProxyFleet(settings, ours, overview.proxies_changed, proxy_program, ledger.epoch)
         stack.callback(fleet.close)
         await fleet.prepare()
         overview.proxies = fleet

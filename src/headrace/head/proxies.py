@@ -58,8 +58,14 @@ class ProxyFleet:
     """`prepare`, then `run` until cancelled, then `stop`. `changed` is notified when a proxy starts or ends."""
 
     def __init__(
-        self, settings: HeadSettings, head_address: str, changed: Topic, program: Sequence[str] = PROGRAM
+        self,
+        settings: HeadSettings,
+        head_address: str,
+        changed: Topic,
+        program: Sequence[str] = PROGRAM,
+        epoch: int = 0,
     ) -> None:
+        self._epoch = epoch
         self._settings, self._head_address, self._changed = settings, head_address, changed
         self._program = list(program)
         self._dir = settings.head_dir / "proxies"
@@ -165,7 +171,7 @@ class ProxyFleet:
         spare, self._spare = self._spare, None
         child = spare.wake(slot.proxy_id, output.absolute()) if spare else None
         if child is None:
-            child = Child.spawn(argv, env=_environment(), output=output)
+            child = Child.spawn(argv, env=self._environment(), output=output)
         record = asdict(child.record) | {"argv": argv, "version": __version__, "restarts": slot.restarts}
         try:
             write_atomic(self._record_path(slot.proxy_id), json.dumps(record))
@@ -183,7 +189,7 @@ class ProxyFleet:
                     continue
                 await self._spare.stop()
             try:
-                self._spare = Spare(self._argv("", self.http_port), _environment(), self._dir / "spare.log")
+                self._spare = Spare(self._argv("", self.http_port), self._environment(), self._dir / "spare.log")
             except OSError as e:
                 log.warning("no_spare_proxy", error=str(e))
 
@@ -201,6 +207,13 @@ class ProxyFleet:
         flags |= {k: path.absolute() for k, path in files.items() if path}
         switches = ["--allow_insecure"] if s.allow_insecure else []
         return [*self._program, *(f"--{k}={v}" for k, v in flags.items()), *switches]
+
+    def _environment(self) -> dict[str, str]:
+        # Its settings may come as variables or from a file, as with one started by hand; our flags go before them.
+        settings = {k: v for k, v in os.environ.items() if k.startswith("HEADRACE_") and k != LIFELINE_ENV}
+        # Not a flag: the proxies of an earlier head, which are told by their flags, serve as these do.
+        settings["HEADRACE_LEAST_EPOCH"] = str(self._epoch)
+        return child_env(settings)
 
     @property
     def _metrics_dir(self) -> Path:
@@ -229,11 +242,6 @@ class ProxyFleet:
                 log.warning("proxy_record_unreadable", path=str(path), error=str(e))
             path.unlink(missing_ok=True)
         return found
-
-
-def _environment() -> dict[str, str]:
-    # Its settings may come as variables or from a file, as with one started by hand; our flags go before them.
-    return child_env({k: v for k, v in os.environ.items() if k.startswith("HEADRACE_") and k != LIFELINE_ENV})
 
 
 async def _stop_all(children: Sequence[Child]) -> None:

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from harness.history import Recorder
-from harness.system import System
+
+from chaos_harness.history import Recorder
+from chaos_harness.system import System
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc, node_pb2, node_pb2_grpc
 
 

@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import FunctionType
 
 
 def main() -> None:
     mutant, command = sys.argv[1], sys.argv[2]
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from harness import planted
+    from chaos_harness import planted
 
     again = (sys.executable, "-P", __file__, mutant)
     if command == "head":
-        from headrace.head import proxies
+        from headrace.head import controller, proxies
 
-        _default(proxies.ProxyFleet.__init__, (*again, "proxy"))
+        _default(controller.serving.__wrapped__, proxies.PROGRAM, (*again, "proxy"))
     elif command == "scheduler":
         from headrace.node import agent
 
-        _default(agent.serve, (*again, "replica"))
+        _default(agent.serve, agent._REPLICA, (*again, "replica"))
     planted.PLANT[mutant](command)
     if command == "replica":
         sys.argv = ["headrace.replica", *sys.argv[3:]]
-        import headrace.replica.__main__  # noqa: F401  (it runs)
+        import headrace.replica.__main__
     else:
         sys.argv = ["headrace", *sys.argv[2:]]
         from headrace.cli import main as headrace
@@ -34,10 +35,11 @@ def main() -> None:
         headrace()
 
 
-def _default(function: object, program: tuple[str, ...]) -> None:
-    """Give a function's last parameter, which is the program to start, another default."""
-    before = function.__defaults__  # type: ignore[attr-defined]
-    function.__defaults__ = (*before[:-1], program)  # type: ignore[attr-defined]
+def _default(function: FunctionType, before: tuple[str, ...], program: tuple[str, ...]) -> None:
+    """Have a function start another program where it is not told which."""
+    defaults = function.__defaults__ or ()
+    assert before in defaults
+    function.__defaults__ = tuple(program if d == before else d for d in defaults)
 
 
 main()

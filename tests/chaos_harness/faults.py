@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.history import Recorder
-from harness.impostor import impostor
-from harness.processes import Row
-from harness.system import System
+from chaos_harness.history import Recorder
+from chaos_harness.impostor import impostor
+from chaos_harness.processes import Row
+from chaos_harness.system import System
 from headrace.core.types import Phase, PlacedReplica
 from headrace.errors import HeadraceError
 
@@ -22,6 +22,7 @@ _STEADY_S = 62.0  # a replica that was READY for a minute has no failures behind
 _HANG_S = 15.0
 _KINDS: dict[str, int] = {
     "replica_kill": 16,
+    "model_kill": 1,
     "replica_stop": 2,
     "engine_dies": 2,
     "engine_hangs": 1,
@@ -34,7 +35,9 @@ _KINDS: dict[str, int] = {
     "rolling_update": 1,
     "scale": 1,
 }
-HITS_STREAMS = ("replica_kill", "replica_stop", "engine_dies", "engine_hangs", "scheduler_and_replica_kill")
+HITS_STREAMS = (
+    "replica_kill", "model_kill", "replica_stop", "engine_dies", "engine_hangs", "scheduler_and_replica_kill",
+)  # fmt: skip
 KINDS = tuple(_KINDS)
 
 
@@ -63,8 +66,9 @@ class Faults:
             while self.recorder.now() < until:
                 await asyncio.sleep(self.rng.uniform(0.4, 1.6) * self.every_s)
                 weights = [_KINDS[k] for k in self.kinds]
-                kind = first.pop() if first else self.rng.choices(self.kinds, weights)[0]
-                tasks.create_task(self.one(kind))
+                if self.kinds:
+                    kind = first.pop() if first else self.rng.choices(self.kinds, weights)[0]
+                    tasks.create_task(self.one(kind))
 
     async def one(self, kind: str) -> None:
         self.number += 1
@@ -119,6 +123,22 @@ class Faults:
         self._count_death(placed)
         note(replica=row.replica, pid=row.pid, node=row.node)
         self.system.kill(row)
+        return True
+
+    async def _model_kill(self, note: Callable[..., None]) -> bool:
+        """All replicas of one model at once: its requests wait until one is back."""
+        status = await self.system.status()
+        model = self.rng.choice(self.system.models)
+        there = [p for p in status.replicas if p.status.deployment == model] if status else []
+        ready = [p for p in there if p.status.phase is Phase.READY and p.status.replica_id not in self.busy]
+        rows = {r.pid: r for r in await asyncio.to_thread(self.system.processes)}
+        if not ready or len(ready) < len(there) or not all(self._may_die(p) for p in ready):
+            return False
+        note(model=model, replicas=[p.status.replica_id for p in ready])
+        for p in ready:
+            self._count_death(p)
+            if row := rows.get(p.status.pid):
+                self.system.kill(row)
         return True
 
     async def _replica_stop(self, note: Callable[..., None]) -> bool:

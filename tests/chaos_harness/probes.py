@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import httpx
-from harness.history import Recorder
-from harness.system import System
+
+from chaos_harness.history import Recorder
+from chaos_harness.system import System
 from headrace.core.types import ClusterStatus, DeployRequest
 from headrace.errors import HeadraceError
 
 _EVERY_S = 1.0
-_CAP = 256  # the proxies' --max_waiting
 
 
 async def watch_processes(system: System, recorder: Recorder) -> None:
@@ -37,8 +37,8 @@ def wanted(status: ClusterStatus | None) -> dict[str, Any] | None:
         "epoch": status.epoch,
         "replicas": {
             p.status.replica_id: {
-                "node": p.node_id, "phase": p.status.phase.value, "pid": p.status.pid, "deployment": p.status.deployment,
-                "running": p.status.load.running, "waiting": p.status.load.waiting,
+                "node": p.node_id, "phase": p.status.phase.value, "pid": p.status.pid,
+                "deployment": p.status.deployment, "running": p.status.load.running, "waiting": p.status.load.waiting,
             }
             for p in status.replicas
         },
@@ -54,7 +54,12 @@ async def watch_queues(system: System, recorder: Recorder) -> None:
         while True:
             try:
                 text = (await client.get(url)).text
-                recorder.write("queues", "metrics", cap=_CAP * system.size.proxies, **read_metrics(text.splitlines()))
+                recorder.write(
+                    "queues",
+                    "metrics",
+                    cap=system.size.max_waiting * system.size.proxies,
+                    **read_metrics(text.splitlines()),
+                )
             except (httpx.HTTPError, OSError):
                 pass  # the one that was asked has just died
             await asyncio.sleep(2 * _EVERY_S)
@@ -63,7 +68,7 @@ async def watch_queues(system: System, recorder: Recorder) -> None:
 _WANTED = {
     "headrace_requests_in_flight": "in_flight",
     "headrace_requests_unplaced": "unplaced",
-    "headrace_failovers_total": "failovers",
+    "headrace_failover_gap_seconds_count": "failovers",
     "headrace_retries_total": "retries",
 }
 

@@ -7,11 +7,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import probes
-from harness.faults import KINDS, Faults
-from harness.history import Recorder
-from harness.load import Load, Mix
-from harness.system import Size, System
+from chaos_harness import probes
+from chaos_harness.faults import KINDS, Faults
+from chaos_harness.history import Recorder
+from chaos_harness.load import Load, Mix
+from chaos_harness.system import Size, System
 
 _QUIET_S = 11.0
 
@@ -28,6 +28,7 @@ class Plan:
     size: Size = field(default_factory=Size)
     mix: Mix = field(default_factory=Mix)
     mutant: str = ""
+    quiet_s: float = _QUIET_S  # after the last fault and request, before all must be as wanted
 
 
 async def run(plan: Plan, folder: Path) -> None:
@@ -61,20 +62,22 @@ async def _run(plan: Plan, system: System, recorder: Recorder) -> None:
         recorder.write("faults", "load_ends", started=load.started)
         await asking
         administration.cancel()
-        await _quiet(system, recorder)
+        await _quiet(system, recorder, plan.quiet_s)
         for watch in watches:
             watch.cancel()
 
 
-async def _quiet(system: System, recorder: Recorder) -> None:
+async def _quiet(system: System, recorder: Recorder, quiet_s: float) -> None:
     """Ten seconds after the last fault everything must be as it is wanted, and no load be left."""
     recorder.write("faults", "quiet_begins")
-    await asyncio.sleep(_QUIET_S)
+    await probes.read_ledger(system, recorder)
+    await asyncio.sleep(quiet_s)
+    if quiet_s < 10:
+        return  # too early to ask
     rows = await asyncio.to_thread(system.processes)
     status = await system.status()
     recorder.write(
         "processes", "quiet", rows=[r.as_event() for r in rows], wanted=probes.wanted(status),
         roles=dict(Counter(r.role for r in rows)), size={"proxies": system.size.proxies, "nodes": system.size.nodes},
     )  # fmt: skip
-    await probes.read_ledger(system, recorder)
     recorder.write("faults", "quiet_ends")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.processes import Row, table
+from chaos_harness.processes import Row, table
 from headrace.core.types import ClusterStatus, DeployRequest, Phase
 from headrace.errors import HeadraceError
 from headrace.process import child_env
@@ -32,12 +32,17 @@ class Size:
     nodes: int = 2
     models: int = 2
     replicas: int = 3  # of each model
-    step_s: float = 0.02
-    answer_tokens: int = 300  # where an answer ends by itself
+    step_s: float = 0.04
+    answer_tokens: int = 300  # where an answer of the first model ends by itself
+    max_waiting: int = 256
     max_running: int = 64
     engine: str = "simulated"
     source: str = "builtin:demo"
     lease_s: float = 10.0
+
+    def ends(self) -> dict[str, int]:
+        """Tokens after which answers end by themselves: others for each model, so that a mix-up shows."""
+        return {f"sim{i + 1}": self.answer_tokens - 40 * i for i in range(self.models)}
 
 
 @dataclass
@@ -53,7 +58,7 @@ class System:
         self.head: subprocess.Popen[bytes] | None = None
         self.schedulers: dict[str, subprocess.Popen[bytes] | None] = {}
         self.admin = AdminClient(f"127.0.0.1:{self.grpc}")
-        self.models = tuple(f"sim{i + 1}" for i in range(self.size.models))
+        self.models = tuple(self.size.ends())
         self.orders = self.root / "orders"
         self.revision_of_args = 0
 
@@ -61,14 +66,14 @@ class System:
     def address(self) -> tuple[str, int]:
         return "127.0.0.1", self.http
 
-    def engine_args(self) -> dict[str, Any]:
+    def engine_args(self, model: str) -> dict[str, Any]:
         """`kv_tokens` tells one revision from the next and changes nothing else."""
         if self.size.engine != "simulated":
             return {}
         s = self.size
         kv = 1_000_000 + self.revision_of_args
         return {
-            "step_s": s.step_s, "answer_tokens": s.answer_tokens, "max_running": s.max_running, "kv_tokens": kv,
+            "step_s": s.step_s, "answer_tokens": s.ends()[model], "max_running": s.max_running, "kv_tokens": kv,
             "orders_dir": str(self.orders),
         }  # fmt: skip
 
@@ -91,7 +96,7 @@ class System:
         n = self.size.replicas
         return DeployRequest(
             model=self.size.source, name=model, engine=self.size.engine, min_replicas=n, max_replicas=n, cpus=0.1,
-            engine_args_json=json.dumps(self.engine_args(), sort_keys=True),
+            engine_args_json=json.dumps(self.engine_args(model), sort_keys=True),
         )  # fmt: skip
 
     def start_head(self) -> None:
@@ -108,12 +113,16 @@ class System:
         )  # fmt: skip
 
     def _spawn(self, log: str, *arguments: str) -> subprocess.Popen[bytes]:
+        env = {
+            "PYTHONUNBUFFERED": "1", "HEADRACE_LOG_FORMAT": "json", "GRPC_VERBOSITY": "NONE",
+            "HEADRACE_MAX_WAITING": str(self.size.max_waiting),
+        }  # fmt: skip
         program = [str(PART), self.mutant] if self.mutant else ["-m", "headrace"]
         with (self.root / "logs" / f"{log}.log").open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-P", *program, *arguments],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-                env=child_env({"PYTHONUNBUFFERED": "1", "HEADRACE_LOG_FORMAT": "json"}), cwd=self.root,
+                env=child_env(env), cwd=self.root,
             )  # fmt: skip
 
     # --- looking ---

@@ -18,7 +18,8 @@ class Seen:
     status: str = "broken"  # completed, error, cancelled, broken, refused, stalled
     http: int = 0
     text: str = ""
-    pieces: list[tuple[float, int]] = field(default_factory=list)  # (time, characters so far)
+    pieces: list[tuple[float, int, int]] = field(default_factory=list)  # (time, characters so far, moves so far)
+    places: list[int] = field(default_factory=list)  # tokens so far, by the ids of the events
     finishes: list[str] = field(default_factory=list)
     done: int = 0
     after_end: int = 0  # events after the end marker
@@ -40,6 +41,7 @@ class Exchange(asyncio.Protocol):
         self._body = bytearray()
         self._length: int | None = None
         self._events = self._chunked = self._whole = False
+        self._moves = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -47,7 +49,6 @@ class Exchange(asyncio.Protocol):
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        self.heard_at = self._clock()
         self._raw += data
         if not self.seen.http:
             head, found, rest = bytes(self._raw).partition(b"\r\n\r\n")
@@ -89,7 +90,12 @@ class Exchange(asyncio.Protocol):
         self._body = bytearray(rest)
         for event in events:
             for line in event.split(b"\n"):
-                if line.startswith(b"data: "):
+                if line.startswith(b"id: "):
+                    moves, tokens, *_ = line[4:].split(b".")
+                    self._moves = int(moves)
+                    self.seen.places.append(int(tokens))
+                elif line.startswith(b"data: "):
+                    self.heard_at = self._clock()  # comments are no news
                     self._take_event(line[6:])
 
     def _take_event(self, data: bytes) -> None:
@@ -110,7 +116,7 @@ class Exchange(asyncio.Protocol):
                 seen.after_end += 1
             if text := choice["text"] if "text" in choice else choice["delta"].get("content"):
                 seen.text += text
-                seen.pieces.append((self._clock(), len(seen.text)))
+                seen.pieces.append((self._clock(), len(seen.text), self._moves))
                 self._on_piece(self)
             if choice["finish_reason"]:
                 seen.finishes.append(choice["finish_reason"])

@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.client import Exchange, Seen, exchange
-from harness.history import Recorder
+from chaos_harness.client import Exchange, Seen, exchange
+from chaos_harness.history import Recorder
 
 _SUBJECTS = ("water", "wheels", "the head of a mill", "learning machines", "größere Modelle", "日本語", "rivers 🌊")
 
@@ -137,9 +137,10 @@ class Load:
             seen = Seen(status="cancelled")
         del self.under_way[ask.id]
         self.states[seen.status] += 1
-        pieces = [(round(t, 3), n) for t, n in seen.pieces]
+        pieces = [(round(t, 3), n, moves) for t, n, moves in seen.pieces]
+        places = sorted(seen.places) == seen.places
         more = {
             k: getattr(seen, k) for k in ("http", "text", "finishes", "done", "after_end", "error", "tokens", "why")
         }
-        self.recorder.write("clients", "end", id=ask.id, status=seen.status, pieces=pieces, **more)
+        self.recorder.write("clients", "end", id=ask.id, status=seen.status, pieces=pieces, in_order=places, **more)
         return seen
