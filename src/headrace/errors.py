@@ -8,12 +8,16 @@
     ├── NotFound 404
     ├── RequestTimeout 408        the caller's own deadline passed
     ├── Conflict 409
+    ├── Gone 410                  what was there is kept no more
     ├── TooLarge 413
+    ├── Quarantined 422           two replicas died with this request
     ├── Overloaded 429            shed by policy; `retry_after_s` says when to come back
     ├── Unavailable 503           nothing can serve it now
     │   ├── Draining 503          this replica takes nothing new; another may
     │   ├── NotLoaded 503         this replica lacks the adapter; another may have it
-    │   └── ReplicaGone 503       the replica died or stopped answering
+    │   ├── ReplicaGone 503       the replica died or stopped answering
+    │   ├── CannotResume 503      …and no other could go on with exactly the next token
+    │   └── NotHere 503           this replica does not keep the stream that is to be taken over
     ├── Fenced 409                a newer leader or scheduler has taken over
     └── UserError                 CLI only: one sentence, exit code 1
 
@@ -113,6 +117,22 @@ class NotLoaded(Unavailable):
 
 class ReplicaGone(Unavailable):
     kind, default_code = "replica_gone", "replica_gone"
+
+
+class CannotResume(Unavailable):
+    kind, default_code = "cannot_resume", "stream_cannot_continue"
+
+
+class NotHere(Unavailable):
+    kind = "not_here"
+
+
+class Gone(HeadraceError):
+    kind, status, type, default_code = "gone", 410, "invalid_request_error", "stream_gone"
+
+
+class Quarantined(HeadraceError):
+    kind, status, type, default_code = "quarantined", 422, "invalid_request_error", "request_quarantined"
 
 
 class UserError(HeadraceError):

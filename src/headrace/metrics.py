@@ -21,13 +21,14 @@ _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0
 class Tally:
     """What the streams of one model have done since the last `Metrics.flush`."""
 
-    __slots__ = ("gap_sum", "gaps", "retries", "tokens")
+    __slots__ = ("gap_sum", "gaps", "moved", "retries", "tokens")
 
     def __init__(self) -> None:
         self.tokens = 0
         self.retries = 0
         self.gaps = [0] * (len(_GAPS) + 1)
         self.gap_sum = 0.0
+        self.moved: list[float] = []  # seconds without a token, of each stream that went on at another replica
 
     def gap(self, seconds: float, count: int) -> None:
         """`count` tokens came together, `seconds` after the ones before them."""
@@ -79,6 +80,9 @@ class Metrics:
         self.failed = counter("headrace_requests_failed", "Requests ended by an error.", [*m, "kind"])
         self.cancelled = counter("headrace_requests_cancelled", "Requests whose client left.", m)
         self.retries = counter("headrace_retries", "Streams tried on another replica.", m)
+        self.moved = histogram(
+            "headrace_failover_gap_seconds", "Last token of a replica that is gone to the next one.", m, _SECONDS
+        )
         self.responses = counter("headrace_http_responses", "Responses begun.", ["path", "status"])
         self.slow_clients = counter("headrace_slow_clients_cut", "Clients cut because they did not read.", [])
         self._replicas: dict[str, set[str]] = {}
@@ -110,6 +114,9 @@ class Metrics:
             if t.retries:
                 self.retries.labels(model).inc(t.retries)
                 t.retries = 0
+            for seconds in t.moved:
+                self.moved.labels(model).observe(seconds)
+            t.moved.clear()
             if any(t.gaps):
                 # The client has no public way to add many observations at once.
                 child = self.itl.labels(model)

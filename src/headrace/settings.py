@@ -86,6 +86,7 @@ class ProxySettings:
     wait_s: float = 900.0  # how long a request may wait for its model to start
     stream_buffer_bytes: int = 256 * 1024  # unread text of one slow client
     stall_s: float = 60.0  # a client that reads nothing for so long is cut
+    keep_s: float = 10.0  # replicas keep a stream so long for its client to come back, when this proxy is lost
     drain_s: float = 30.0
     metrics_dir: Path | None = None  # shared by the proxies of one port, so that /metrics sums them
     log_level: str = "INFO"

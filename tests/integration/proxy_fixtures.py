@@ -57,7 +57,8 @@ class Replica(ReplicaServiceServicer):
 
     step_s: time between steps; tokens: length without max_tokens; hold: makes nothing while set; silent: sends no frame
     at all; reject: the failure that new streams get; die_at: the server stops when a stream has come to this position;
-    lose_at: a token is left out there; texts: the text of each token; result: what it brings instead of tokens.
+    crash_on: it stops at once at a prompt with this in it; cut: all its streams end with this; lose_at: a token is left
+    out there; texts: the text of each token; result: what it brings instead of tokens.
     """
 
     def __init__(self, name: str, **knobs: Any) -> None:
@@ -72,6 +73,11 @@ class Replica(ReplicaServiceServicer):
         self.finish_error: t.Failure | None = None
         self.die_at: int | None = None
         self.lose_at: int | None = None
+        self.cut: t.Failure | None = None
+        self.crash_on = ""
+        self.died = False
+        self.fingerprint = "same"
+        self.steps = 0
         self.texts: Sequence[str] | None = None
         self.result: t.Result | None = None
         self.waiting = 0
@@ -125,22 +131,30 @@ class Replica(ReplicaServiceServicer):
                     rejected.append(t.Rejected(submit.stream, self.reject))
                 else:
                     started.append(t.Started(submit.stream, 5))
-                    self.live[number, submit.stream] = Live(submit)
+                    had = submit.resume.token_ids if submit.resume else ()
+                    assert list(had) == list(range(len(had)))
+                    self.live[number, submit.stream] = Live(submit, len(had))
+                    if self.crash_on and isinstance(submit.prompt, t.ChatPrompt):
+                        self.died = self.died or self.crash_on.encode() in submit.prompt.messages_json
 
         async with asyncio.TaskGroup() as tasks:
             listener = tasks.create_task(listen())
             try:
                 while True:
                     news = t.Frame(started=tuple(started), rejected=tuple(rejected), draining=self.draining)
+                    news.fingerprint = self.fingerprint
                     started.clear()
                     rejected.clear()
                     if not self.hold:
+                        self.steps += 1
                         self._step(number, news)
                     mine = sum(1 for s, _ in self.live if s == number)
-                    news.load = t.Load(running=mine, waiting=self.waiting, kv_usage=0.5)
+                    news.load = t.Load(running=mine, waiting=self.waiting, kv_usage=0.5, step=self.steps)
                     if not self.silent:
                         yield convert_streams.frame_to_pb(news)
-                    if self.die_at is not None and any(x.position >= self.die_at for x in self.live.values()):
+                    if self.died or (
+                        self.die_at is not None and any(x.position >= self.die_at for x in self.live.values())
+                    ):
                         self.dying = asyncio.ensure_future(self.die())  # not our child: it ends us
                         await asyncio.sleep(WAIT_S)
                     await asyncio.sleep(max(self.step_s, 0.001) if mine else 0.005)
@@ -157,6 +171,10 @@ class Replica(ReplicaServiceServicer):
         finished: list[t.Finished] = []
         for (owner, stream), live in list(self.live.items()):
             if owner != session:
+                continue
+            if self.cut:
+                finished.append(t.Finished(stream, "error", 0, self.cut))
+                del self.live[owner, stream]
                 continue
             if self.result is not None:
                 news.results = [*news.results, replace(self.result, stream=stream)]
@@ -271,7 +289,7 @@ class World:
     async def clean(self) -> None:
         """Wait until nothing runs any more, and see that all load was released."""
         await eventually(lambda: not self.proxy.serving.active)
-        assert self.proxy.serving.streams == 0
+        assert self.proxy.serving.moves.running == 0
         assert all(s.in_flight == 0 for s in self.proxy.sessions)
         await eventually(lambda: not any(r.live for r in self.replicas))
 

@@ -179,9 +179,13 @@ async def what_it_refuses(p: ProxySide) -> None:
     # Not possible exactly, so not at all.
     penalized = Sampling(temperature=0.0, presence_penalty=1.0)
     resumed = await p.ask(QUESTION, max_tokens=9, sampling=penalized, resume=Resume([300, 301], 0))
-    assert resumed.finished is not None
-    assert resumed.finished.failure is not None
-    assert "cannot go on exactly" in resumed.finished.failure.message
+    assert resumed.rejected is not None
+    assert resumed.rejected.failure.kind == "cannot_resume"
+    # A seed goes on, though with draws of its own.
+    hot = Sampling(temperature=4.0, seed=1, ignore_eos=True)
+    for _ in range(2):
+        seen = await p.ask(QUESTION, max_tokens=9, sampling=hot, resume=Resume([300, 301], 0))
+        assert len(seen.tokens) == 7
 
 
 async def multi_byte_text_streams_whole(p: ProxySide, tokenizer: Tokenizer) -> None:

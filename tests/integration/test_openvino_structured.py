@@ -132,15 +132,15 @@ async def an_abort_while_the_guide_is_tried(p: ProxySide) -> None:
 
 async def what_does_not_go_with_a_guide(p: ProxySide) -> None:
     guide = Guide("regex", "(yes|no)")
-    for sampling, resume, says in (
-        (Sampling(temperature=0.0), Resume([300, 301], 0), "cannot go on exactly"),
-        (Sampling(temperature=0.0, ignore_eos=True), None, "ignore_eos"),
-        (Sampling(temperature=0.0, min_tokens=9), None, "min_tokens"),
+    for sampling, resume, kind, says in (
+        (Sampling(temperature=0.0), Resume([300, 301], 0), "cannot_resume", "cannot go on"),
+        (Sampling(temperature=0.0, ignore_eos=True), None, "invalid_request", "ignore_eos"),
+        (Sampling(temperature=0.0, min_tokens=9), None, "invalid_request", "min_tokens"),
     ):
         seen = await p.ask(QUESTION, max_tokens=9, sampling=sampling, resume=resume, guide=guide)
         failure = (seen.rejected and seen.rejected.failure) or (seen.finished and seen.finished.failure)
         assert failure
-        assert failure.kind == "invalid_request"
+        assert failure.kind == kind
         assert says in failure.message
 
 

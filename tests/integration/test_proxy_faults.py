@@ -10,14 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
-from integration.proxy_fixtures import PATIENCE, Replica, World, answer, eventually, raw_request, world
+from integration.proxy_fixtures import PATIENCE, Replica, World, answer, eventually, raw_request, word, world
 
 from headrace.core import types as t
+from headrace.core.failover import MAX_DEATHS, PROVEN_BY
 from headrace.core.types import Failure
 from headrace.proxy.changed import Changed
 from headrace.proxy.session import Session, Silence
 from headrace.proxy.sessions import Sessions
-from headrace.proxy.stream import MAX_DEATHS
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = CHAT | {"stream": True}
@@ -28,7 +28,7 @@ LONG = {"tokens": 1_000_000, "step_s": 0.002}
 def content(sse: str) -> tuple[str, list[dict[str, Any]], bool]:
     """Text, errors, and whether it ended with [DONE]."""
     text, errors = "", []
-    events = [e.removeprefix("data: ") for e in sse.split("\n\n") if e.startswith("data: ")]
+    events = [e.removeprefix("data: ") for e in sse.split("\n") if e.startswith("data: ")]
     for e in events:
         if e != "[DONE]":
             chunk = json.loads(e)
@@ -96,30 +96,107 @@ async def test_a_request_that_kills_two_replicas_is_not_given_to_a_third():
             victim: Replica = await eventually(lambda: next((r for r in w.replicas if r.live), None))
             await victim.die()
         r = await request
-        assert r.status_code == 503
-        assert r.json()["error"]["code"] == "replica_gone"
+        assert (r.status_code, r.json()["error"]["code"]) == (422, "request_quarantined")
+        # The same prompt again gets no replica for a while; others do.
+        r = await w.client.post("/v1/chat/completions", json=CHAT)
+        assert (r.status_code, r.json()["error"]["code"]) == (422, "request_quarantined")
         assert sum(len(r.submits) for r in w.replicas) == MAX_DEATHS
+        for replica in w.replicas:
+            replica.hold = False
+        other = CHAT | {"messages": [{"role": "user", "content": "other"}]}
+        assert (await w.client.post("/v1/chat/completions", json=other)).status_code == 200
         await w.clean()
 
 
-async def test_replica_death_mid_stream_is_one_typed_error():
-    async with world(2, die_at=3, step_s=0.005) as w:
-        r = await w.client.post("/v1/chat/completions", json=STREAM)
+async def test_bystanders_of_a_request_that_kills_are_not_taken_for_it():
+    """Streams that flow where it begins, twice, go on at the third; and so do those that begin beside it."""
+    async with world(3, tokens=300, step_s=0.005, crash_on="poison") as w:
+        flowing = [asyncio.create_task(w.client.post("/v1/chat/completions", json=STREAM)) for _ in range(12)]
+        await eventually(lambda: all(all(x.position > PROVEN_BY for x in r.live.values()) for r in w.replicas))
+        poison = STREAM | {"messages": [{"role": "user", "content": "poison"}]}
+        killer = asyncio.create_task(w.client.post("/v1/chat/completions", json=poison))
+        for task in flowing:
+            assert content((await task).text) == (answer(300), [], True)
+        _, errors, done = content((await killer).text)
+        assert ([e["code"] for e in errors], done) == (["request_quarantined"], False)
+        assert sum(r.died for r in w.replicas) == MAX_DEATHS
+
+
+async def first_dies(w: World, at: int = 3) -> tuple[Replica, Replica]:
+    """Make the first replica the one that is chosen, and die in mid-answer; the second lives."""
+    dies, works = w.replicas
+    dies.die_at, works.waiting = at, 50
+    await eventually(lambda: any(s.load.waiting == 50 for s in w.proxy.sessions))
+    return dies, works
+
+
+@pytest.mark.parametrize("more", [{}, {"n": 3}, {"seed": 7}, {"stop": ["never"]}, {"presence_penalty": 1.0}])
+async def test_replica_death_mid_stream_is_a_pause_and_nothing_else(more: dict[str, Any]):
+    async with world(2, tokens=20, step_s=0.005) as w:
+        dies, works = await first_dies(w)
+        usage = {"stream_options": {"include_usage": True}}
+        r = await w.client.post("/v1/chat/completions", json=STREAM | usage | more)
+        n = more.get("n", 1)
+        events = [json.loads(e[6:]) for e in r.text.split("\n") if e.startswith("data: {")]
+        for choice in range(n):
+            texts = [c["delta"].get("content", "") for e in events for c in e["choices"] if c["index"] == choice]
+            assert "".join(texts) == answer(20)
+        assert content(r.text)[1:] == ([], True)
+        assert events[-1]["usage"]["completion_tokens"] == 20 * n
+        assert (len(dies.submits), len(works.submits)) == (n, n)
+        for submit in works.submits:
+            assert submit.resume
+            assert submit.resume.text_chars == len(answer(len(submit.resume.token_ids)))
+            assert len(submit.resume.token_ids) >= 1
+        page = (await w.client.get("/metrics")).text
+        assert f'headrace_failover_gap_seconds_count{{model_name="demo"}} {n}.0' in page
+        await w.clean()
+
+
+async def test_replica_death_mid_stream_of_what_cannot_go_on_is_one_typed_error():
+    async with world(2, tokens=20, step_s=0.005) as w:
+        _, works = await first_dies(w)
+        r = await w.client.post("/v1/chat/completions", json=STREAM | {"response_format": {"type": "json_object"}})
         text, errors, done = content(r.text)
         assert (r.status_code, text, done) == (200, answer(3), False)
-        assert [(e["type"], e["code"]) for e in errors] == [("service_unavailable_error", "replica_gone")]
+        assert [(e["type"], e["code"]) for e in errors] == [("service_unavailable_error", "stream_cannot_continue")]
+        assert not works.submits
         await w.clean()
 
 
-async def test_replica_death_mid_answer_without_streaming():
-    async with world(die_at=3, step_s=0.005) as w:
-        r = await w.client.post("/v1/chat/completions", json=CHAT)
-        assert (r.status_code, r.json()["error"]["code"]) == (503, "replica_gone")
+@pytest.mark.parametrize("guided", [False, True])
+async def test_replica_death_mid_answer_without_streaming_is_not_seen(guided: bool):
+    """What cannot go on begins again: the client has had nothing."""
+    async with world(2, tokens=20, step_s=0.005) as w:
+        _, works = await first_dies(w)
+        more = {"response_format": {"type": "json_object"}} if guided else {}
+        r = await w.client.post("/v1/chat/completions", json=CHAT | {"logprobs": True} | more)
+        choice = r.json()["choices"][0]
+        assert choice["message"]["content"] == answer(20)
+        assert [t["token"] for t in choice["logprobs"]["content"]] == [word(i) for i in range(20)]
+        assert bool(works.submits[0].resume) is not guided
         await w.clean()
 
 
-async def test_replica_death_mid_plain_text_breaks_the_connection():
-    async with world(die_at=3, step_s=0.005) as w:
+async def test_only_a_replica_of_the_same_kind_takes_a_stream_up():
+    patience = replace(PATIENCE, replica_s=0.3)
+    async with world(2, tokens=20, step_s=0.005, patience=patience) as w:
+        _, works = await first_dies(w)
+        works.fingerprint = "another revision"
+        await works.die()
+        await works.start(int(works.address.rpartition(":")[2]))
+        await eventually(lambda: any(s.fingerprint == works.fingerprint for s in w.proxy.sessions))
+        works.waiting = 50
+        await eventually(lambda: any(s.load.waiting == 50 for s in w.proxy.sessions))
+        text, errors, done = content((await w.client.post("/v1/chat/completions", json=STREAM)).text)
+        assert (text, len(errors), done) == (answer(3), 1, False)
+        assert not works.submits
+        assert (await w.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        await w.clean()
+
+
+async def test_replica_death_with_no_other_mid_plain_text_breaks_the_connection():
+    async with world(die_at=3, step_s=0.005, patience=replace(PATIENCE, replica_s=0.3)) as w:
         got = b""
         broken = False
         try:
@@ -129,7 +206,46 @@ async def test_replica_death_mid_plain_text_breaks_the_connection():
         except httpx.RemoteProtocolError:
             broken = True
         assert broken
-        assert got.decode().startswith(answer(3) + "\n[error: Replica demo-1-0")
+        assert got.decode().startswith(answer(3) + "\n[error: No replica of demo")
+        await w.clean()
+
+
+async def test_a_drain_that_takes_too_long_moves_its_streams():
+    async with world(2, tokens=40, step_s=0.005) as w:
+        drains, works = w.replicas
+        works.waiting = 50
+        await eventually(lambda: any(s.load.waiting == 50 for s in w.proxy.sessions))
+        request = asyncio.create_task(w.client.post("/v1/chat/completions", json=STREAM))
+        await eventually(lambda: any(x.position > 3 for x in drains.live.values()))
+        drains.cut = Failure("draining", "The replica was stopped before the answer was complete.")
+        assert content((await request).text) == (answer(40), [], True)
+        assert works.submits[0].resume
+        await w.clean()
+
+
+async def test_an_engine_that_does_not_step_loses_its_streams_to_another():
+    async with world(2, tokens=20, step_s=0.005, silence=Silence(0.3, 0.8)) as w:
+        stalls, works = w.replicas
+        works.waiting = 50
+        await eventually(lambda: any(s.load.waiting == 50 for s in w.proxy.sessions))
+        request = asyncio.create_task(w.client.post("/v1/chat/completions", json=STREAM))
+        await eventually(lambda: any(x.position > 3 for x in stalls.live.values()))
+        stalls.hold = True  # frames go on coming
+        works.waiting = 0
+        assert content((await request).text) == (answer(20), [], True)
+        assert works.submits[0].resume
+
+
+async def test_a_stall_is_waited_for_where_there_is_no_other():
+    async with world(1, tokens=20, step_s=0.005, silence=Silence(0.1, 0.3)) as w:
+        request = asyncio.create_task(w.client.post("/v1/chat/completions", json=STREAM))
+        await eventually(lambda: any(x.position > 3 for x in w.replicas[0].live.values()))
+        w.replicas[0].hold = True
+        await eventually(lambda: any(s.suspect for s in w.proxy.sessions))
+        await asyncio.sleep(0.5)
+        w.replicas[0].hold = False
+        assert content((await request).text) == (answer(20), [], True)
+        assert w.replicas[0].sessions == 1
         await w.clean()
 
 
@@ -295,7 +411,7 @@ async def test_slow_reader_that_catches_up_misses_nothing():
 async def test_too_many_streams():
     async with world(settings={"max_streams": 4}, hold=True) as w:
         request = asyncio.create_task(w.client.post("/v1/chat/completions", json=CHAT | {"n": 4}))
-        await eventually(lambda: w.proxy.serving.streams == 4)
+        await eventually(lambda: w.proxy.serving.moves.running == 4)
         r = await w.client.post("/v1/chat/completions", json=CHAT)
         assert (r.status_code, r.headers["retry-after"]) == (429, "1")
         w.replicas[0].hold = False

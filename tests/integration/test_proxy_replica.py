@@ -55,7 +55,7 @@ async def test_answers_are_the_engines_own(tmp_path: Path):
                 for i in range(40)
             ]
         for i, task in enumerate(many):
-            events = [e[6:] for e in task.result().text.split("\n\n") if e]
+            events = [e[6:] for e in task.result().text.split("\n") if e.startswith("data: ")]
             assert events[-1] == "[DONE]"
             text = "".join(json.loads(e)["choices"][0]["delta"].get("content", "") for e in events[:-1])
             assert text == expected(i, 40)
@@ -79,21 +79,36 @@ async def test_stop_logprobs_and_refusals(tmp_path: Path):
 
 async def test_kill_mid_stream_then_another_process(tmp_path: Path):
     async with both(tmp_path / "a", answer_tokens=100_000, step_s=0.005) as (w, replica):
-        async with w.client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as r:
+        asked = CHAT | {"stream": True, "seed": 1, "max_tokens": 200, "stop": ["never said"]}
+        asked |= {"stream_options": {"include_usage": True}, "ignore_eos": True, "presence_penalty": 0.5}
+        begun = asyncio.Event()
+
+        async def stream() -> str:
             seen = ""
-            async for piece in r.aiter_text():
-                if not seen:
-                    os.kill(replica.child.pid, signal.SIGKILL)
-                seen += piece
-        assert '"code":"replica_gone"' in seen
-        assert "[DONE]" not in seen
-        await w.clean()
-        waits = asyncio.create_task(w.client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 4, "seed": 1}))
-        await eventually(lambda: w.proxy.serving.admission.waiting["demo"])
-        async with running(a_spec(options={"step_s": 0.001}), tmp_path / "b") as again:
-            await again.ready()
-            w.head.show(Route("demo", RouteState.READY, "", (Endpoint(a_spec().replica_id, again.address),)))
-            assert (await waits).json()["choices"][0]["message"]["content"] == expected(1, 4)
+            async with w.client.stream("POST", "/v1/chat/completions", json=asked) as r:
+                async for piece in r.aiter_text():
+                    seen += piece
+                    begun.set()
+            return seen
+
+        async with asyncio.TaskGroup() as tasks:
+            streams = [tasks.create_task(stream()) for _ in range(4)]
+            await begun.wait()
+            os.kill(replica.child.pid, signal.SIGKILL)
+            waits = tasks.create_task(w.client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 4, "seed": 1}))
+            await eventually(lambda: w.proxy.serving.admission.waiting["demo"])
+            async with running(a_spec(options={"answer_tokens": 100_000, "step_s": 0.005}), tmp_path / "b") as again:
+                await again.ready()
+                w.head.show(Route("demo", RouteState.READY, "", (Endpoint(a_spec().replica_id, again.address),)))
+                assert (await waits).json()["choices"][0]["message"]["content"] == expected(1, 4)
+                for task in streams:
+                    seen = await task
+                    events = [json.loads(e[6:]) for e in seen.split("\n") if e.startswith("data: {")]
+                    texts = [c["delta"].get("content", "") for e in events for c in e["choices"]]
+                    assert "".join(texts) == expected(1, 200)
+                    assert events[-1]["usage"]["completion_tokens"] == 200
+                    assert seen.endswith("data: [DONE]\n\n")
+                await w.clean()
 
 
 async def test_client_that_leaves_frees_the_engine(tmp_path: Path):

@@ -158,9 +158,8 @@ async def what_it_refuses(p: ProxySide) -> None:
     assert seen.rejected is not None
     resume = Resume([3, 4], 2)
     seen = await p.ask("Hello", max_tokens=9, sampling=Sampling(temperature=0.0, presence_penalty=1.0), resume=resume)
-    assert seen.finished is not None
-    assert seen.finished.failure is not None
-    assert "cannot go on exactly" in seen.finished.failure.message
+    assert seen.rejected is not None
+    assert seen.rejected.failure.kind == "cannot_resume"
 
 
 async def the_prefix_cache_is_reported(p: ProxySide) -> None:

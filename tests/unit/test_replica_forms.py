@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import simulated
+from headrace.core.failover import can_resume
 from headrace.core.instances import instance, numbers
-from headrace.core.resume import can_resume
 from headrace.core.types import (
     ChatPrompt,
     Frame,
@@ -230,8 +230,8 @@ def test_a_resumed_answer_with_reasoning_goes_on_where_it_was():
     ids = simulated.encode("<think>one</think> the water turns")
     whole = "".join(simulated.decode([i]) for i in ids)
     f = front_end(parser=SimulatedParser(True, False))
-    p = prepare(f, ask(resume=Resume(ids[:-1], len(" the")), max_tokens=100))
-    assert p.text == " water"
+    p = prepare(f, ask(resume=Resume(ids[:-1], len(" the"), len("on")), max_tokens=100))
+    assert (p.text, p.parsed.reasoning) == (" water", "e")
     assert p.reader
     assert p.reader.push(simulated.decode(ids[-1:]), ids[-1:]).text == " turns"
     assert whole.endswith(" the water turns")
@@ -240,9 +240,11 @@ def test_a_resumed_answer_with_reasoning_goes_on_where_it_was():
 def test_what_can_go_on_elsewhere():
     assert can_resume(ask())
     assert can_resume(ask(tools_json=TOOLS, tool_choice="none"))
-    assert not can_resume(ask(tools_json=TOOLS))
+    assert can_resume(ask(tools_json=TOOLS))
+    assert not can_resume(ask(tools_json=TOOLS), called=True)
+    assert not can_resume(ask(tools_json=TOOLS, tool_choice="required"))
     assert not can_resume(ask(guide=Guide("json_object")))
-    assert not can_resume(ask(prompt_logprobs=0))
+    assert can_resume(ask(prompt_logprobs=0))
     assert not can_resume(ask(task=Task.EMBED))
 
 

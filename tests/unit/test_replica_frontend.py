@@ -31,7 +31,7 @@ from headrace.replica.sampling import FEATURES, NEUTRAL, check, complete, contex
 from headrace.replica.template import ChatTemplate, find_special_tokens, find_template, read_messages
 from headrace.replica.weights import Model
 
-NOON = dt.datetime(2026, 7, 1, 12, 0)
+NOON = dt.datetime(2026, 7, 1, 12, 0, tzinfo=dt.UTC).timestamp()
 
 
 def messages(*contents: Any, role: str = "user") -> ChatPrompt:
@@ -186,7 +186,7 @@ def test_generation_config(tmp_path: Path) -> None:
 
 
 def rendered(source: str, *contents: str, **tokens: str) -> str:
-    return ChatTemplate(source, tokens, lambda: NOON).render(read_messages(messages(*contents).messages_json))
+    return ChatTemplate(source, tokens).render(read_messages(messages(*contents).messages_json), now_unix_s=NOON)
 
 
 def test_templates_have_what_hugging_face_templates_use() -> None:

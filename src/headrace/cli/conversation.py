@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -14,6 +16,7 @@ from headrace.cli.words import one_line
 from headrace.errors import HeadraceError, Unavailable, UserError
 
 _CONNECT_S = 5.0
+_COME_BACK_S = 8.0  # for another proxy to be there; replicas keep the stream not much longer
 
 
 def _nothing(_: str) -> None:
@@ -70,21 +73,17 @@ class Conversation:
         pieces: list[str] = []
         failed = waits = False
         try:
-            with self._errors(), self._client.stream("POST", "/v1/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    response.read()
-                _raise_for(response)
-                for line in response.iter_lines():
-                    if line.startswith(":") and not pieces:
-                        waits = True
-                        waiting(one_line(line[1:]))
-                    piece = _piece(line)
-                    if piece:
-                        if waits:
-                            waits = False
-                            waiting("")
-                        pieces.append(piece)
-                        yield piece
+            for line in self._lines(body):
+                if line.startswith(":") and not pieces:
+                    waits = True
+                    waiting(one_line(line[1:]))
+                piece = _piece(line)
+                if piece:
+                    if waits:
+                        waits = False
+                        waiting("")
+                    pieces.append(piece)
+                    yield piece
         except HeadraceError:
             failed = True
             raise
@@ -93,6 +92,35 @@ class Conversation:
                 waiting("")
             if pieces and not failed:
                 self._messages = [*turn, {"role": "assistant", "content": "".join(pieces)}]
+
+    def _lines(self, body: Mapping[str, Any]) -> Iterator[str]:
+        """The lines of the answer. Should its proxy be lost, the next one is asked to go on from the last event."""
+        headers = {"X-Request-Id": f"chat-{uuid.uuid4().hex}"}
+        until, place = 0.0, ""
+        with self._errors():
+            while True:
+                try:
+                    path = "/v1/chat/completions"
+                    with self._client.stream("POST", path, json=body, headers=headers) as response:
+                        if response.status_code != 200:
+                            response.read()
+                        _raise_for(response)
+                        until = 0.0
+                        for line in response.iter_lines():
+                            if line.startswith("id:"):
+                                place = line[3:].strip()
+                            yield line
+                            if line.startswith("data:") and place:
+                                headers["Last-Event-ID"] = place
+                            if line == "data: [DONE]" or line.startswith('data: {"error"'):
+                                return
+                        raise httpx.RemoteProtocolError("it ended too early")
+                except (httpx.NetworkError, httpx.RemoteProtocolError):
+                    now = time.monotonic()
+                    until = until or now + _COME_BACK_S
+                    if "Last-Event-ID" not in headers or now >= until:
+                        raise
+                    time.sleep(0.1)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -107,6 +107,9 @@ FLAGS: dict[str, Flag] = {
     "wait_s": Flag("Seconds that a request may wait for its model to start.", SECONDS),
     "stream_buffer_bytes": Flag("Unread text that one slow client may have.", SIZE),
     "stall_s": Flag("Seconds after which a client that reads nothing is cut.", SECONDS),
+    "keep_s": Flag(
+        "Seconds for which replicas keep a stream whose proxy was lost, for its client to come back.", SECONDS
+    ),
     "metrics_dir": Flag("Folder in which the proxies of one port share their metrics.", FILE),
 }
 

@@ -387,6 +387,7 @@ class Resume:
 
     token_ids: Sequence[int]
     text_chars: int
+    reasoning_chars: int = 0
 
 
 class Task(StrEnum):
@@ -431,6 +432,10 @@ class Submit:
     dimensions: int = 0  # EMBED; 0: the model's own
     no_special_tokens: bool = False  # TOKENIZE
     prompt_logprobs: int | None = None
+    received_unix_s: int = 0
+    keep_s: float = 0.0
+    take_over: int | None = None
+    moves: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,6 +454,7 @@ class Started:
     stream: int
     prompt_tokens: int
     echo: str = ""
+    delivered: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -521,3 +527,4 @@ class Frame:
     parsed: Sequence[Parsed] = ()
     results: Sequence[Result] = ()
     prompt_logprobs: Sequence[tuple[int, tuple[TokenLogprob, ...]]] = ()
+    fingerprint: str = ""

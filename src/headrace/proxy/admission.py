@@ -70,17 +70,31 @@ class Admission:
             code="model_not_found",
         )
 
+    def untried(self, model: str, tried: Set[ReplicaId]) -> Session | None:
+        """A session with a replica of `model` that is not among `tried`, if there is one now."""
+        route = self.route(model)
+        session = self._sessions.pick(route, tried) if route else None
+        return session if session and session.endpoint.replica_id not in tried else None
+
     async def session_for(
-        self, model: str, excluded: Set[ReplicaId] = frozenset(), on_wait: Callable[[str], None] = lambda what: None
+        self,
+        model: str,
+        excluded: Set[ReplicaId] = frozenset(),
+        on_wait: Callable[[str], None] = lambda what: None,
+        like: str = "",
     ) -> Session:
         """A session with a replica of `model`, deploying and awaiting it if need be.
 
+        `like`: the fingerprint that it must have, of a stream that goes on there. Such a one waits in no queue: its
+        place was given to it when it began.
         `on_wait` is told what is going on, first after a second, then every few. Raises NotFound, Overloaded (the queue
         is full) or Unavailable (it failed, or the patience is over).
         """
-        found = self._look(model, excluded, 0.0)
+        found = self._look(model, excluded, 0.0, like)
         if isinstance(found, Session):
             return found
+        if like:
+            return await self._wait(model, excluded, on_wait, like)
         if self.waiting[model] >= self._max_waiting:
             raise Overloaded(
                 f"{self._max_waiting} requests are waiting for {model} already ({found.what}); try again later.",
@@ -88,18 +102,18 @@ class Admission:
             )
         self.waiting[model] += 1
         try:
-            return await self._wait(model, excluded, on_wait)
+            return await self._wait(model, excluded, on_wait, like)
         finally:
             self.waiting[model] -= 1
 
-    async def _wait(self, model: str, excluded: Set[ReplicaId], on_wait: Callable[[str], None]) -> Session:
+    async def _wait(self, model: str, excluded: Set[ReplicaId], on_wait: Callable[[str], None], like: str) -> Session:
         clock = asyncio.get_running_loop().time
         begun = clock()
         next_word = begun + self._patience.first_word_s
         asked = False
         what, since = "", begun
         while True:
-            found = self._look(model, excluded, clock() - begun)
+            found = self._look(model, excluded, clock() - begun, like)
             if isinstance(found, Session):
                 return found
             route = self._routes.table and self._routes.table.routes.get(model)
@@ -122,14 +136,14 @@ class Admission:
                 ends = min(ends, begun + self._patience.better_s)
             await self._routes.changed.wait(max(ends - now, 0.001))
 
-    def _look(self, model: str, excluded: Set[ReplicaId], waited_s: float) -> Session | _Wait:
+    def _look(self, model: str, excluded: Set[ReplicaId], waited_s: float, like: str) -> Session | _Wait:
         route = self.route(model)
         head = self._routes.head_address
         p = self._patience
         if route is None:
             text = f"This proxy has not heard from the head at {head} yet."
             return _Wait("no word from the head yet", p.head_s, Unavailable(text, retry_after_s=2.0))
-        session = self._sessions.pick(route, excluded) if route.endpoints else None
+        session = self._sessions.pick(route, excluded, like) if route.endpoints else None
         if session is not None:
             tried = session.endpoint.replica_id in excluded
             if waited_s >= p.better_s or not (tried or session.draining):

@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import structlog
@@ -18,8 +18,10 @@ from headrace.metrics import Metrics
 from headrace.proxy.admission import Admission
 from headrace.proxy.changed import Changed
 from headrace.proxy.generation import WINDOW, Generation
+from headrace.proxy.moves import Moves
 from headrace.proxy.server import CONNECTION
 from headrace.proxy.sinks import Answer
+from headrace.proxy.stream import Place
 from headrace.proxy.writer import Writer
 from headrace.settings import ProxySettings
 
@@ -45,9 +47,9 @@ class Serving:
     admission: Admission
     metrics: Metrics
     active: set[Generation] = field(default_factory=set)
-    streams: int = 0
     draining: bool = False
     idle: Changed = field(default_factory=Changed)
+    moves: Moves = field(default_factory=Moves)
 
     def fail_all(self, error: HeadraceError) -> None:
         """End what is left, each with the same error."""
@@ -86,24 +88,33 @@ class Answering(Response):
     """The response of a request that replicas serve. Tokens go from the frame reader to the server's own `send`."""
 
     def __init__(
-        self, serving: Serving, model: str, submits: Sequence[Submit], n: int, make: Callable[[Writer], Answer]
+        self,
+        serving: Serving,
+        model: str,
+        submits: Sequence[Submit],
+        n: int,
+        make: Callable[[Writer], Answer],
+        keep_s: float = 0.0,
+        place: Place | None = None,
     ) -> None:
+        """`keep_s`, `place`: see Stream."""
         self.background = None
         self._serving = serving
         self._model = model
         self._submits = submits
         self._n = n
         self._make = make
+        self._keep_s = keep_s
+        self._place = place
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         serving, settings = self._serving, self._serving.settings
         count = min(len(self._submits) * self._n, WINDOW)
         known = serving.admission.route(self._model) is not None  # NotFound before anything else
         label = self._model if known else ""  # a metric's label is never just what a client says
-        if serving.streams + count > settings.max_streams:
-            raise Overloaded(
-                f"{serving.streams} streams are running here; at most {settings.max_streams} may.", retry_after_s=1.0
-            )
+        if serving.moves.running + count > settings.max_streams:
+            running, most = serving.moves.running, settings.max_streams
+            raise Overloaded(f"{running} streams are running here; at most {most} may.", retry_after_s=1.0)
         metrics = serving.metrics
         begin, raw_send = scope[RAW_SEND]
         writer = Writer(
@@ -116,13 +127,24 @@ class Answering(Response):
         )
         answer = self._make(writer)
         tally = metrics.tally(label)
-        generation = Generation(self._model, self._submits, self._n, answer, serving.admission, tally)
+        now = unix_now()
+        submits = [replace(s, received_unix_s=now) for s in self._submits]
+        generation = Generation(
+            self._model,
+            submits,
+            self._n,
+            answer,
+            serving.admission,
+            tally,
+            serving.moves,
+            self._keep_s,
+            self._place,
+        )
         unread = RequestTimeout(
             f"The client left more than {settings.stream_buffer_bytes} bytes unread.", code="client_too_slow"
         )
         writer.on_overflow = lambda: generation.fail(unread)
         serving.active.add(generation)
-        serving.streams += count
         metrics.in_flight.inc()
         try:
             usage = await while_connected(receive, generation.run())
@@ -151,7 +173,6 @@ class Answering(Response):
             if generation.first_at:
                 metrics.ttft.labels(label).observe(generation.first_at - scope[RECEIVED_AT])
             metrics.in_flight.dec()
-            serving.streams -= count
             serving.active.discard(generation)
             if not serving.active:
                 serving.idle.notify()

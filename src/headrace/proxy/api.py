@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -15,7 +14,7 @@ from headrace import __version__
 from headrace.core.types import Route, RouteState
 from headrace.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
 from headrace.proxy import api_tasks, docs
-from headrace.proxy.answering import REQUEST_ID, Answering, Serving, new_id, unix_now
+from headrace.proxy.answering import REQUEST_ID, Answering, Serving, unix_now
 from headrace.proxy.body import content_type, read_body
 from headrace.proxy.chat_shape import ChatShape
 from headrace.proxy.completion_shape import CompletionShape
@@ -23,7 +22,9 @@ from headrace.proxy.edge import error_response
 from headrace.proxy.openai import ChatRequest, CompletionRequest, ModelChatRequest
 from headrace.proxy.parse import M, UnsupportedMedia, decode_text, parse_json, plain_request
 from headrace.proxy.routes import Routes
+from headrace.proxy.shapes import Shape
 from headrace.proxy.sinks import Answer, Collected, Events, Text
+from headrace.proxy.stream import Place
 from headrace.proxy.writer import Writer
 
 log = structlog.get_logger()
@@ -133,23 +134,45 @@ class _Endpoints:
         self._routes = routes
 
     def _answer(
-        self, request: Request, parsed: ChatRequest | CompletionRequest, model: str, make: Callable[[Writer], Answer]
+        self, request: Request, parsed: ChatRequest | CompletionRequest, model: str, shape: Shape, count: int
     ) -> Response:
         submits = parsed.submits(request.scope[REQUEST_ID])
-        return Answering(self._serving, model, submits, parsed.choices(), make)
+        s = submits[0]
+        # What a client that comes back can be told the rest of.
+        single = bool(parsed.stream) and count == 1 and not s.tools_json and s.sampling.logprobs is None
+        last = request.headers.get("last-event-id")
+        if last is not None and not single:
+            raise InvalidRequest(
+                "Last-Event-ID goes only with one streamed choice, without tools and log-probabilities.",
+                param="Last-Event-ID",
+            )
+        place = Place.read(last) if last is not None else None
+
+        def make(writer: Writer) -> Answer:
+            if parsed.stream:
+                return Events(writer, shape, count, parsed.wants_usage(), [], taken_over=place is not None)
+            return Collected(writer, shape, count, [])
+
+        keep_s = self._serving.settings.keep_s if single else 0.0
+        return Answering(self._serving, model, submits, parsed.choices(), make, keep_s, place)
 
     def chat(self, request: Request, parsed: ChatRequest, model: str = "") -> Response:
         model = model or parsed.model
         count = parsed.choices()
         shape = ChatShape(
-            new_id("chatcmpl-"), model, unix_now(), count, parsed.wants_usage(), logprobs=bool(parsed.logprobs)
+            "chatcmpl-" + request.scope[REQUEST_ID],
+            model,
+            unix_now(),
+            count,
+            parsed.wants_usage(),
+            logprobs=bool(parsed.logprobs),
         )
-        return self._answer(request, parsed, model, _maker(shape, parsed, count))
+        return self._answer(request, parsed, model, shape, count)
 
     def complete(self, request: Request, parsed: CompletionRequest) -> Response:
         count = len(parsed.prompt) * parsed.choices()
         shape = CompletionShape(
-            new_id("cmpl-"),
+            "cmpl-" + request.scope[REQUEST_ID],
             parsed.model,
             unix_now(),
             count,
@@ -158,14 +181,15 @@ class _Endpoints:
             echo=bool(parsed.echo),
             prompt_logprobs=parsed.prompt_logprobs is not None,
         )
-        return self._answer(request, parsed, parsed.model, _maker(shape, parsed, count))
+        return self._answer(request, parsed, parsed.model, shape, count)
 
     def plain(self, request: Request, model: str, parsed: ModelChatRequest) -> Response:
         if parsed.choices() != 1:
             raise InvalidRequest("'n' must be 1 for a plain text answer.", param="n")
         if parsed.logprobs:
             raise InvalidRequest("'logprobs' cannot be part of a plain text answer; ask with JSON.", param="logprobs")
-        return self._answer(request, parsed, model, lambda writer: Text(writer, []))
+        submits = parsed.submits(request.scope[REQUEST_ID])
+        return Answering(self._serving, model, submits, 1, lambda writer: Text(writer, []))
 
     async def models(self, request: Request) -> Response:
         """All models that can be called."""
@@ -208,12 +232,6 @@ class _Endpoints:
                 f"This proxy has not heard from the head at {self._routes.head_address} yet.", retry_after_s=2.0
             )
         return self._routes.table
-
-
-def _maker(shape: Any, parsed: ChatRequest | CompletionRequest, count: int) -> Callable[[Writer], Answer]:
-    if parsed.stream:
-        return lambda writer: Events(writer, shape, count, parsed.wants_usage(), [])
-    return lambda writer: Collected(writer, shape, count, [])
 
 
 def _model(r: Route) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from headrace import errors
 from headrace.core.types import ReplicaId, Submit
 from headrace.metrics import Tally
 from headrace.proxy.admission import Admission
-from headrace.proxy.stream import Sink, Stream, fan_out
+from headrace.proxy.moves import Moves
+from headrace.proxy.stream import Place, Sink, Stream, fan_out
 
 _FIRST_TOKEN_WORD_S = 10.0
 WINDOW = 128
@@ -28,9 +29,21 @@ class Generation:
     """`submits`: one per prompt; each becomes `n` streams, numbered prompt by prompt."""
 
     def __init__(
-        self, model: str, submits: Sequence[Submit], n: int, sink: Sink, admission: Admission, tally: Tally
+        self,
+        model: str,
+        submits: Sequence[Submit],
+        n: int,
+        sink: Sink,
+        admission: Admission,
+        tally: Tally,
+        moves: Moves,
+        keep_s: float = 0.0,
+        place: Place | None = None,
     ) -> None:
+        """`keep_s`, `place`: see Stream; for a single stream only."""
         self.model = model
+        self._submits = submits
+        self._moves = moves
         self._n = n
         self._admission = admission
         self._sink = sink
@@ -38,7 +51,7 @@ class Generation:
         self._error: errors.HeadraceError | None = None
         self._limit = asyncio.timeout(None)
         self.streams = [
-            Stream(p * n + i, fan_out(submit, i), sink, tally, self._wake.set)
+            Stream(p * n + i, fan_out(submit, i), sink, tally, self._wake.set, moves.may_move, keep_s, place)
             for p, submit in enumerate(submits)
             for i in range(n)
         ]
@@ -57,13 +70,20 @@ class Generation:
 
     async def run(self) -> Usage:
         """Until every choice is done; HeadraceError if one failed. The replicas are left clean, however it ends."""
+        count = min(len(self.streams), WINDOW)
+        self._moves.admit(count)
         try:
+            for submit in self._submits:
+                self._moves.check(self.model, submit)
             async with self._limit:
                 await self._run()
         except TimeoutError:
             raise self._error or errors.HeadraceError("The request ended without a reason.") from None
         finally:
+            self._moves.leave(count)
             for s in self.streams:
+                if isinstance(s.error, errors.Quarantined):
+                    self._moves.quarantine(self.model, self._submits[s.index // self._n])
                 s.end("abort")
         return self._usage()
 
@@ -82,14 +102,30 @@ class Generation:
                 await self._sleep()
 
     async def _place(self, waiting: list[Stream]) -> None:
+        if waiting[0].taking_over:
+            self._ask_next(waiting[0])
+            return
+        like = waiting[0].fingerprint
+        waiting = [s for s in waiting if s.fingerprint == like]  # the others' turn comes in the next round
+        if suspect := next((s for s in waiting if s.deaths), None):
+            waiting = [suspect]
+            await self._moves.turn(suspect)
         excluded: set[ReplicaId] = {r for s in waiting for r in s.tried}
-        session = await self._admission.session_for(self.model, excluded, self._sink.waiting)
+        session = await self._admission.session_for(self.model, excluded, self._sink.waiting, like)
         route = self._admission.route(self.model)  # the one that the session was found by
         for stream in waiting:
             stream.place(session, route.adapter if route else "")
 
+    def _ask_next(self, stream: Stream) -> None:
+        """Ask one more replica whether it keeps the stream."""
+        session = self._admission.untried(self.model, set(stream.tried))
+        if session is None:
+            raise errors.Gone("No replica keeps this stream any more: ask again, without Last-Event-ID.")
+        route = self._admission.route(self.model)
+        stream.place(session, route.adapter if route else "")
+
     async def _sleep(self) -> None:
-        if self.first_at:
+        if self.first_at or self.streams[0].taking_over:
             await self._wake.wait()
             return
         try:

@@ -12,6 +12,7 @@ from headrace.errors import HeadraceError
 from headrace.proxy.extras import Extra
 from headrace.proxy.generation import Usage
 from headrace.proxy.shapes import dumps
+from headrace.proxy.stream import Place
 from headrace.proxy.tasks import EmbeddingRequest, RerankRequest
 from headrace.proxy.writer import Writer
 
@@ -26,10 +27,10 @@ class Results:
         self._body = body
         self._results = [Result(0) for _ in range(count)]
 
-    def delta(self, index: int, text: str, logprobs: Any) -> None:
+    def delta(self, index: int, text: str, logprobs: Any, place: Place | None = None) -> None:
         """There is none."""
 
-    def extra(self, index: int, item: Extra) -> None:
+    def extra(self, index: int, item: Extra, place: Place | None = None) -> None:
         if isinstance(item, Result):
             self._results[index] = item
 
@@ -38,6 +39,9 @@ class Results:
 
     def waiting(self, what: str) -> None:
         """Without headers, so that a failure keeps its status."""
+
+    def restart(self, index: int) -> bool:
+        return True
 
     def complete(self, usage: Usage) -> None:
         body = dumps(self._body(self._results, usage))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import grpc
 import structlog
 
+from headrace.core.steps import Steps
 from headrace.core.types import Endpoint, Failure, Load, Parsed, Submit
 from headrace.errors import HeadraceError, ReplicaGone
 from headrace.proxy.changed import Changed
@@ -30,7 +31,11 @@ _BACK_OFF_S = (0.1, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """An idle replica sends a frame a second. Seconds without one until it is avoided, and until it is given up."""
+    """An idle replica sends a frame a second. Seconds without one until it is avoided, and until it is given up.
+
+    The same seconds count for an engine that makes no step while it has requests; but such a replica is given up only
+    when there is another, since the step may just be long.
+    """
 
     suspect_s: float = 3.0
     gone_s: float = 8.0
@@ -39,16 +44,16 @@ class Silence:
 class Receiver(Protocol):
     """What a session tells one stream. After `finished`, `rejected` or `gone` nothing more comes."""
 
-    def started(self, prompt_tokens: int, echo: str = "") -> None: ...
+    def started(self, prompt_tokens: int, echo: str = "", delivered: Sequence[int] = ()) -> None: ...
     def extra(self, item: Extra) -> None: ...
-    def delta(self, now: float, position: int, count: int, text: str, logprobs: Any) -> None: ...
+    def delta(self, now: float, position: int, ids: Sequence[int], text: str, logprobs: Any) -> None: ...
     def finished(self, reason: str, cached_tokens: int, failure: Failure | None) -> None: ...
     def rejected(self, failure: Failure) -> None: ...
     def gone(self, error: HeadraceError) -> None: ...
 
 
 class _Silent(Exception):
-    """No frame came for too long."""
+    """No frame came for too long, or no step. The message says which."""
 
 
 class _Retired(Exception):
@@ -62,10 +67,19 @@ class Session:
     """
 
     def __init__(
-        self, endpoint: Endpoint, proxy_id: str, changed: Changed, silence: Silence, tls: Tls | None = None
+        self,
+        endpoint: Endpoint,
+        proxy_id: str,
+        changed: Changed,
+        silence: Silence,
+        tls: Tls | None = None,
+        *,
+        others: Callable[[Session], bool] = lambda session: False,
     ) -> None:
+        """`others`: whether another replica could take this one's streams."""
         self.endpoint = endpoint
         self.load = Load()
+        self.fingerprint = ""
         self.ready = False
         self.suspect = False
         self.draining = False
@@ -80,6 +94,9 @@ class Session:
         self._out: asyncio.Queue[replica_pb2.SessionRequest] = asyncio.Queue()
         self._wake = asyncio.Event()
         self._last_frame_at = 0.0
+        self._steps = Steps()
+        self._stalled_s = 0.0
+        self._others = others
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -136,8 +153,8 @@ class Session:
                     why = from_rpc(e, f"replica {replica}").message if isinstance(e, grpc.RpcError) else str(e)
                 except* _Retired:
                     why = "the session was closed"
-                except* _Silent:
-                    why = f"nothing came from it for {self._silence.gone_s:g} s"
+                except* _Silent as group:
+                    why = str(group.exceptions[0])
                 except* Exception:
                     log.exception("session_failed", replica=replica)
                     why = "the proxy failed to read from it"
@@ -199,42 +216,49 @@ class Session:
         raise _Retired
 
     async def _watch_silence(self) -> None:
+        s = self._silence
         while True:
             silent = self._loop.time() - self._last_frame_at
-            if silent >= self._silence.gone_s:
-                raise _Silent
-            if silent >= self._silence.suspect_s and not self.suspect:
+            stalled = silent + self._stalled_s
+            if silent >= s.gone_s:
+                raise _Silent(f"nothing came from it for {s.gone_s:g} s")
+            if stalled >= s.gone_s and self._streams and self._others(self):
+                raise _Silent(f"its engine made no step for {s.gone_s:g} s, with requests to work on")
+            if stalled >= s.suspect_s and not self.suspect:
                 self.suspect = True
-                log.warning("replica_silent", replica=self.endpoint.replica_id, silent_s=round(silent, 1))
-            limit = self._silence.gone_s if self.suspect else self._silence.suspect_s
-            await asyncio.sleep(limit - silent + 0.001)
+                log.warning("replica_silent", replica=self.endpoint.replica_id, silent_s=round(stalled, 1))
+            limit = s.gone_s if self.suspect else s.suspect_s
+            await asyncio.sleep(min(max(limit - stalled, s.suspect_s / 10), s.gone_s - silent) + 0.001)
 
     def _on_frame(self, frame: replica_pb2.Frame) -> None:
         now = self._last_frame_at = self._loop.time()
-        self.suspect = False
         if frame.HasField("load"):
             self.load = convert.load_from_pb(frame.load)
+            self._stalled_s = self._steps.stalled_s(self.load, now)
+        self.suspect = self._stalled_s >= self._silence.suspect_s
         if frame.draining is not self.draining:
             self.draining = frame.draining
             self._changed.notify()
         if not self.ready:
-            self.ready = True
+            self.ready, self.fingerprint = True, frame.fingerprint
             self._changed.notify()
         streams = self._streams
         for s in frame.started:
             if receiver := streams.get(s.stream):
-                self._tell(s.stream, receiver.started, s.prompt_tokens, s.echo)
+                self._tell(s.stream, receiver.started, s.prompt_tokens, s.echo, s.delivered)
         parsed = [convert_streams.parsed_from_pb(x) for x in frame.parsed] if frame.parsed else ()
         if parsed or frame.prompt_logprobs:
             self._before_rows(frame, parsed)
         logprobs = dict(convert_streams.frame_logprobs_from_pb(frame)) if frame.logprobs else {}
+        ids, at = list(frame.token_id), 0
         for number, position, count, text in zip(frame.stream, frame.position, frame.count, frame.text, strict=True):
             receiver = streams.get(number)
             if receiver is not None:
                 try:
-                    receiver.delta(now, position, count, text, logprobs.get(number))
+                    receiver.delta(now, position, ids[at : at + count], text, logprobs.get(number))
                 except Exception:
                     self._broken(number, receiver)
+            at += count
         for p in parsed:
             if p.tool_calls and (receiver := streams.get(p.stream)):
                 self._tell(p.stream, receiver.extra, replace(p, reasoning=""))

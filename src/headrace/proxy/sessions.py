@@ -42,19 +42,28 @@ class Sessions:
                 self._live[key] = self._open(endpoint)
 
     def _open(self, endpoint: Endpoint) -> Session:
-        session = Session(endpoint, self._proxy_id, self.changed, self._silence, self._tls)
+        session = Session(endpoint, self._proxy_id, self.changed, self._silence, self._tls, others=self._others)
         task = self._tasks.create_task(session.run(), name=f"session {endpoint.replica_id}")
         self._running[task] = session
         task.add_done_callback(lambda done: self._running.pop(done, None))
         return session
 
-    def pick(self, route: Route, excluded: Set[ReplicaId]) -> Session | None:
-        """The session for the route's next request; None if no replica of it can be reached now."""
+    def _others(self, one: Session) -> bool:
+        return any(
+            s is not one and s.fingerprint == one.fingerprint and s.ready and not (s.suspect or s.draining)
+            for s in self._live.values()
+        )
+
+    def pick(self, route: Route, excluded: Set[ReplicaId], like: str = "") -> Session | None:
+        """The session for the route's next request; None if no replica of it can be reached now.
+
+        `like`: only a replica with this fingerprint will do.
+        """
         ready: dict[ReplicaId, Session] = {}
         candidates: list[Candidate] = []
         for e in route.endpoints:
             s = self._live.get((e.replica_id, e.address))
-            if s is None or not s.ready:
+            if s is None or not s.ready or (like and s.fingerprint != like):
                 continue
             ready[e.replica_id] = s
             candidates.append(Candidate(e.replica_id, s.in_flight, s.load, e.lost, s.suspect, s.draining))

@@ -10,6 +10,7 @@ from headrace.errors import HeadraceError
 from headrace.proxy.extras import Extra
 from headrace.proxy.generation import Usage
 from headrace.proxy.shapes import DONE, Choice, Shape, dumps, event, quote
+from headrace.proxy.stream import Place
 from headrace.proxy.writer import Headers, Writer
 
 _STREAM = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), (b"x-content-type-options", b"nosniff")]
@@ -22,10 +23,11 @@ class Answer(Protocol):
 
     writer: Writer
 
-    def delta(self, index: int, text: str, logprobs: Any) -> None: ...
-    def extra(self, index: int, item: Extra) -> None: ...
+    def delta(self, index: int, text: str, logprobs: Any, place: Place | None = None) -> None: ...
+    def extra(self, index: int, item: Extra, place: Place | None = None) -> None: ...
     def choice_done(self, index: int, reason: str) -> None: ...
     def waiting(self, what: str) -> None: ...
+    def restart(self, index: int) -> bool: ...
     def complete(self, usage: Usage) -> None: ...
 
     def fail(self, error: HeadraceError) -> None:
@@ -34,16 +36,27 @@ class Answer(Protocol):
 
 
 class Events:
-    """Server-sent events. An error after the headers is one event `{"error": …}` and the end, without [DONE]."""
+    """Server-sent events. An error after the headers is one event `{"error": …}` and the end, without [DONE].
 
-    def __init__(self, writer: Writer, shape: Shape, choices: int, include_usage: bool, headers: Headers) -> None:
+    `taken_over`: the client has had the events before.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        shape: Shape,
+        choices: int,
+        include_usage: bool,
+        headers: Headers,
+        taken_over: bool = False,
+    ) -> None:
         self.writer = writer
         self._shape = shape
         self._heads = [shape.head(i) for i in range(choices)]
         self._tail = shape.tail
         self._include_usage = include_usage
         self._headers = headers
-        self._prelude = shape.prelude()
+        self._prelude = b"" if taken_over else shape.prelude()
 
     def _begin(self) -> bytes:
         if not self.writer.started:
@@ -51,17 +64,21 @@ class Events:
         prelude, self._prelude = self._prelude, b""
         return prelude
 
-    def delta(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None) -> None:
+    def delta(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None, place: Place | None = None) -> None:
         if logprobs is None:
             data = self._heads[index] + quote(text).encode() + self._tail
         else:
             data = self._shape.with_logprobs(index, text, logprobs)
+        if place is not None:
+            data = b"id: %d.%d.%d.%d\n" % place + data
         if self._prelude or not self.writer.started:
             data = self._begin() + data
         self.writer.write(data)
 
-    def extra(self, index: int, item: Extra) -> None:
+    def extra(self, index: int, item: Extra, place: Place | None = None) -> None:
         if data := self._shape.extra(index, item):
+            if place is not None:
+                data = b"id: %d.%d.%d.%d\n" % place + data
             self.writer.write(self._begin() + data)
 
     def choice_done(self, index: int, reason: str) -> None:
@@ -72,6 +89,9 @@ class Events:
         if not self.writer.started:
             self.writer.start(200, [*SSE_HEADERS, *self._headers])
         self.writer.write(b": " + " ".join(what.split()).encode() + b"\n\n")
+
+    def restart(self, index: int) -> bool:
+        return False
 
     def complete(self, usage: Usage) -> None:
         self.writer.end((self._shape.usage(usage) if self._include_usage else b"") + DONE)
@@ -87,12 +107,12 @@ class Text:
         self.writer = writer
         self._headers = headers
 
-    def delta(self, index: int, text: str, logprobs: Any) -> None:
+    def delta(self, index: int, text: str, logprobs: Any, place: Place | None = None) -> None:
         if not self.writer.started:
             self.writer.start(200, [*TEXT_HEADERS, *self._headers])
         self.writer.write(text.encode())
 
-    def extra(self, index: int, item: Extra) -> None:
+    def extra(self, index: int, item: Extra, place: Place | None = None) -> None:
         """The plain text is the answer alone."""
 
     def choice_done(self, index: int, reason: str) -> None:
@@ -100,6 +120,9 @@ class Text:
 
     def waiting(self, what: str) -> None:
         """Without headers, so that a failure keeps its status."""
+
+    def restart(self, index: int) -> bool:
+        return False
 
     def complete(self, usage: Usage) -> None:
         if not self.writer.started:
@@ -121,12 +144,12 @@ class Collected:
         self._texts: list[list[str]] = [[] for _ in range(choices)]
         self._headers = headers
 
-    def delta(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None) -> None:
+    def delta(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None, place: Place | None = None) -> None:
         self._texts[index].append(text)
         if logprobs:
             self._choices[index].logprobs.extend(logprobs)
 
-    def extra(self, index: int, item: Extra) -> None:
+    def extra(self, index: int, item: Extra, place: Place | None = None) -> None:
         self._choices[index].add(item)
 
     def choice_done(self, index: int, reason: str) -> None:
@@ -134,6 +157,10 @@ class Collected:
 
     def waiting(self, what: str) -> None:
         """Without headers, so that a failure keeps its status."""
+
+    def restart(self, index: int) -> bool:
+        self._choices[index], self._texts[index] = Choice(), []
+        return True
 
     def complete(self, usage: Usage) -> None:
         for choice, texts in zip(self._choices, self._texts, strict=True):

@@ -1,62 +1,110 @@
-"""One choice of one request, at the replica that makes it.
+"""One choice of one request, at the replica that makes it; when that one is gone, at the next.
 
     waiting ──place──▶ submitted ──first token──▶ flowing ──▶ done
-       ▲                   │
-       └── draining, gone ─┘   (no token yet: tried elsewhere, a bounded number of times)
+       ▲                   │                         │
+       └───── draining, gone: core/failover decides ─┘   (on from the tokens that are here, or from the start)
 
 Its load at the replica is its entry in the session, which leaves the session exactly once, however it ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import structlog
 
 from headrace import errors
-from headrace.core.types import Failure, ReplicaId, Submit
+from headrace.core.failover import MAX_DEATHS, PROVEN_BY, History, Loss, Next, after, can_resume
+from headrace.core.types import Failure, Parsed, ReplicaId, Resume, Submit, TokenLogprob
 from headrace.metrics import Tally
 from headrace.proxy.extras import Echo, Extra, PromptLogprobs
 from headrace.proxy.session import Session
 
-# A request whose replicas die may be what kills them: it gets two.
-MAX_DEATHS = 2
-MAX_TRIES = 4
+log = structlog.get_logger()
+
+
+class Place(NamedTuple):
+    """How far a stream has come, which is the id of its event."""
+
+    moves: int
+    tokens: int
+    chars: int
+    reasoning_chars: int
+
+    @staticmethod
+    def read(text: str) -> Place:
+        """InvalidRequest if it is not what an event's id looks like."""
+        parts = text.split(".")
+        if len(parts) != 4 or not all(p.isascii() and p.isdigit() and len(p) < 10 for p in parts):
+            raise errors.InvalidRequest("Last-Event-ID is not the id of an event of this API.", param="Last-Event-ID")
+        return Place(*map(int, parts))
 
 
 class Sink(Protocol):
     """Where the answer goes; called straight from the frame reader, so it must be quick and must not raise."""
 
-    def delta(self, index: int, text: str, logprobs: Any) -> None: ...
-    def extra(self, index: int, item: Extra) -> None: ...
+    def delta(self, index: int, text: str, logprobs: Any, place: Place | None = None) -> None: ...
+    def extra(self, index: int, item: Extra, place: Place | None = None) -> None: ...
     def choice_done(self, index: int, reason: str) -> None: ...
     def waiting(self, what: str) -> None: ...
 
+    def restart(self, index: int) -> bool:
+        """Forget what came of a choice, which begins again. False if it is out already."""
+        ...
+
 
 class Stream:
-    """One sequence. `on_change` is called when it needs a replica, or is done."""
+    """One sequence. `on_change` is called when it needs a replica, or is done; `may_move` is the budget of moves."""
 
     __slots__ = (
+        "_called",
+        "_chars",
         "_given",
+        "_history",
+        "_ids",
+        "_keep_s",
         "_last_at",
+        "_lost_at",
+        "_may_move",
         "_number",
         "_on_change",
+        "_placed_at",
+        "_reasoning_chars",
         "_session",
         "_sink",
         "_tally",
         "cached_tokens",
-        "deaths",
         "error",
+        "fingerprint",
         "first_at",
         "index",
+        "moves",
         "prompt_tokens",
         "reason",
         "submit",
+        "taking_over",
         "tokens",
         "tried",
     )
 
-    def __init__(self, index: int, submit: Submit, sink: Sink, tally: Tally, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        index: int,
+        submit: Submit,
+        sink: Sink,
+        tally: Tally,
+        on_change: Callable[[], None],
+        may_move: Callable[[], bool] = lambda: True,
+        keep_s: float = 0.0,
+        place: Place | None = None,
+    ) -> None:
+        """`keep_s`: tell the client its places, and have the replica keep the stream so long should this proxy be lost.
+
+        `place`: where a client is that comes from a proxy which was lost; the stream is taken over from there.
+        """
         self.index = index
         self.submit = submit
         self.tokens = 0
@@ -65,13 +113,25 @@ class Stream:
         self.reason: str | None = None  # why it is done
         self.error: errors.HeadraceError | None = None
         self.first_at = 0.0
-        self.tried: list[ReplicaId] = []
-        self.deaths = 0
+        self.tried: list[ReplicaId] = []  # since its last token
+        self.moves = 0
+        self.fingerprint = ""  # that a replica must have to take it up; "": any
+        self._ids = array("I")  # the tokens that have come
+        self._chars = self._reasoning_chars = 0  # that the sink has had
+        self._called = False  # it has had a tool call, or a part of one
         self._given: set[type] = set()  # what is not given again by another replica
+        self._history = History()
+        self._placed_at = 0  # tokens that it had when it came to its replica
+        self._lost_at = 0.0
         self._sink = sink
         self._tally = tally
         self._on_change = on_change
+        self._may_move = may_move
         self._session: Session | None = None
+        self._keep_s = keep_s
+        self.taking_over = place is not None
+        if place is not None:
+            self.moves, self.tokens, self._chars, self._reasoning_chars = place
         self._number = 0
         self._last_at = 0.0
 
@@ -83,16 +143,38 @@ class Stream:
     def needs_replica(self) -> bool:
         return self._session is None and self.reason is None
 
+    @property
+    def deaths(self) -> int:
+        """Replicas that died with it and for which it may be to blame."""
+        return self._history.deaths
+
+    @property
+    def proving(self) -> bool:
+        """Whether it is at a replica that may yet die of it."""
+        return self._session is not None and self.tokens - self._placed_at < PROVEN_BY
+
     def place(self, session: Session, adapter: str = "") -> None:
         """Submit to a replica, for one of its adapters. If the session broke meanwhile the stream goes on waiting."""
         self.tried.append(session.endpoint.replica_id)
+        self._placed_at = self.tokens
         try:
-            submit = replace(self.submit, adapter=adapter) if adapter else self.submit
-            self._number = session.submit(submit, self)
+            self._number = session.submit(self._to_submit(adapter), self)
         except errors.ReplicaGone as e:
-            self._try_again(e)
+            self._lost(Loss.REFUSAL, e)  # it never had the stream
             return
         self._session = session
+
+    def _to_submit(self, adapter: str) -> Submit:
+        submit = replace(self.submit, adapter=adapter) if adapter else self.submit
+        if self._keep_s:
+            submit = replace(submit, keep_s=self._keep_s, moves=self.moves)
+        if self.taking_over:
+            resume = Resume((), self._chars, self._reasoning_chars)
+            return replace(submit, resume=resume, take_over=self.tokens)
+        if not self.tokens:
+            return submit
+        resume = Resume(self._ids, self._chars, self._reasoning_chars)
+        return replace(submit, resume=resume, echo=False, prompt_logprobs=None)
 
     def end(self, reason: str, error: errors.HeadraceError | None = None) -> None:
         """Done, for our own reasons: the replica is told to stop. Idempotent."""
@@ -105,70 +187,133 @@ class Stream:
 
     # What the session tells.
 
-    def started(self, prompt_tokens: int, echo: str = "") -> None:
+    def started(self, prompt_tokens: int, echo: str = "", delivered: Sequence[int] = ()) -> None:
         self.prompt_tokens = prompt_tokens
+        if self.taking_over:
+            self.taking_over = False
+            self._ids.extend(delivered)
+            del self.tried[:-1]
         if echo:
             self.extra(Echo(echo))
 
     def extra(self, item: Extra) -> None:
-        if isinstance(item, (Echo, PromptLogprobs)):
+        if isinstance(item, Parsed):
+            self._reasoning_chars += len(item.reasoning)
+            self._called = self._called or bool(item.tool_calls)
+        elif isinstance(item, (Echo, PromptLogprobs)):
             if type(item) in self._given:
                 return
             self._given.add(type(item))
-        self._sink.extra(self.index, item)
+        self._sink.extra(self.index, item, self._place() if self._keep_s else None)
 
-    def delta(self, now: float, position: int, count: int, text: str, logprobs: Any) -> None:
+    def _place(self) -> Place:
+        return Place(self.moves, self.tokens, self._chars, self._reasoning_chars)
+
+    def delta(
+        self, now: float, position: int, ids: Sequence[int], text: str, logprobs: Sequence[TokenLogprob] | None
+    ) -> None:
         if position != self.tokens:
             self.end("error", errors.HeadraceError("Tokens of this stream were lost between replica and proxy."))
             return
+        count = len(ids)
+        if self._lost_at:
+            self._taken_up(now)
         if position:
             self._tally.gap(now - self._last_at, count)
         elif count:
-            self.first_at = now
+            self.first_at = self.first_at or now
             self._tally.tokens += count
         self._last_at = now
         self.tokens = position + count
+        self._ids.extend(ids)
+        self._chars += len(text)
         if text or logprobs:
-            self._sink.delta(self.index, text, logprobs)
+            self._sink.delta(self.index, text, logprobs, self._place() if self._keep_s else None)
+
+    def _taken_up(self, now: float) -> None:
+        self._tally.moved.append(now - self._lost_at)
+        self._lost_at = 0.0
+        del self.tried[:-1]  # others may be there again under the same names
 
     def finished(self, reason: str, cached_tokens: int, failure: Failure | None) -> None:
-        self._session = None
-        self.cached_tokens = cached_tokens
+        session, self._session = self._session, None
+        self.cached_tokens = min(cached_tokens, self.prompt_tokens)
         if failure is not None or reason not in ("stop", "length", "tool_calls"):
-            self._failed(failure or Failure("internal", f"The replica ended this stream: {reason}."))
+            self._failed(session, failure or Failure("internal", f"The replica ended this stream: {reason}."))
             return
         self.reason = reason
         self._sink.choice_done(self.index, reason)
         self._on_change()
 
     def rejected(self, failure: Failure) -> None:
-        self._session = None
-        self._failed(failure)
+        session, self._session = self._session, None
+        self._failed(session, failure)
 
     def gone(self, error: errors.HeadraceError) -> None:
-        self._session = None
+        session, self._session = self._session, None
         if isinstance(error, errors.ReplicaGone):
-            self.deaths += 1
-            self._try_again(error)
+            self._lost(Loss.DEATH, error, session)
         else:
             self.end("error", error)
 
-    def _failed(self, f: Failure) -> None:
+    def _failed(self, session: Session | None, f: Failure) -> None:
         error = errors.from_kind(f.kind, f.message, param=f.param, code=f.code, retry_after_s=f.retry_after_s)
-        if isinstance(error, errors.Draining | errors.NotLoaded):
-            self._try_again(error)
+        if self.taking_over and isinstance(error, errors.NotHere):
+            self._on_change()  # the next one may have it
+        elif isinstance(error, errors.Draining | errors.NotLoaded):
+            self._lost(Loss.REFUSAL, error, session)
+        elif isinstance(error, errors.ReplicaGone):
+            self._lost(Loss.DEATH, error, session)
+        elif isinstance(error, errors.CannotResume) and self._sink.restart(self.index):
+            self._restart()
+            self._on_change()
         else:
             self.end("error", error)
 
-    def _try_again(self, error: errors.HeadraceError) -> None:
-        if self.tokens == 0 and self.deaths < MAX_DEATHS and len(self.tried) < MAX_TRIES:
-            self._tally.retries += 1
+    def _lost(self, loss: Loss, error: errors.HeadraceError, session: Session | None = None) -> None:
+        """The replica is gone, or does not take the stream."""
+        if self.taking_over:
             self._on_change()
-        elif self.deaths >= MAX_DEATHS and self.tokens == 0:
-            text = f"{self.deaths} replicas went away while they had this request; it is not tried on another."
-            self.end("error", errors.ReplicaGone(text))
-        else:
-            self.end("error", error)
+            return
+        resumable = can_resume(self.submit, called=self._called)
+        unsent = self.tokens > 0 and not resumable and self._sink.restart(self.index)
+        here = self.tokens - self._placed_at
+        what, self._history = after(
+            self._history, loss, self.tokens, here=here, resumable=resumable, restartable=unsent
+        )
+        if what in (Next.RESUME, Next.RESTART) and not self._may_move():
+            text = "Too many streams had to move to other replicas of late, so this one was not moved. Try again."
+            self.end("error", errors.Unavailable(f"{error.message} {text}", code=error.code, retry_after_s=5.0))
+            return
+        match what:
+            case Next.RESUME:
+                if session is not None:
+                    self.fingerprint = session.fingerprint
+            case Next.RESTART:
+                if unsent:
+                    self._restart()
+            case Next.QUARANTINE:
+                text = f"{MAX_DEATHS} replicas went away while they had this request; it is not tried on another."
+                self.end("error", errors.Quarantined(text))
+                return
+            case Next.INEXACT:
+                text = "no other replica could go on with exactly the next token: ask again."
+                self.end("error", errors.CannotResume(f"{error.message} Of this kind of answer {text}"))
+                return
+            case Next.EXHAUSTED:
+                self.end("error", error)
+                return
+        self._tally.retries += 1
+        self._lost_at = self._lost_at or self._last_at
+        self.moves += 1
+        self._on_change()
+
+    def _restart(self) -> None:
+        self.tokens = self._chars = self._reasoning_chars = 0
+        del self._ids[:]
+        self._called = False
+        self._given.clear()
+        self.fingerprint = ""
 
 
 def fan_out(submit: Submit, index: int) -> Submit:

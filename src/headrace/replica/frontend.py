@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime as dt
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from headrace.core import simulated
 from headrace.core.types import (
     ChatPrompt,
+    Guide,
     ModelInfo,
     ModelSpec,
     Result,
@@ -19,9 +20,9 @@ from headrace.core.types import (
     TextPrompt,
     TokenPrompt,
 )
-from headrace.errors import ContextExceeded, InvalidRequest
+from headrace.errors import CannotResume, ContextExceeded, InvalidRequest
 from headrace.replica import forms
-from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing
+from headrace.replica.engine import Delta, EncodeRequest, EngineRequest, OutputParser, Parsing
 from headrace.replica.prepared import Prepared, PreparedEncoding, PreparedResult, Ready
 from headrace.replica.reader import Reader
 from headrace.replica.sampling import check, complete
@@ -108,6 +109,8 @@ class FrontEnd:
         limit = room if submit.max_tokens is None else min(submit.max_tokens, room)
         delivered = list(submit.resume.token_ids) if submit.resume else []
         self._check_ids(delivered, "resume")
+        if delivered and submit.take_over is None:
+            self._check_resumable(submit, guide)
         parser = parsing = None
         if isinstance(submit.prompt, ChatPrompt):
             parsing = Parsing(() if calls else tools, prompt, read_args(submit.template_args_json))
@@ -117,10 +120,14 @@ class FrontEnd:
             reader = Reader(parser, calls, one_call=submit.one_tool_call, named=submit.tool_choice == "function")
         continued = not isinstance(submit.prompt, ChatPrompt)
         answer = Answer(self.codec.detokenizer(continued, getattr(parser, "special_tokens", False)), submit.stop)
-        text = ""
+        text, parsed = "", Delta()
         if submit.resume and reader:
-            # Reasoning and calls that came before are the client's already; of the text only what was not sent is news.
-            text = reader.push(answer.resume(delivered, 0), delivered).text[submit.resume.text_chars :]
+            # Token by token, as it was read before. A stream whose client has part of a call is not resumed.
+            reader.resume(submit.resume.text_chars, submit.resume.reasoning_chars)
+            deltas = [reader.push(answer.push([i])[1], [i]) for i in delivered]
+            text = "".join(d.text for d in deltas)
+            calls_ = tuple(c for d in deltas for c in d.tool_calls)
+            parsed = Delta("", "".join(d.reasoning for d in deltas), calls_)
         elif submit.resume:
             text = answer.resume(delivered, submit.resume.text_chars)
         finish = "stop" if answer.stopped else "length" if len(delivered) >= limit else None
@@ -141,7 +148,18 @@ class FrontEnd:
         )
         logprobs = submit.sampling.logprobs
         echo = self._echo(submit, prompt) if submit.echo else ""
-        return Prepared(request, answer, len(prompt), len(delivered), text, logprobs, finish, reader, echo, discard)
+        position = len(delivered)
+        return Prepared(request, answer, len(prompt), position, text, logprobs, finish, reader, echo, parsed, discard)
+
+    def _check_resumable(self, submit: Submit, guide: Guide | None) -> None:
+        s = submit.sampling
+        if guide:
+            why = "its form is enforced from the first token on"
+        elif s.presence_penalty or s.frequency_penalty:
+            why = f"the engine {self._info.engine!r} counts presence and frequency over its own tokens only"
+        else:
+            return
+        raise CannotResume(f"This answer cannot go on at another replica exactly: {why}. Ask again.")
 
     def _encoding(self, request_id: int, submit: Submit) -> PreparedEncoding:
         if submit.dimensions and "dimensions" not in self._info.features:
@@ -185,9 +203,9 @@ class FrontEnd:
                         "This model has no chat template. Use /v1/completions with a prompt, or deploy it with one.",
                         param="messages",
                     )
-                rendered = self._template.render(
-                    read_messages(messages_json), tools, read_args(submit.template_args_json)
-                )
+                args = read_args(submit.template_args_json)
+                now = submit.received_unix_s or time.time()
+                rendered = self._template.render(read_messages(messages_json), tools, args, now)
                 prompt = self.codec.encode(rendered, special)
         if not prompt:
             raise InvalidRequest("The prompt is empty.", param="prompt")
@@ -230,5 +248,5 @@ def open_front_end(
     else:
         codec = FileCodec(model.folder)
         source, tokens = spec.chat_template or find_template(model.folder), find_special_tokens(model.folder)
-    template = ChatTemplate(source, tokens, dt.datetime.now) if source else None
+    template = ChatTemplate(source, tokens) if source else None
     return FrontEnd(info, defaults, eos_ids, codec, template, new_parser)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.core.types import Result
-from headrace.replica.engine import EncodeRequest, EngineRequest
+from headrace.replica.engine import Delta, EncodeRequest, EngineRequest
 from headrace.replica.reader import Reader
 from headrace.replica.text import Answer
+
+NOTHING = Delta()
 
 
 @dataclass(slots=True)
@@ -23,6 +25,7 @@ class Prepared:
     finish: str | None = None
     reader: Reader | None = None
     echo: str = ""
+    parsed: Delta = NOTHING  # of a resumed stream: reasoning and calls that are certain by now, not sent yet
     discard: bool = False  # only the prompt was of interest: what the engine generates is thrown away
 
     @property

@@ -29,6 +29,11 @@ class Reader:
         self._parser, self._ours = parser, ours
         self._one_call, self._named = one_call, named
         self._called = False
+        self._had_text = self._had_reasoning = 0
+
+    def resume(self, text_chars: int, reasoning_chars: int) -> None:
+        """The client has had so many characters already: of what is pushed from now on they are left out."""
+        self._had_text, self._had_reasoning = text_chars, reasoning_chars
 
     def push(self, text: str, ids: Sequence[int]) -> Delta:
         """The next piece of the answer and the tokens that brought it."""
@@ -52,6 +57,14 @@ class Reader:
         return "tool_calls" if finish == "stop" and self._called and not self._named else finish
 
     def _checked(self, delta: Delta) -> Delta:
+        if self._had_text and delta.text:
+            n = min(self._had_text, len(delta.text))
+            self._had_text -= n
+            delta = replace(delta, text=delta.text[n:])
+        if self._had_reasoning and delta.reasoning:
+            n = min(self._had_reasoning, len(delta.reasoning))
+            self._had_reasoning -= n
+            delta = replace(delta, reasoning=delta.reasoning[n:])
         if not delta.tool_calls:
             return delta
         calls = [

@@ -6,6 +6,7 @@ streams (`take_tokens`) do no work for what only others need.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ class Stream:
     prepared: Prepared | PreparedEncoding | None = None
     position: int = 0
     adapter: str = ""
+    ids: array[int] | None = None  # of the whole answer, if it is kept for another proxy
     take: Callable[[Stream, Row, TextCodec], Finished | None] = field(default_factory=lambda: take_tokens)
 
 
@@ -54,6 +56,8 @@ def take_tokens(stream: Stream, row: Row, codec: TextCodec) -> Finished | None:
         c.token_ids.extend(row.tokens[:used])
         c.texts.append(text)
         stream.position += used
+        if stream.ids is not None:
+            stream.ids.extend(row.tokens[:used])
         if row.logprobs and p.logprobs is not None:
             c.logprobs.append((stream.number, _logprobs(row, used, codec)))
     return _finished(stream, row, finish) if finish else None
@@ -98,11 +102,11 @@ def read(stream: Stream, p: Prepared, text: str, ids: Sequence[int], last: bool)
     if last:
         deltas.append(p.reader.finish())
     for d in deltas:
-        _put_parsed(stream, d)
+        put_parsed(stream, d)
     return before + "".join(d.text for d in deltas)
 
 
-def _put_parsed(stream: Stream, d: Delta) -> None:
+def put_parsed(stream: Stream, d: Delta) -> None:
     if d.reasoning or d.tool_calls:
         stream.session.columns.parsed.append(Parsed(stream.number, d.reasoning, d.tool_calls))
 
@@ -129,6 +133,8 @@ def _put(stream: Stream, row: Row, used: int, text: str) -> None:
     c.token_ids.extend(row.tokens[:used])
     c.texts.append(text)
     stream.position += used
+    if stream.ids is not None:
+        stream.ids.extend(row.tokens[:used])
 
 
 def _finished(stream: Stream, row: Row, finish: str) -> Finished:

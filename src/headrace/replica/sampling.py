@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ def complete(asked: Sampling, defaults: Sampling) -> Sampling:
                 found[f.name] = value
                 break
     return Sampling(**found)
+
+
+def continued(sampling: Sampling, delivered: int) -> Sampling:
+    """What an engine that draws from a seed's beginning is to draw with after `delivered` tokens.
+
+    The seed becomes another: the draws of the first tokens, once more, would not be independent of them.
+    """
+    if sampling.seed is None or not delivered:
+        return sampling
+    mixed = blake2b(b"%d,%d" % (sampling.seed, delivered), digest_size=8).digest()
+    return replace(sampling, seed=int.from_bytes(mixed, "little") >> 1)
 
 
 def check(asked: Sampling, features: frozenset[str], engine: str, vocab_size: int) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
 
 from headrace.core.specfile import SpecFile, parse_spec
-from headrace.core.types import Failure, Phase, ReplicaStatus
+from headrace.core.steps import Steps
+from headrace.core.types import Failure, ModelSpec, Phase, ReplicaStatus
 from headrace.errors import HeadraceError, ReplicaGone, UserError
 from headrace.process import ProcessRecord, told_to_stop, write_atomic
 from headrace.replica.adapters import Adapters
@@ -115,7 +118,7 @@ class Replica:
 
     async def _serve(self, engine: Engine, front_end: FrontEnd) -> None:
         self._engine = engine
-        streams = Streams(engine, front_end, MAX_WAITING)
+        streams = Streams(engine, front_end, MAX_WAITING, _fingerprint(self._file.spec.model, engine.info.engine))
         loop = asyncio.get_running_loop()
         engine.start(streams.on_step, lambda why: _hand_over(loop, self._died, why))
         self._board.change(activity="warming up", progress=-1.0)
@@ -128,7 +131,20 @@ class Replica:
         if self._board.now.phase is Phase.LOADING:
             self._board.change(Phase.READY, activity="", progress=-1.0, model=engine.info)
         log.info("ready", engine=engine.info.engine, context_tokens=engine.info.context_tokens)
-        await self._or_death(self._service.drained.wait(), streams.heartbeat(), adapters.run())
+        await self._or_death(
+            self._service.drained.wait(), streams.heartbeat(), adapters.run(), self._watch_steps(engine)
+        )
+
+    async def _watch_steps(self, engine: Engine) -> None:
+        steps, clock = Steps(), asyncio.get_running_loop().time
+        every_s = min(1.0, engine.stall_s / 4)
+        while True:
+            await asyncio.sleep(every_s)
+            load = engine.load()
+            if steps.stalled_s(load, clock()) >= engine.stall_s:
+                count = load.running + load.waiting
+                self._died(f"The engine has made no step for {engine.stall_s:g} s while {count} requests run.")
+                return
 
     async def _listen(self) -> None:
         spec_file = self._file
@@ -208,6 +224,12 @@ class Replica:
         if self._engine is not None:
             await _in_thread(self._engine.close)
         await self._server.stop(_FLUSH_S)
+
+
+def _fingerprint(model: ModelSpec, engine: str) -> str:
+    """What makes a replica's answers what they are: replicas with the same can take up each other's streams."""
+    said = json.dumps({**asdict(model), "engine": engine}, sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _write_failure(directory: Path, failed: Failed) -> int:

@@ -62,7 +62,7 @@ class Session:
     def columns(self) -> _Columns:
         return self._columns
 
-    def send(self, load: Load | None, draining: bool, now: float) -> None:
+    def send(self, load: Load | None, draining: bool, now: float, fingerprint: str = "") -> None:
         """Queue what was collected, with the load, as one frame. Ends the session if the proxy does not read."""
         if self.ended.is_set():
             return
@@ -72,7 +72,7 @@ class Session:
         size = c.size()
         frame = Frame(
             c.streams, c.positions, c.counts, c.token_ids, c.texts, c.started, c.finished, c.rejected, c.logprobs,
-            load, draining, c.parsed, c.results, c.prompt_logprobs,
+            load, draining, c.parsed, c.results, c.prompt_logprobs, fingerprint,
         )  # fmt: skip
         self._queue.append((frame, size))
         self._queued_bytes += size
@@ -92,6 +92,10 @@ class Session:
                 self._queue.append((Frame(started=c.started, prompt_logprobs=part), 0))
                 c.started, entries, part = [], 0, []
         c.prompt_logprobs[:0] = part
+
+    def discard(self) -> None:
+        """Forget what was collected."""
+        self._columns = _Columns()
 
     async def next(self) -> Frame:
         """The next frame to write. Asking for it says that the one before is written."""

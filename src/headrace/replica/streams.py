@@ -15,8 +15,9 @@ from headrace import errors
 from headrace.core.types import Failure, Finished, Rejected, Started, Submit
 from headrace.replica.engine import EncodeRequest, Engine, EngineRequest, Row, Step
 from headrace.replica.frontend import FrontEnd
-from headrace.replica.prepared import PreparedEncoding, PreparedResult, Ready
-from headrace.replica.rows import Stream, put_text, read, take_more, take_values
+from headrace.replica.kept import Kept
+from headrace.replica.prepared import Prepared, PreparedEncoding, PreparedResult, Ready
+from headrace.replica.rows import Stream, put_parsed, put_text, read, take_more, take_values
 from headrace.replica.session import Session
 
 log = structlog.get_logger()
@@ -28,10 +29,12 @@ HEARTBEAT_S = 0.5
 class Streams:
     """Submits, aborts and the steps' rows, in one place."""
 
-    def __init__(self, engine: Engine, front_end: FrontEnd, max_waiting: int) -> None:
+    def __init__(self, engine: Engine, front_end: FrontEnd, max_waiting: int, fingerprint: str = "") -> None:
         self._engine, self._front_end = engine, front_end
         self._max_waiting = max_waiting
+        self._fingerprint = fingerprint
         self._sessions: set[Session] = set()
+        self._kept = Kept(self._expired)
         self._by_engine_id: dict[int, Stream] = {}
         self._ids = itertools.count(1)
         self._loop = asyncio.get_running_loop()
@@ -95,6 +98,8 @@ class Streams:
 
     def _finish(self, stream: Stream, finished: Finished) -> None:
         stream.session.columns.finished.append(finished)
+        if stream.ids is not None:
+            self._kept.finished(stream, finished)
         self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
@@ -110,20 +115,29 @@ class Streams:
     def open(self, proxy_id: str) -> Session:
         session = Session(proxy_id)
         self._sessions.add(session)
-        self._send(session)
+        session.send(self._engine.load(), self.draining, self._loop.time(), self._fingerprint)
         return session
 
     def close(self, session: Session) -> None:
-        """The proxy is gone: end all its streams at the engine."""
+        """The proxy is gone: end its streams at the engine, but for those that are kept for another."""
         self._sessions.discard(session)
         session.end()
         for stream in list(session.streams.values()):
-            self._engine.abort(stream.engine_id)
-            self._forget(stream)
+            if stream.ids is None or not self._kept.detach(stream):
+                self._engine.abort(stream.engine_id)
+                self._forget(stream)
+
+    def _expired(self, stream: Stream) -> None:
+        """Nobody took it over."""
+        self._engine.abort(stream.engine_id)
+        self._forget(stream)
 
     async def submit(self, session: Session, submit: Submit) -> None:
         """Start a stream, or reject it. Returns when the front end is done with it."""
         stream = Stream(submit.stream, session, next(self._ids), adapter=submit.adapter)
+        if submit.take_over is not None:
+            await self._take_over(stream, submit)
+            return
         try:
             if submit.stream in session.streams:
                 raise errors.InvalidRequest(f"Stream {submit.stream} runs already in this session.")
@@ -137,7 +151,47 @@ class Streams:
             return
         if session.streams.get(stream.number) is not stream:
             return  # aborted meanwhile, or the proxy is gone
+        if isinstance(prepared, Prepared):
+            self._kept.begin(stream, submit, prepared.prompt_tokens)
         self._begin(stream, prepared)
+        self._send(session)
+
+    async def _take_over(self, stream: Stream, submit: Submit) -> None:
+        """Go on, for another proxy, with a stream whose own was lost; its client has had a part of what there is."""
+        session, entry = stream.session, self._kept.find(submit)
+        try:
+            if entry is None or submit.stream in session.streams:
+                raise errors.NotHere("This replica does not keep that stream.")
+            stream.engine_id = entry.stream.engine_id
+            prepared = await self._prepare(stream.engine_id, entry.submit_at(submit))
+            if self._kept.find(submit) is not entry or not isinstance(prepared, Prepared):
+                raise errors.NotHere("This replica does not keep that stream any more.")
+        except Exception as e:
+            self._reject(stream, submit, e)
+            return
+        had = submit.take_over or 0
+        if (old := entry.stream).session is not self._kept.limbo and not entry.finished:  # it only seemed lost
+            old.session.streams.pop(old.number, None)
+            old.session.columns.finished.append(Finished(old.number, "abort"))
+            self._send(old.session)
+        stream.prepared, stream.position = prepared, had
+        if not prepared.plain:
+            stream.take = take_more
+        session.columns.started.append(Started(stream.number, entry.prompt_tokens, delivered=entry.ids[:had]))
+        put_parsed(stream, prepared.parsed)
+        ended = entry.finished
+        if not ended:
+            session.streams[stream.number] = self._by_engine_id[stream.engine_id] = stream
+        missed = Row(stream.engine_id, tuple(entry.ids[had:]), ended and ended.reason)
+        if ended:
+            missed.cached_tokens = ended.cached_tokens
+        finished = stream.take(stream, missed, self._front_end.codec) if missed.tokens or ended else None
+        self._kept.taken(entry, stream)
+        if finished and ended:
+            session.columns.finished.append(finished)
+        elif finished:
+            self._engine.abort(stream.engine_id)
+            self._finish(stream, finished)
         self._send(session)
 
     def _begin(self, stream: Stream, ready: Ready) -> None:
@@ -157,6 +211,7 @@ class Streams:
         if not ready.plain:
             stream.take = take_more
         columns.started.append(Started(stream.number, ready.prompt_tokens, ready.echo))
+        put_parsed(stream, ready.parsed)
         if ready.finish:
             tail = "" if ready.finish == "stop" else ready.answer.finish()
             put_text(stream, read(stream, ready, tail, (), last=True))

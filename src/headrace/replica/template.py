@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,13 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
 class ChatTemplate:
     """A compiled chat template."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str], now: Callable[[], dt.datetime]) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """UserError if it is not a template. `special_tokens`: "bos_token" and the like."""
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: now().strftime(form)
         self._special_tokens = dict(special_tokens)
         try:
             self._template = environment.from_string(source)
@@ -63,12 +62,15 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),
         args: Mapping[str, Any] | None = None,
+        now_unix_s: float = 0,
     ) -> str:
         """The prompt of a conversation, ready for the answer. InvalidRequest if the template refuses it.
 
-        `args`: more names for the template, of the client's choosing.
+        `args`: more names for the template, of the client's choosing. `now_unix_s`: when it is, for a template that
+        writes the date: in UTC, so that the prompt is the same on every machine.
         """
         names = {"add_generation_prompt": True, "documents": None, **self._special_tokens, **(args or {})}
+        names["strftime_now"] = dt.datetime.fromtimestamp(now_unix_s, dt.UTC).strftime
         try:
             return self._template.render({**names, "messages": messages, "tools": list(tools) or None})
         except _Refused as e:

@@ -46,7 +46,7 @@ _SAMPLING = (
 
 
 _FLAT = ("adapter", "tools_json", "tool_choice", "tool_name", "one_tool_call", "template_args_json", "echo", "document",
-         "dimensions", "no_special_tokens")  # fmt: skip
+         "dimensions", "no_special_tokens", "received_unix_s", "keep_s", "moves")  # fmt: skip
 _TASKS = {
     t.Task.GENERATE: replica_pb2.GENERATE,
     t.Task.EMBED: replica_pb2.EMBED,
@@ -103,6 +103,8 @@ def submit_to_pb(s: t.Submit) -> replica_pb2.SessionRequest:
     if s.resume is not None:
         m.resume.token_ids.extend(s.resume.token_ids)
         m.resume.text_chars = s.resume.text_chars
+        m.resume.reasoning_chars = s.resume.reasoning_chars
+        m.resume.SetInParent()
     if s.task is not t.Task.GENERATE:
         m.task = _TASKS[s.task]
     for name in _FLAT:
@@ -112,6 +114,8 @@ def submit_to_pb(s: t.Submit) -> replica_pb2.SessionRequest:
         m.guide.CopyFrom(guide_to_pb(s.guide))
     if s.prompt_logprobs is not None:
         m.prompt_logprobs = s.prompt_logprobs
+    if s.take_over is not None:
+        m.take_over = s.take_over
     return replica_pb2.SessionRequest(submit=m)
 
 
@@ -125,7 +129,8 @@ def submit_from_pb(m: replica_pb2.Submit) -> t.Submit:
         prompt = t.TextPrompt(m.text)
     given = {name: getattr(m.sampling, name) for name in _SAMPLING if m.sampling.HasField(name)}
     bias = dict(m.sampling.logit_bias) or None
-    resume = t.Resume(list(m.resume.token_ids), m.resume.text_chars) if m.HasField("resume") else None
+    r = m.resume
+    resume = t.Resume(list(r.token_ids), r.text_chars, r.reasoning_chars) if m.HasField("resume") else None
     return t.Submit(
         stream=m.stream,
         request_id=m.request_id,
@@ -137,6 +142,7 @@ def submit_from_pb(m: replica_pb2.Submit) -> t.Submit:
         task=_TASKS_BACK[m.task],
         guide=guide_from_pb(m.guide) if m.HasField("guide") else None,
         prompt_logprobs=m.prompt_logprobs if m.HasField("prompt_logprobs") else None,
+        take_over=m.take_over if m.HasField("take_over") else None,
         **{name: getattr(m, name) for name in _FLAT},
     )
 
@@ -182,11 +188,12 @@ def frame_to_pb(f: t.Frame) -> replica_pb2.Frame:
         token_id=f.token_ids,
         text=f.texts,
         draining=f.draining,
+        fingerprint=f.fingerprint,
     )
     if f.load is not None:
         m.load.CopyFrom(load_to_pb(f.load))
     for s in f.started:
-        m.started.add(stream=s.stream, prompt_tokens=s.prompt_tokens, echo=s.echo)
+        m.started.add(stream=s.stream, prompt_tokens=s.prompt_tokens, echo=s.echo, delivered=s.delivered)
     for x in f.finished:
         done = m.finished.add(stream=x.stream, reason=x.reason, cached_tokens=x.cached_tokens)
         if x.failure:
@@ -213,7 +220,7 @@ def frame_from_pb(m: replica_pb2.Frame) -> t.Frame:
         counts=list(m.count),
         token_ids=list(m.token_id),
         texts=list(m.text),
-        started=[t.Started(x.stream, x.prompt_tokens, x.echo) for x in m.started],
+        started=[t.Started(x.stream, x.prompt_tokens, x.echo, list(x.delivered)) for x in m.started],
         finished=[
             t.Finished(
                 x.stream,
@@ -230,4 +237,5 @@ def frame_from_pb(m: replica_pb2.Frame) -> t.Frame:
         parsed=[parsed_from_pb(x) for x in m.parsed],
         results=[result_from_pb(x) for x in m.results],
         prompt_logprobs=prompt_logprobs_from_pb(m),
+        fingerprint=m.fingerprint,
     )

@@ -31,7 +31,7 @@ from headrace.replica.engines.openvino_guides import GuideChecker
 from headrace.replica.engines.openvino_lora import Pipelines
 from headrace.replica.engines.openvino_parsers import Parsers
 from headrace.replica.engines.options import parse_options
-from headrace.replica.sampling import cannot_guide, context_of, read_generation_config, read_json
+from headrace.replica.sampling import cannot_guide, context_of, continued, read_generation_config, read_json
 
 telemetry.forbid()
 import numpy as np  # noqa: E402
@@ -63,6 +63,7 @@ class OpenVinoOptions:
     prefix_cache: bool = True
     device: str = "CPU"
     guide_trial_s: float = 5.0  # a form that takes longer to compile would hold up all streams for as long
+    stall_s: float = 60.0  # so long without a step, with requests to work on, means that the engine is dead
 
     @staticmethod
     def parse(given: dict[str, Any]) -> OpenVinoOptions:
@@ -74,6 +75,8 @@ class OpenVinoOptions:
             raise UserError("step_tokens and max_running must be at least 1, kv_cache_mib at least 0.")
         if not 0 < options.guide_trial_s <= openvino_guides.MAX_TRIAL_S:
             raise UserError(f"guide_trial_s must be above 0 and at most {openvino_guides.MAX_TRIAL_S:.0f}.")
+        if options.stall_s <= 0:
+            raise UserError("stall_s must be more than 0.")
         return options
 
 
@@ -149,6 +152,7 @@ class OpenVinoEngine:
         features = FEATURES | parsers.features
         if (folder / "openvino_tokenizer.xml").exists():
             features |= openvino_guides.FEATURES
+        self.stall_s = options.stall_s
         self.info = ModelInfo("openvino", genai.__version__, context, vocab_size, features)
         self._kv_tokens = scheduler.num_kv_blocks * _BLOCK_TOKENS
         self._changed = threading.Condition()
@@ -261,8 +265,7 @@ class OpenVinoEngine:
 
     def _add(self, request: EngineRequest, rows: list[Row]) -> None:
         try:
-            cannot = cannot_guide(request.guide, request.sampling) or self._parsers.cannot_guide(request)
-            if why := _cannot_go_on(request) or cannot:
+            if why := cannot_guide(request.guide, request.sampling) or self._parsers.cannot_guide(request):
                 raise ValueError(why)
             if len(request.prompt_ids) >= self._kv_tokens:
                 raise ValueError(f"the prompt needs more than the KV cache's {self._kv_tokens} tokens")
@@ -308,22 +311,8 @@ def _read_row(request_id: int, live: _Live) -> Row | None:
     return None
 
 
-def _cannot_go_on(request: EngineRequest) -> str:
-    """Why a stream cannot go on exactly from the tokens that were delivered; "" if it can."""
-    s = request.sampling
-    if not request.delivered:
-        return ""
-    if s.presence_penalty or s.frequency_penalty:
-        return "a stream with presence_penalty or frequency_penalty cannot go on exactly on another replica"
-    if request.guide:
-        return "a stream with a structured answer cannot go on exactly on another replica"
-    if s.seed is not None and s.temperature:
-        return "a stream with a seed cannot go on exactly on another replica"
-    return ""
-
-
 def _generation_config(request: EngineRequest, stops: frozenset[int]) -> genai.GenerationConfig:
-    s: Sampling = request.sampling
+    s: Sampling = continued(request.sampling, request.delivered)
     c = genai.GenerationConfig()
     c.apply_chat_template = False
     c.max_new_tokens = request.max_tokens

@@ -39,6 +39,7 @@ class EncodeOptions:
     pooling: str = ""  # of a text's vectors to one: cls, mean or last; "": as the model's 1_Pooling says, else cls
     normalize: bool = True
     device: str = "CPU"
+    stall_s: float = 60.0  # so long without a batch, with requests to work on, means that the engine is dead
 
     @staticmethod
     def parse(given: dict[str, Any]) -> EncodeOptions:
@@ -46,8 +47,8 @@ class EncodeOptions:
         options = parse_options(EncodeOptions, given, "openvino")
         if options.pooling not in ("", *POOLINGS):
             raise UserError(f"pooling must be one of {', '.join(POOLINGS)}.")
-        if options.max_batch < 1:
-            raise UserError("max_batch must be at least 1.")
+        if options.max_batch < 1 or options.stall_s <= 0:
+            raise UserError("max_batch must be at least 1, and stall_s more than 0.")
         return options
 
 
@@ -105,6 +106,7 @@ class OpenVinoEncoder:
         self.info = ModelInfo(
             "openvino", openvino.__version__, context, int(config.get("vocab_size") or 0), frozenset(), (task.value,)
         )
+        self.stall_s = options.stall_s
         self.eos_ids: tuple[int, ...] = ()
         self.defaults = Sampling()
         self._changed = threading.Condition()

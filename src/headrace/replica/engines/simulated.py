@@ -41,8 +41,10 @@ class SimulatedOptions:
     crash_marker: str = ""  # SIGKILL to itself when a prompt with this text is admitted
     hang_at_token: int = -1  # never steps again, instead of producing that token
     die_at_token: int = -1  # the engine dies, the process does not
+    orders_dir: str = ""  # before each step obeys the file named by its process id: "die", "hang" or "slow SECONDS"
     refuse_to_stop: bool = False  # `close` never returns
     fail_load: str = ""  # loading fails with this reason
+    stall_s: float = 60.0  # so long without a step, with requests to work on, means that it is dead
     permanent: bool = False  # and trying again cannot help
 
 
@@ -97,6 +99,7 @@ class SimulatedEngine:
         tasks = (spec.task,) if spec.task else ("generate", "embed", "score")
         context = spec.context_tokens or 8192
         self.info = ModelInfo("simulated", __version__, context, simulated.VOCAB_SIZE, features, tasks)
+        self.stall_s = o.stall_s
         self.eos_ids: tuple[int, ...] = (simulated.EOS_ID,)
         self.defaults = Sampling()
         self._speaker = Speaker(o.text, calls=self._finds_calls, reasons=self._reasons)
@@ -182,6 +185,7 @@ class SimulatedEngine:
                 self._changed.wait_for(lambda: self._inbox.closed, self._delay_s())
             rows.extend(Row(r.id, (), "stop", values=values_of(r)) for r in self._encodings)
             self._encodings.clear()
+            self._obey()
             self._admit(rows)
             self._prefill()
             self._decode(rows)
@@ -193,15 +197,30 @@ class SimulatedEngine:
         self._on_step(Step(rows, load))
         return True
 
+    def _obey(self) -> None:
+        """Do what the folder of orders says for this process, now and as long as it says so."""
+        if not self._options.orders_dir:
+            return
+        try:
+            order, _, seconds = (Path(self._options.orders_dir) / str(os.getpid())).read_text().partition(" ")
+        except OSError:
+            return
+        if order == "die":
+            raise _Died("The simulated engine died because it was ordered to.")
+        if order == "hang":
+            threading.Event().wait()
+        if order == "slow":
+            time.sleep(float(seconds or 0))
+
     def _busy(self) -> bool:
         return bool(self._waiting or self._running or self._encodings)
 
     def _delay_s(self) -> float:
-        """How long this step takes: until something can be produced, if nothing can be."""
+        """How long this step takes: until something can be produced, but an engine that lives steps."""
         idle = self._running and not (self._waiting or self._encodings)
         idle = idle and not any(s.unread for s in self._running.values())
         until_ready = min(s.ready_at for s in self._running.values()) - time.monotonic() if idle else 0.0
-        return max(self._options.step_s, until_ready)
+        return max(self._options.step_s, min(until_ready, 0.5))
 
     def _take_in(self, inbox: _Inbox, rows: list[Row]) -> None:
         self._encodings += inbox.encodings

@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import os
 import threading
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +44,6 @@ from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402  # pyright: ignore[r
 from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from headrace.replica.engines.vllm_outputs import (  # noqa: E402
-    cannot_go_on,
     numbers_of,
     refusal_of,
     row_of,
@@ -95,7 +93,7 @@ class VllmEngine:
         self, folder: Path, spec: ModelSpec, given: Mapping[str, Any], resources: Resources, *, adapters: bool = False
     ) -> None:
         """Loads the model: half a minute. UserError if vLLM cannot use what it is given; HeadraceError if it fails."""
-        given, self._stall_s = vllm_args.split_off_ours(given)
+        given, self.stall_s = vllm_args.split_off_ours(given)
         if adapters or given.get("enable_lora"):
             # Room for adapters of the usual sizes, several in one batch; vLLM's own is for one, of rank 16.
             given = {"enable_lora": True, "max_loras": 4, "max_cpu_loras": 32, "max_lora_rank": 64} | given
@@ -139,7 +137,6 @@ class VllmEngine:
         self._rows: list[Row] = []
         self._loras: dict[str, LoRARequest] = {}
         self._lora_ids = itertools.count(1)
-        self._stepped_at = time.monotonic()
         self._dead = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
@@ -241,16 +238,11 @@ class VllmEngine:
                         await self._llm.abort(live.internal_id, internal=True)
 
     async def _watch(self) -> None:
-        """Notice a dead engine also when nothing runs, and one that does not step although something does."""
+        """Notice a dead engine also when nothing runs."""
         while not self._dead:
             await asyncio.sleep(_WATCH_S)
             if self._llm.errored:
                 self._die("vLLM's engine process died; the replica's log says more.")
-            silent_s = time.monotonic() - self._stepped_at
-            if not self._live:
-                self._stepped_at = time.monotonic()
-            elif silent_s > self._stall_s:
-                self._die(f"vLLM's engine has made no step for {silent_s:.0f} s while {len(self._live)} requests run.")
 
     def _die(self, why: str) -> None:
         if not self._dead:
@@ -264,8 +256,6 @@ class VllmEngine:
             else:
                 live, added = self._encoding(request)
             self._live[request.id] = live
-            if len(self._live) == 1:
-                self._stepped_at = time.monotonic()
             collector = await added
         except Exception as e:  # whatever it is, it is this request's and nobody else's
             self._live.pop(request.id, None)
@@ -280,8 +270,6 @@ class VllmEngine:
             live.put(early)
 
     def _generation(self, request: EngineRequest) -> tuple[_Live, Coroutine[Any, Any, Any]]:
-        if why := cannot_go_on(request):
-            raise ValueError(why)
         stops = frozenset() if request.sampling.ignore_eos else frozenset((*self.eos_ids, *request.stop_token_ids))
         live = _Live(self, request.id, stops, request.sampling.logprobs, request.prompt_logprobs)
         params = sampling_params(request)
@@ -343,7 +331,6 @@ class VllmEngine:
         self._on_step(Step(rows, load))
 
     def _on_stats(self, stats: Any) -> None:
-        self._stepped_at = time.monotonic()
         prefix = stats.prefix_cache_stats
         with self._lock:
             last = self._load

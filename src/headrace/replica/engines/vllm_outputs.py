@@ -20,11 +20,12 @@ from vllm.sampling_params import (  # pyright: ignore[reportMissingImports]
 from headrace.core.types import Guide
 from headrace.replica.engine import EngineRequest, Row
 from headrace.replica.engines.vllm_args import brief
+from headrace.replica.sampling import continued
 
 
 def sampling_params(request: EngineRequest) -> SamplingParams:
     """What vLLM is to do for `request`: new token ids only, no text."""
-    s = request.sampling
+    s = continued(request.sampling, request.delivered)
     return SamplingParams(
         temperature=s.temperature or 0.0,
         top_p=1.0 if s.top_p is None else s.top_p,
@@ -60,23 +61,6 @@ def _structured(guide: Guide) -> StructuredOutputsParams:
             return StructuredOutputsParams(grammar=guide.value)
         case "choices":
             return StructuredOutputsParams(choice=json.loads(guide.value))
-
-
-def cannot_go_on(request: EngineRequest) -> str:
-    """Why a stream cannot go on exactly from the tokens that were delivered; "" if it can.
-
-    vLLM counts presence and frequency over its own output only, and begins a grammar anew.
-    """
-    s = request.sampling
-    if not request.delivered:
-        return ""
-    if s.presence_penalty or s.frequency_penalty:
-        return "a stream with presence_penalty or frequency_penalty cannot go on exactly on another replica"
-    if request.guide:
-        return "a stream with a structured answer cannot go on exactly on another replica"
-    if s.seed is not None and s.temperature:
-        return "a stream with a seed cannot go on exactly on another replica"
-    return ""
 
 
 Alternatives = tuple[tuple[int, float], ...]

@@ -124,6 +124,10 @@ class Submit(_message.Message):
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     NO_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    RECEIVED_UNIX_S_FIELD_NUMBER: _builtins.int
+    KEEP_S_FIELD_NUMBER: _builtins.int
+    TAKE_OVER_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
     stream: _builtins.int
     """The proxy's number for the stream, never used twice in a session."""
     request_id: _builtins.str
@@ -154,6 +158,18 @@ class Submit(_message.Message):
     """TOKENIZE: leave out the tokens that the tokenizer adds by itself."""
     prompt_logprobs: _builtins.int
     """Set: report the log-probability of every prompt token and this many alternatives."""
+    received_unix_s: _builtins.int
+    """When the request came, for chat templates that write the date: the prompt is the same at every replica."""
+    keep_s: _builtins.float
+    """Should the proxy be lost: seconds for which the stream goes on and is kept, so that another proxy can take it over. 0: it
+    ends at once.
+    """
+    take_over: _builtins.int
+    """Take over the stream of this request_id, whose proxy was lost, after so many tokens. The rest of the submit must be the
+    same; of `resume` only the characters are read. Rejected with "not_here" by a replica that does not keep it.
+    """
+    moves: _builtins.int
+    """How often the stream has moved to another replica. One that was left behind somewhere is not the one to take over."""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds: ...
     @_builtins.property
@@ -195,21 +211,29 @@ class Submit(_message.Message):
         dimensions: _builtins.int = ...,
         no_special_tokens: _builtins.bool = ...,
         prompt_logprobs: _builtins.int | None = ...,
+        received_unix_s: _builtins.int = ...,
+        keep_s: _builtins.float = ...,
+        take_over: _builtins.int | None = ...,
+        moves: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "guide", b"guide", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "resume", b"resume", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "_take_over", b"_take_over", "guide", b"guide", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "resume", b"resume", "sampling", b"sampling", "take_over", b"take_over", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "adapter", b"adapter", "dimensions", b"dimensions", "document", b"document", "echo", b"echo", "guide", b"guide", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "no_special_tokens", b"no_special_tokens", "one_tool_call", b"one_tool_call", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "task", b"task", "template_args_json", b"template_args_json", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools_json", b"tools_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "_take_over", b"_take_over", "adapter", b"adapter", "dimensions", b"dimensions", "document", b"document", "echo", b"echo", "guide", b"guide", "keep_s", b"keep_s", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "moves", b"moves", "no_special_tokens", b"no_special_tokens", "one_tool_call", b"one_tool_call", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "received_unix_s", b"received_unix_s", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "take_over", b"take_over", "task", b"task", "template_args_json", b"template_args_json", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools_json", b"tools_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
     _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
     _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
+    _WhichOneofReturnType__take_over: _TypeAlias = _typing.Literal["take_over"]  # noqa: Y015
+    _WhichOneofArgType__take_over: _TypeAlias = _typing.Literal["_take_over", b"_take_over"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "messages_json", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__take_over) -> _WhichOneofReturnType__take_over | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
@@ -302,20 +326,23 @@ class Resume(_message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_CHARS_FIELD_NUMBER: _builtins.int
+    REASONING_CHARS_FIELD_NUMBER: _builtins.int
     text_chars: _builtins.int
+    reasoning_chars: _builtins.int
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids of the answer received so far, and the characters of text sent to the client for them."""
+        """Token ids of the answer received so far, and the characters of text and of reasoning sent to the client for them."""
 
     def __init__(
         self,
         *,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         text_chars: _builtins.int = ...,
+        reasoning_chars: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text_chars", b"text_chars", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reasoning_chars", b"reasoning_chars", "text_chars", b"text_chars", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -481,8 +508,13 @@ class Frame(_message.Message):
     PARSED_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     draining: _builtins.bool
     """The replica is draining: send nothing new."""
+    fingerprint: _builtins.str
+    """In a session's first frame: what makes answers what they are (model, template, engine). A stream may go on only at a
+    replica with the same.
+    """
     @_builtins.property
     def stream(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -538,10 +570,11 @@ class Frame(_message.Message):
         parsed: _abc.Iterable[Global___Parsed] | None = ...,
         results: _abc.Iterable[Global___Result] | None = ...,
         prompt_logprobs: _abc.Iterable[Global___StreamLogprobs] | None = ...,
+        fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "draining", b"draining", "finished", b"finished", "load", b"load", "logprobs", b"logprobs", "parsed", b"parsed", "position", b"position", "prompt_logprobs", b"prompt_logprobs", "rejected", b"rejected", "results", b"results", "started", b"started", "stream", b"stream", "text", b"text", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "draining", b"draining", "fingerprint", b"fingerprint", "finished", b"finished", "load", b"load", "logprobs", b"logprobs", "parsed", b"parsed", "position", b"position", "prompt_logprobs", b"prompt_logprobs", "rejected", b"rejected", "results", b"results", "started", b"started", "stream", b"stream", "text", b"text", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -655,20 +688,26 @@ class Started(_message.Message):
     STREAM_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
+    DELIVERED_FIELD_NUMBER: _builtins.int
     stream: _builtins.int
     prompt_tokens: _builtins.int
     echo: _builtins.str
     """The prompt's text, if `echo` was asked for."""
+    @_builtins.property
+    def delivered(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of a stream that was taken over: its tokens so far, as many as `take_over` said."""
+
     def __init__(
         self,
         *,
         stream: _builtins.int = ...,
         prompt_tokens: _builtins.int = ...,
         echo: _builtins.str = ...,
+        delivered: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "prompt_tokens", b"prompt_tokens", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered", b"delivered", "echo", b"echo", "prompt_tokens", b"prompt_tokens", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
