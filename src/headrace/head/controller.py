@@ -121,7 +121,9 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
             try:
                 write_atomic(path, json.dumps(asdict(endpoint)))
             except OSError as e:
-                raise UserError(f"Cannot write {path}: {e.strerror}.") from e
+                raise UserError(
+                    f"Cannot write {path} ({e.strerror}): free room on its disk, or make it writable."
+                ) from e
             log.info("head_ready", epoch=ledger.epoch, **asdict(endpoint))
             try:
                 yield endpoint

@@ -74,7 +74,12 @@ class Routes:
     def accept(self, table: RouteTable) -> bool:
         """Take a table that the head sent, unless its epoch is below the highest seen."""
         if table.epoch < self._highest_epoch:
-            log.warning("stale_routes_refused", epoch=table.epoch, seen=self._highest_epoch)
+            log.warning(
+                "stale_routes_refused",
+                epoch=table.epoch,
+                seen=self._highest_epoch,
+                hint="an older leader, or a head whose state was deleted: then start this proxy again",
+            )
             return False
         self._highest_epoch = table.epoch
         if not self.connected:

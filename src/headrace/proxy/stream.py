@@ -150,8 +150,8 @@ class Stream:
 
     @property
     def proving(self) -> bool:
-        """Whether it is at a replica that may yet die of it."""
-        return self._session is not None and self.tokens - self._placed_at < PROVEN_BY
+        """Whether its replica, the next one too, may yet die of it."""
+        return not self.done and (self._session is None or self.tokens - self._placed_at < PROVEN_BY)
 
     def place(self, session: Session, adapter: str = "") -> None:
         """Submit to a replica, for one of its adapters. If the session broke meanwhile the stream goes on waiting."""
