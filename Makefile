@@ -48,7 +48,7 @@ bench: $(VENV)/.dev ## run the benchmarks; takes minutes
 	PYTHON=$(BIN)/python scripts/bench.sh
 
 chaos: $(VENV)/.dev ## break the running system at random and check that nothing is lost (SEED, MINUTES, RATE, ENGINE)
-	PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ENGINE=$(ENGINE) MUTANTS=$(MUTANTS) \
+	GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ENGINE=$(ENGINE) MUTANTS=$(MUTANTS) \
 	  $(BIN)/python -m chaos_harness
 
 protos: $(VENV)/.dev ## generate src/headrace/rpc/v1 from protos/

@@ -68,7 +68,7 @@ def _check_doubles(found: Processes, tables: list[Event]) -> None:
     for e in tables:
         by_name: defaultdict[tuple[str, ...], list[Event]] = defaultdict(list)
         for r in e["rows"]:
-            if r["role"] != "other":
+            if r["role"] not in ("other", "standby"):
                 by_name[(r["role"], r.get("replica") or r.get("proxy") or r.get("node", ""))].append(r)
         now = {name for name, rows in by_name.items() if len(rows) > 1}
         for name in (now & before) - told:
@@ -107,9 +107,14 @@ def _check_quiet(found: Processes, e: Event) -> None:
         wrong("I4", "head", "the head does not answer")
         return
     expected = {
-        "head": 1, "scheduler": e["size"]["nodes"], "proxy": e["size"]["proxies"],
+        "head": 1, "scheduler": e["size"]["nodes"],
         "replica": sum(wanted["deployments"].values()),
     }  # fmt: skip
+    proxies, pids = set(wanted["proxies"].values()), {r["pid"] for r in e["rows"]}
+    if len(proxies & pids) != e["size"]["proxies"]:
+        wrong("I4", "count", f"{len(proxies & pids)} proxies live, and {e['size']['proxies']} are wanted")
+    if roles.get("proxy", 0) + roles.get("standby", 0) > e["size"]["proxies"] + 1:  # one spare
+        wrong("I4", "orphan", f"{roles.get('proxy', 0)} proxies and {roles.get('standby', 0)} that were spares")
     for role, count in expected.items():
         if roles.get(role, 0) != count:
             wrong("I4", "count", f"{roles.get(role, 0)} processes of {role}, and {count} are wanted")

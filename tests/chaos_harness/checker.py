@@ -21,6 +21,7 @@ class Verdict:
     faults: Counter[str] = field(default_factory=Counter)
     detections: list[float] = field(default_factory=list)
     load_s: float = 0.0
+    asked: int = 0  # requests while the load was on
     wanted_rate: float = 0.0
     seed: int = 0
     void: list[str] = field(default_factory=list)  # reasons why the run shows nothing
@@ -32,7 +33,7 @@ class Verdict:
 
     @property
     def rate(self) -> float:
-        return self.streams.admitted / self.load_s if self.load_s else 0.0
+        return self.asked / self.load_s if self.load_s else 0.0
 
 
 def check(history: History, expected: Expected) -> Verdict:
@@ -48,6 +49,7 @@ def check(history: History, expected: Expected) -> Verdict:
     if "load_ends" not in marks:
         verdict.void.append("it did not come to its end")
         return verdict
+    verdict.asked = marks["load_ends"].get("started", streams.admitted)
     verdict.load_s = marks["load_ends"]["t"] - marks["load_begins"]["t"]
     verdict.wanted_rate, verdict.seed = marks["plan"]["rate"], marks["plan"]["seed"]
     if verdict.rate < 0.85 * verdict.wanted_rate:

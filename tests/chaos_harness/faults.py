@@ -238,11 +238,13 @@ class Faults:
             return True
 
     async def _proxy_kill(self, note: Callable[..., None]) -> bool:
-        rows = [r for r in self.system.processes() if r.role == "proxy"]
+        status = await self.system.status()
+        ids = {p.pid: p.proxy_id for p in status.proxies if p.state == "running"} if status else {}
+        rows = [r for r in self.system.processes() if r.pid in ids]
         if len(rows) < 2:
             return False
         row = self.rng.choice(rows)
-        note(proxy=row.proxy, pid=row.pid)
+        note(proxy=ids[row.pid], pid=row.pid)
         self.system.kill(row)
         return True
 

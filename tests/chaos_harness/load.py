@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ class Mix:
     slow: float = 0.04
     seeded: float = 0.5
     usage: float = 0.5
+    prompts: tuple[str, ...] = ()  # only these, decoded greedily, each as long as one of `lengths`
+    lengths: tuple[int, ...] = (20, 90)
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,10 @@ class Ask:
     prompt: str
     seed: int | None
     max_tokens: int
-    mood: str = "steady"  # steady, leaves, slow
+    mood: str = "steady"  # steady, leaves, slow; baseline: asked before anything is broken
     leaves_after: int = 0  # characters
     usage: bool = False
+    greedy: bool = False
 
     def body(self) -> dict[str, Any]:
         asked: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens, "stream": self.stream}
@@ -49,6 +53,8 @@ class Ask:
             asked["messages"] = [{"role": "user", "content": self.prompt}]
         else:
             asked["prompt"] = self.prompt
+        if self.greedy:
+            asked["temperature"] = 0
         if self.seed is not None:
             asked["seed"] = self.seed
         if self.stream and self.usage:
@@ -65,6 +71,10 @@ def draw(rng: random.Random, number: int, models: tuple[str, ...], mix: Mix) -> 
         tokens = rng.randint(220, 380)
     else:
         tokens = rng.randint(60, 200)
+    prompt = f"{number}: Tell me about {rng.choice(_SUBJECTS)}." + " and so on" * rng.randint(0, 40)
+    seed = rng.getrandbits(32) if rng.random() < mix.seeded else None
+    if mix.prompts:
+        prompt, tokens, seed = rng.choice(mix.prompts), rng.choice(mix.lengths), None
     mood = rng.random()
     stream = rng.random() < mix.streaming
     return Ask(
@@ -72,13 +82,20 @@ def draw(rng: random.Random, number: int, models: tuple[str, ...], mix: Mix) -> 
         model=rng.choice(models),
         api="chat" if rng.random() < mix.chat else "completions",
         stream=stream,
-        prompt=f"{number}: Tell me about {rng.choice(_SUBJECTS)}." + " and so on" * rng.randint(0, 40),
-        seed=rng.getrandbits(32) if rng.random() < mix.seeded else None,
+        prompt=prompt,
+        seed=seed,
         max_tokens=tokens,
         mood="leaves" if mood < mix.leaves else "slow" if stream and mood < mix.leaves + mix.slow else "steady",
         leaves_after=rng.randint(1, 200),
         usage=rng.random() < mix.usage,
+        greedy=bool(mix.prompts),
     )
+
+
+def baseline(models: tuple[str, ...], mix: Mix) -> list[Ask]:
+    """Every request that `draw` can make of a mix with fixed prompts."""
+    kinds = itertools.product(models, ("chat", "completions"), mix.prompts, mix.lengths)
+    return [Ask(f"b{i}", m, a, False, p, None, n, "baseline", greedy=True) for i, (m, a, p, n) in enumerate(kinds)]
 
 
 @dataclass

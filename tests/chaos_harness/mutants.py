@@ -46,7 +46,7 @@ MUTANTS: dict[str, Mutant] = {
     "wrong_position": _mutant(*_TEXT, "I2 ids", **_KILLS),
     "resume_one_missing": _mutant(*_TEXT, "I3 error", **_KILLS),
     "forget_moved": _mutant("I3 lost", **_KILLS),
-    "drop_commit": _mutant("I1 forgotten", kinds=("head_kill",), minutes=0.2),
+    "drop_commit": _mutant("I1 forgotten", kinds=("head_kill",), minutes=0.3, every_s=5.0),
     "ignore_epoch_node": _mutant("I6 stale", kinds=("stale_head",)),
     "ignore_epoch_proxy": _mutant("I6 stale", kinds=("stale_head",)),
     "double_placement": _mutant("I4 double", "I4 orphan", kinds=("scheduler_kill",), quiet_s=3.0),

@@ -102,10 +102,17 @@ async def administer(system: System, recorder: Recorder, seed: int) -> None:
         except HeadraceError as e:
             known = e.kind in ("not_found", "invalid_request")
             recorder.write("admin", "refused" if known else "unknown", number=number, why=e.message[:200])
-            await asyncio.sleep(0.2)
+            if not known:
+                await _answers(system)
+                await read_ledger(system, recorder)  # what the next head remembers
         if number % 10 == 0:
             await read_ledger(system, recorder)
         await asyncio.sleep(rng.uniform(0.0, 0.5))
+
+
+async def _answers(system: System) -> None:
+    while await system.status() is None:  # noqa: ASYNC110 - nobody tells us
+        await asyncio.sleep(0.1)
 
 
 def ledger_request(name: str, value: int) -> DeployRequest:

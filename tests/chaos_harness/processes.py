@@ -12,7 +12,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Row:
-    role: str  # head, scheduler, proxy, replica, other
+    role: str  # head, scheduler, proxy, standby, replica, other
     pid: int
     started: int  # clock ticks since the boot
     rss: int
@@ -56,6 +56,8 @@ def _row(pid: int, mark: bytes) -> Row | None:
     replica = env.get(b"HEADRACE_REPLICA_ID", b"").decode()
     flags = dict(w.removeprefix(b"--").split(b"=", 1) for w in words if w.startswith(b"--") and b"=" in w)
     role = "replica" if replica else next((r for r in ("head", "scheduler", "proxy") if r.encode() in words), "other")
+    if role == "proxy" and not flags.get(b"proxy_id"):
+        role = "standby"  # a spare, or a proxy that was one
     return Row(
         role=role,
         pid=pid,

@@ -10,7 +10,7 @@ from pathlib import Path
 from chaos_harness import probes
 from chaos_harness.faults import KINDS, Faults
 from chaos_harness.history import Recorder
-from chaos_harness.load import Load, Mix
+from chaos_harness.load import Load, Mix, baseline
 from chaos_harness.system import Size, System
 
 _QUIET_S = 11.0
@@ -48,6 +48,8 @@ async def run(plan: Plan, folder: Path) -> None:
 
 async def _run(plan: Plan, system: System, recorder: Recorder) -> None:
     load = Load(system.address, system.models, plan.rate, plan.seed, recorder, plan.mix)
+    for ask in baseline(system.models, plan.mix):
+        await load.one(ask, 0.0)
     faults = Faults(system, recorder, plan.seed, plan.every_s, plan.kinds)
     async with asyncio.TaskGroup() as tasks:
         watches = [

@@ -198,14 +198,19 @@ def test_replicas_survive_their_scheduler() -> None:
 def quiet(**more: Any) -> Event:
     replica = {"phase": "READY", "running": 0, "waiting": 0}
     wanted = {"replicas": {"r1": replica | more.pop("replica", {})}, "deployments": {"m": 1}}
-    roles = {"head": 1, "scheduler": 1, "proxy": 2, "replica": 1} | more
-    return {"ev": "quiet", "t": 9, "rows": [], "wanted": wanted, "roles": roles, "size": {"proxies": 2, "nodes": 1}}
+    wanted["proxies"] = {"proxy-1": 21, "proxy-2": 22}
+    alive = more.pop("alive", (21, 22))
+    roles = {"head": 1, "scheduler": 1, "proxy": 2, "standby": 1, "replica": 1} | more
+    rows = [row(pid, "proxy") for pid in alive]
+    return {"ev": "quiet", "t": 9, "rows": rows, "wanted": wanted, "roles": roles, "size": {"proxies": 2, "nodes": 1}}
 
 
 def test_when_it_is_quiet_what_lives_is_what_is_wanted() -> None:
     assert processes(quiet()) == []
     assert processes(quiet(replica={"phase": "LOADING"})) == ["I4 not ready"]
-    assert processes(quiet(proxy=3)) == ["I4 count"]
+    assert processes(quiet(scheduler=2)) == ["I4 count"]
+    assert processes(quiet(proxy=3)) == ["I4 orphan"]
+    assert processes(quiet(alive=(21, 23))) == ["I4 count"]
     assert processes(quiet(replica={"running": 1})) == ["I3 load"]
     assert processes(quiet() | {"wanted": None}) == ["I4 head"]
     assert processes({"ev": "stopped", "t": 1, "left": [row(1)]}) == ["I4 left"]

@@ -171,7 +171,7 @@ class ProxyFleet:
         spare, self._spare = self._spare, None
         child = spare.wake(slot.proxy_id, output.absolute()) if spare else None
         if child is None:
-            child = Child.spawn(argv, env=self._environment(), output=output)
+            child = Child.spawn(argv, env=_environment(self._epoch), output=output)
         record = asdict(child.record) | {"argv": argv, "version": __version__, "restarts": slot.restarts}
         try:
             write_atomic(self._record_path(slot.proxy_id), json.dumps(record))
@@ -189,7 +189,7 @@ class ProxyFleet:
                     continue
                 await self._spare.stop()
             try:
-                self._spare = Spare(self._argv("", self.http_port), self._environment(), self._dir / "spare.log")
+                self._spare = Spare(self._argv("", self.http_port), _environment(self._epoch), self._dir / "spare.log")
             except OSError as e:
                 log.warning("no_spare_proxy", error=str(e))
 
@@ -207,13 +207,6 @@ class ProxyFleet:
         flags |= {k: path.absolute() for k, path in files.items() if path}
         switches = ["--allow_insecure"] if s.allow_insecure else []
         return [*self._program, *(f"--{k}={v}" for k, v in flags.items()), *switches]
-
-    def _environment(self) -> dict[str, str]:
-        # Its settings may come as variables or from a file, as with one started by hand; our flags go before them.
-        settings = {k: v for k, v in os.environ.items() if k.startswith("HEADRACE_") and k != LIFELINE_ENV}
-        # Not a flag: the proxies of an earlier head, which are told by their flags, serve as these do.
-        settings["HEADRACE_LEAST_EPOCH"] = str(self._epoch)
-        return child_env(settings)
 
     @property
     def _metrics_dir(self) -> Path:
@@ -242,6 +235,13 @@ class ProxyFleet:
                 log.warning("proxy_record_unreadable", path=str(path), error=str(e))
             path.unlink(missing_ok=True)
         return found
+
+
+def _environment(epoch: int) -> dict[str, str]:
+    # Its settings may come as variables or from a file, as with one started by hand; our flags go before them.
+    ours = {k: v for k, v in os.environ.items() if k.startswith("HEADRACE_") and k != LIFELINE_ENV}
+    # Not a flag: by its flags the next head tells whether it would start the same proxy, and that has another epoch.
+    return child_env(ours | {"HEADRACE_LEAST_EPOCH": str(epoch)})
 
 
 async def _stop_all(children: Sequence[Child]) -> None:
