@@ -368,8 +368,11 @@ def stand_by() -> str | None:
         name, _, output = pipe.readline().rstrip("\n").partition(" ")
     if not name:
         sys.exit(0)
-    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
+    try:
+        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.close(fd)
+    except OSError:
+        pass  # a full disk must not keep us from serving; our output goes where it went
     return name

@@ -1,7 +1,7 @@
 """Makes a store and commits STEPS one after another: again and again, each time in a child of its own.
 
-die_at_syscall.c kills the first child at its first call that changes the file, the next at the second, until one comes to
-its end. A line for each: its wait status, and how many steps were acknowledged.
+die_at_syscall.c kills the first child at its first call that changes the file, the next at the second, until one comes
+to its end. A line for each: its wait status, and how many steps were acknowledged.
 """
 
 from __future__ import annotations

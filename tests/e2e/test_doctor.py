@@ -125,7 +125,7 @@ async def test_replicas_without_a_scheduler_and_proxies_without_a_head_are_told(
         (replica,), (proxy,) = up.replicas(), up.proxies()
         healthy = await doctor(up.state_dir)
         assert healthy.code == 0, healthy.out
-        assert f"its scheduler runs (pid {scheduler.pid}); 1 replicas have processes" in line(healthy, "node 1")
+        assert f"its scheduler runs (pid {scheduler.pid}); 1 replica runs" in line(healthy, "node 1")
         # Their parent is stopped, so that it starts neither again; both are dead and not yet missed.
         up.process.send_signal(signal.SIGSTOP)
         head.kill()

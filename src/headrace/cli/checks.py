@@ -138,7 +138,8 @@ def _node(node_dir: Path, alive: Mapping[int, str]) -> Finding:
         if (p / "process.json").exists() and ReplicaFolder(p).life() is None
     ]
     pid = holder(node_dir / "lock")
-    replicas = f"{len(set(alive.values()))} replicas have processes"
+    count = len(set(alive.values()))
+    replicas = "1 replica runs" if count == 1 else f"{count} replicas run"
     if pid is not None:
         return Finding(Level.OK, about, f"its scheduler runs (pid {pid}); {replicas}")
     if alive:

@@ -48,7 +48,8 @@ def fetch_blobs(
             file = opened.enter_context(PartialFile(folder / digest, folder / f"{digest}.parts", digest, size))
             right = partial(_right, bytes.fromhex(digest))
             fetches.append(Fetch(name, file, _Remote(repo, name, commit).read, right))
-        count.add(sum(f.file.size for f in fetches) - missing_bytes(fetches))
+        if there := sum(f.file.size for f in fetches) - missing_bytes(fetches):
+            count.add(there)
         fetch_all(fetches, count, checking)
     (entry / "blobs").mkdir(exist_ok=True)
     for digest in names:

@@ -61,6 +61,8 @@ def missing_bytes(fetches: Sequence[Fetch]) -> int:
 def fetch_all(fetches: Sequence[Fetch], count: Count, checking: Callable[[], None]) -> None:
     """Bring each file to its end and check it; `checking` is told when that begins. Wrong, if one cannot be had."""
     todo = [f for f in fetches if not f.file.checked]
+    if not todo:
+        return
     _load(todo, count)
     checking()
     if wrong := _check(todo):
