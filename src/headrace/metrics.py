@@ -169,5 +169,13 @@ class Metrics:
         assert self._folder is not None
         for file in self._folder.glob("gauge_live*_*.db"):
             pid = file.stem.rpartition("_")[2]
-            if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            if pid.isdigit() and not _lives(int(pid)):
                 file.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    """A zombie does not: whose parent died first has one that nobody may care to bury, as in many a container."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-_STALL_S = 45.0
+_STALL_S = 75.0  # longer than anything that the system promises to decide
 
 
 @dataclass

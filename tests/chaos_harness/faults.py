@@ -175,10 +175,16 @@ class Faults:
 
     async def _engine_hangs(self, note: Callable[..., None]) -> bool:
         """The process lives and talks; its engine never steps again. If nobody ends it, we do after a while."""
-        if not await self._ordered(note, "hang", _HANG_S):
+        victim: dict[str, Any] = {}
+
+        def seen(**more: Any) -> None:
+            victim.update(more)
+            note(**more)
+
+        if not await self._ordered(seen, "hang", _HANG_S):
             return False
         for row in await asyncio.to_thread(self.system.processes):
-            if (self.system.orders / str(row.pid)).exists():
+            if (row.pid, row.replica) == (victim["pid"], victim["replica"]):
                 self.system.kill(row)
         return True
 

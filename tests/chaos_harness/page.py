@@ -55,10 +55,13 @@ def _svg(v: Verdict, history: History) -> str:
 
 def _ends(history: History, x: Callable[[float], float]) -> str:
     """Requests that ended, by how, in slots of two seconds."""
+    kills = [f["t"] for f in history.faults if f["ev"] == "begin" and f["kind"] == "proxy_kill"]
     slots: defaultdict[int, Counter[str]] = defaultdict(Counter)
     for e in history.clients:
         if e["ev"] == "end":
             state = e["status"] if e["status"] in _COLOURS else "lost"
+            if state == "lost" and any(k - 1 <= e["t"] <= k + 12 for k in kills):
+                state = "proxy_lost"
             slots[int(e["t"] // 2)][state] += 1
     top = max((sum(c.values()) for c in slots.values()), default=1)
     bars: list[str] = []

@@ -269,3 +269,11 @@ def test_a_violation_is_told_with_the_seed_and_the_faults_near_it() -> None:
     assert "r9" in told
     assert "r1" not in told
     assert "corrupted 1 of 1 failed-over" in report.line(verdict)
+
+
+def test_a_bystander_of_two_deaths_may_be_quarantined() -> None:
+    error = {"type": "invalid_request_error", "code": "request_quarantined", "message": "Two died."}
+    ended = end(status="error", error=error, text="", pieces=[], finishes=[], done=0)
+    killed: Event = {"ev": "begin", "kind": "replica_kill", "t": 1.5}
+    assert kinds(streams(start(), ended, faults=[killed]).violations) == ["I3 error"]
+    assert streams(start(), ended, faults=[killed, killed | {"t": 2.0}]).violations == []
