@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -96,9 +96,10 @@ async def listening(state_dir: Path) -> HeadEndpoint:
 
 
 @asynccontextmanager
-async def system(folder: Path, streams: int) -> AsyncIterator[System]:
+async def system(folder: Path, streams: int, options: Mapping[str, object] | None = None) -> AsyncIterator[System]:
     """Head, one proxy, scheduler, and one replica of the simulated engine."""
-    options = {"step_s": STEP_S, "text": TEXT, "max_running": streams, "kv_tokens": 10**9, "prefill_chunk": 10**6}
+    usual = {"step_s": STEP_S, "text": TEXT, "max_running": streams, "kv_tokens": 10**9, "prefill_chunk": 10**6}
+    options = usual | dict(options or {})
     model = {"source": "builtin:demo", "engine": "simulated", "engine_args": options, "resources": {"cpus": 0.1}}
     catalog = folder / "catalog.yaml"
     catalog.write_text(json.dumps({"models": {"sim": model}}))

@@ -100,6 +100,8 @@ class Metrics:
         self.running = gauge("vllm:num_requests_running", "Running in a replica.", [*m, "replica"], "livemostrecent")
         self.waiting = gauge("vllm:num_requests_waiting", "Queued in a replica.", [*m, "replica"], "livemostrecent")
         self.kv_usage = gauge("vllm:kv_cache_usage_perc", "KV cache in use, 0..1.", [*m, "replica"], "livemostrecent")
+        text = "Its share of traffic beside sound replicas, 0..1; 0: only what others have no room for, or nothing."
+        self.weight = gauge("headrace_replica_weight", text, [*m, "replica"], "livemostrecent")
         self.in_flight = gauge("headrace_requests_in_flight", "Requests being answered.", [], "livesum")
         self.unplaced = gauge("headrace_requests_unplaced", "Requests that wait for a replica.", m, "livesum")
         self.failed = counter("headrace_requests_failed", "Requests ended by an error.", [*m, "kind"])
@@ -119,16 +121,17 @@ class Metrics:
             tally = self._tallies[model] = Tally()
         return tally
 
-    def replicas(self, model: str, loads: Mapping[str, Any]) -> None:
-        """Show the load of a model's replicas; those that are gone go to zero."""
+    def replicas(self, model: str, loads: Mapping[str, Any], weights: Mapping[Any, float]) -> None:
+        """Show the load of a model's replicas, and what they are given; those that are gone go to zero."""
         for name in self._replicas.get(model, set()) - set(loads):
-            for gauge in (self.running, self.waiting, self.kv_usage):
+            for gauge in (self.running, self.waiting, self.kv_usage, self.weight):
                 gauge.labels(model, name).set(0)
         self._replicas[model] = set(loads)
         for name, load in loads.items():
             self.running.labels(model, name).set(load.running)
             self.waiting.labels(model, name).set(load.waiting)
             self.kv_usage.labels(model, name).set(load.kv_usage)
+            self.weight.labels(model, name).set(weights[name])
 
     def flush(self) -> None:
         """Carry the tallies over."""

@@ -7,9 +7,11 @@ a wait, KILL to the whole session: an engine may have children that outlive thei
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -321,6 +323,16 @@ def explain_exit(code: int | None) -> str:
 
 
 LIFELINE_ENV = "HEADRACE_LIFELINE_FD"
+
+
+def raise_open_files() -> int:
+    """Let this process have as many open files as it may raise its limit to; how many that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems name a limit that they do not allow
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 async def told_to_stop() -> str:

@@ -87,6 +87,8 @@ class ProxySettings:
     tls: TlsSettings = field(default_factory=TlsSettings)
     max_body_bytes: int = 8 * 1024 * 1024
     max_waiting: int = 256  # requests per model that may wait for a replica
+    busy_s: float = 30.0  # how long a request may wait for replicas that are busy
+    max_timeout_s: float = 3600.0  # the longest X-Request-Timeout
     max_streams: int = 16384  # streams in flight in this process
     wait_s: float = 900.0  # how long a request may wait for its model to start
     stream_buffer_bytes: int = 256 * 1024  # unread text of one slow client

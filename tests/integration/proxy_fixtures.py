@@ -57,8 +57,9 @@ class Replica(ReplicaServiceServicer):
 
     step_s: time between steps; tokens: length without max_tokens; hold: makes nothing while set; silent: sends no frame
     at all; reject: the failure that new streams get; die_at: the server stops when a stream has come to this position;
-    crash_on: it stops at once at a prompt with this in it; cut: all its streams end with this; lose_at: a token is left
-    out there; texts: the text of each token; result: what it brings instead of tokens.
+    crash_on: it stops at once at a prompt with this in it; max_running: works on so many of a session's streams at once
+    (0: on all); cut: all its streams end with this; lose_at: a token is left out there; texts: the text of each token;
+    result: what it brings instead of tokens.
     """
 
     def __init__(self, name: str, **knobs: Any) -> None:
@@ -81,6 +82,7 @@ class Replica(ReplicaServiceServicer):
         self.texts: Sequence[str] | None = None
         self.result: t.Result | None = None
         self.waiting = 0
+        self.max_running = 0
         self.dying: asyncio.Future[None] | None = None
         self.submits: list[t.Submit] = []
         self.aborts: list[int] = []
@@ -149,7 +151,13 @@ class Replica(ReplicaServiceServicer):
                         self.steps += 1
                         self._step(number, news)
                     mine = sum(1 for s, _ in self.live if s == number)
-                    news.load = t.Load(running=mine, waiting=self.waiting, kv_usage=0.5, step=self.steps)
+                    news.load = t.Load(
+                        running=min(mine, self.max_running or mine),
+                        waiting=self.waiting,
+                        kv_usage=0.5,
+                        step=self.steps,
+                        max_running=self.max_running,
+                    )
                     if not self.silent:
                         yield convert_streams.frame_to_pb(news)
                     if self.died or (
@@ -169,9 +177,8 @@ class Replica(ReplicaServiceServicer):
         texts: list[str] = []
         logprobs: list[tuple[int, tuple[t.TokenLogprob, ...]]] = []
         finished: list[t.Finished] = []
-        for (owner, stream), live in list(self.live.items()):
-            if owner != session:
-                continue
+        mine = [(key, live) for key, live in self.live.items() if key[0] == session]
+        for (owner, stream), live in mine[: self.max_running or None]:
             if self.cut:
                 finished.append(t.Finished(stream, "error", 0, self.cut))
                 del self.live[owner, stream]

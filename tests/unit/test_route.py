@@ -8,7 +8,8 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.route import Candidate, busyness, choose
+from headrace.core.capacity import Capacity
+from headrace.core.route import Candidate, busyness, choose, choose_with_room, room
 from headrace.core.types import Load, ReplicaId
 
 loads = st.builds(Load, running=st.integers(0, 50), waiting=st.integers(0, 50), kv_usage=st.floats(0, 1))
@@ -92,3 +93,87 @@ def test_waiting_outweighs_running():
     queued = Candidate(ReplicaId("a"), load=Load(running=4, waiting=4))
     busy = Candidate(ReplicaId("b"), load=Load(running=9))
     assert choose([queued, busy], 0.0, 0.0) == "b"
+
+
+# --- with room ---
+
+
+def full(name: str, **more: object) -> Candidate:
+    return Candidate(ReplicaId(name), 9, Load(running=8, waiting=1, max_running=8), queued=1, **more)  # type: ignore[arg-type]
+
+
+def test_nothing_while_all_are_saturated():
+    assert choose_with_room([full("a"), full("b")], 0.5, 0.5) is None
+    free = Candidate(ReplicaId("c"), 8, Load(running=8, max_running=8))  # one may wait there
+    assert choose_with_room([full("a"), free], 0.0, 0.0) == "c"
+
+
+@given(candidates, draws, draws, ids)
+def test_only_replicas_with_room_of_the_best_tier(pool, first, second, excluded):
+    chosen = choose_with_room(pool, first, second, excluded)
+    found = next((c for c in pool if c.replica_id == chosen), None)
+    assert found is None or room(found) > 0
+    if any(sound(c) and c.replica_id not in excluded for c in pool):
+        assert found is None or sound(found)
+
+
+def test_a_slow_one_is_for_what_the_others_have_no_room_for():
+    slow = Candidate(ReplicaId("slow"), 0, Load(max_running=8), slow=True)
+    fast = Candidate(ReplicaId("fast"), 7, Load(running=7, max_running=8))
+    assert choose_with_room([slow, fast], 0.0, 0.0) == "fast"
+    assert choose_with_room([slow, full("fast")], 0.0, 0.0) == "slow"
+    assert choose([slow, full("fast")], 0.0, 0.0) == "fast"
+
+
+def test_a_probe_goes_first_and_one_at_a_time():
+    fast = Candidate(ReplicaId("fast"), 0, Load(max_running=8))
+    probed = Candidate(ReplicaId("p"), 0, Load(max_running=8), slow=True, probe=True)
+    assert choose_with_room([fast, probed], 0.0, 0.0) == "p"
+    again = Candidate(ReplicaId("p"), 1, Load(running=1, max_running=8), slow=True, probe=True)
+    assert choose_with_room([fast, again], 0.0, 0.0) == "fast"
+
+
+def test_one_that_comes_back_gets_its_weight():
+    back = Candidate(ReplicaId("back"), 1, Load(running=1, max_running=64), weight=0.1)
+    other = Candidate(ReplicaId("other"), 10, Load(running=10, max_running=64))
+    assert choose_with_room([back, other], 0.0, 0.0) == "other"
+    idle = Candidate(ReplicaId("back"), 0, Load(max_running=64), weight=0.1)
+    assert choose_with_room([idle, other], 0.0, 0.0) == "back"
+
+
+def test_each_proxy_may_have_a_few_waiting_whatever_the_others_do():
+    """Else one that hears of the load once a second would never find room beside one that hears of it every step."""
+    elsewhere = Load(running=16, waiting=2, max_running=16)
+    assert room(Candidate(ReplicaId("a"), 0, elsewhere)) == 2
+    assert room(Candidate(ReplicaId("a"), 2, elsewhere, queued=2)) <= 0
+
+
+def test_an_unknown_limit_is_no_limit_until_it_is_met():
+    c = Candidate(ReplicaId("a"), 500, Load(running=500))
+    assert room(c) > 10**6
+    assert room(Candidate(ReplicaId("a"), 500, Load(running=400, waiting=100), limit=400, queued=100)) <= 0
+
+
+def test_capacity_is_met_when_requests_wait_and_no_more_run():
+    capacity = Capacity()
+    for step in range(4):  # a burst: all begin with the next steps
+        capacity.saw(Load(running=20 * (step + 1), waiting=100 - 20 * step, step=step))
+    assert capacity.limit == 0
+    for step in range(4, 8):
+        capacity.saw(Load(running=80, waiting=20, step=step))
+    assert capacity.limit == 80
+    capacity.saw(Load(running=70, step=8))
+    assert capacity.limit == 80
+    capacity.saw(Load(running=80, step=9))
+    assert capacity.limit == 90
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 300)), min_size=1, max_size=100), st.integers(1, 30))
+def test_capacity_finds_a_hidden_limit(arrivals, hidden):
+    """Against an engine that runs no more than `hidden`: never learned lower than what runs when it is full."""
+    capacity, inside = Capacity(), 0
+    for step, (new, done) in enumerate(arrivals):
+        inside = max(0, inside + new - min(done, hidden))
+        running = min(inside, hidden)
+        capacity.saw(Load(running=running, waiting=inside - running, step=step))
+        assert capacity.limit == 0 or capacity.limit >= hidden

@@ -108,6 +108,8 @@ FLAGS: dict[str, Flag] = {
     "least_epoch": Flag("Refuse the routes of a head whose epoch is lower.", COUNT),
     "max_body_bytes": Flag("Largest HTTP request body.", SIZE),
     "max_waiting": Flag("Requests per model that may wait for a replica.", COUNT),
+    "busy_s": Flag("Seconds that a request may wait for replicas that are busy.", SECONDS),
+    "max_timeout_s": Flag("Longest X-Request-Timeout that a request may give, in seconds.", SECONDS),
     "max_streams": Flag("Streams in flight in this process.", COUNT),
     "wait_s": Flag("Seconds that a request may wait for its model to start.", SECONDS),
     "stream_buffer_bytes": Flag("Unread text that one slow client may have.", SIZE),

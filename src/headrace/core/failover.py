@@ -33,7 +33,7 @@ class Loss(Enum):
     """How a stream lost its replica."""
 
     DEATH = auto()  # killed, silent, cut off: the request may be the cause
-    REFUSAL = auto()  # draining, or without the adapter
+    REFUSAL = auto()  # draining, full, or without the adapter
 
 
 class Next(Enum):

@@ -6,6 +6,7 @@ next requests to the same replica.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
@@ -22,6 +23,13 @@ class Candidate:
     lost: bool = False  # the head has lost its node
     suspect: bool = False  # its frames have stopped
     draining: bool = False
+    queued: int = 0  # of in_flight: those without a first token
+    unseen: int = 0  # of in_flight: those that its load does not count yet
+    limit: int = 0  # requests that it has shown to work on at a time; 0: not known
+    ejected: bool = False  # it failed too often
+    slow: bool = False  # next to its peers; for what they have no room for
+    probe: bool = False  # and due to be tried with one request
+    weight: float = 1.0  # below 1: it comes back slowly
 
 
 def busyness(c: Candidate) -> float:
@@ -32,23 +40,30 @@ def busyness(c: Candidate) -> float:
     return max(c.in_flight, c.load.running + c.load.waiting) + c.load.waiting + c.load.kv_usage
 
 
-def _tier(c: Candidate, excluded: Set[ReplicaId]) -> tuple[bool, bool, bool]:
-    return (c.replica_id in excluded, c.draining, c.lost or c.suspect)
+def room(c: Candidate) -> float:
+    """How many more requests may be sent to a replica now; zero or less: it is saturated.
 
-
-def choose(
-    candidates: Sequence[Candidate], first: float, second: float, excluded: Set[ReplicaId] = frozenset()
-) -> ReplicaId | None:
-    """The replica for the next request, or None if there is none at all.
-
-    `first` and `second` are random numbers of [0, 1). Only the best tier that has members is drawn from: sound
-    replicas, then lost or suspect ones, then draining ones; those of `excluded` (tried already) only when nothing else
-    is left.
+    It may have a few more than it runs, so that a slot that comes free is filled at once. Each proxy may have that many
+    of its own waiting there, whatever the others do, so that none is kept out by one that hears of the load earlier.
     """
-    if not candidates:
-        return None
+    limit: float = min(c.load.max_running or math.inf, c.limit or math.inf)
+    if limit == math.inf:
+        return math.inf
+    spare = max(1, int(limit) // 8)
+    taken = max(c.in_flight, c.load.running + c.load.waiting + c.unseen)
+    return max(limit + spare - taken, spare - c.queued)
+
+
+def _tier(c: Candidate, excluded: Set[ReplicaId]) -> tuple[bool, ...]:
+    return (c.replica_id in excluded, c.draining, c.ejected, c.lost or c.suspect)
+
+
+def _best(candidates: Sequence[Candidate], excluded: Set[ReplicaId]) -> list[Candidate]:
     best = min(_tier(c, excluded) for c in candidates)
-    pool = [c for c in candidates if _tier(c, excluded) == best]
+    return [c for c in candidates if _tier(c, excluded) == best]
+
+
+def _draw(pool: Sequence[Candidate], first: float, second: float) -> ReplicaId:
     i = int(first * len(pool))
     if len(pool) == 1:
         return pool[0].replica_id
@@ -56,4 +71,40 @@ def choose(
     if j >= i:
         j += 1  # two different ones
     a, b = pool[i], pool[j]
-    return (b if busyness(b) < busyness(a) else a).replica_id
+    return (b if _cost(b) < _cost(a) else a).replica_id
+
+
+def _cost(c: Candidate) -> float:
+    return (busyness(c) + 1.0) / c.weight
+
+
+def choose(
+    candidates: Sequence[Candidate], first: float, second: float, excluded: Set[ReplicaId] = frozenset()
+) -> ReplicaId | None:
+    """The replica for the next request, however busy all are; None if there is none at all.
+
+    `first` and `second` are random numbers of [0, 1). Only the best tier that has members is drawn from: sound
+    replicas, then lost or suspect ones, then ejected ones, then draining ones; those of `excluded` (tried already) only
+    when nothing else is left. Of a tier the slow ones come last.
+    """
+    if not candidates:
+        return None
+    pool = _best(candidates, excluded)
+    return _draw([c for c in pool if not c.slow] or pool, first, second)
+
+
+def choose_with_room(
+    candidates: Sequence[Candidate], first: float, second: float, excluded: Set[ReplicaId] = frozenset()
+) -> ReplicaId | None:
+    """As `choose`, but only a replica that is not saturated; None if all of the best tier are.
+
+    A slow one is taken where the others have no room. One that is to be probed is taken first.
+    """
+    if not candidates:
+        return None
+    pool = [c for c in _best(candidates, excluded) if room(c) > 0]
+    for c in candidates:
+        if c.probe and not (c.in_flight or c.replica_id in excluded or c.draining or c.lost or c.suspect):
+            return c.replica_id
+    pool = [c for c in pool if not c.slow] or pool
+    return _draw(pool, first, second) if pool else None

@@ -142,6 +142,7 @@ class Load:
     tokens_total: int = 0
     prefix_hit_tokens: int = 0
     prefix_query_tokens: int = 0
+    max_running: int = 0  # sequences that it runs at a time; 0: not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,23 @@
-"""From a model's name to a replica that can be reached now; waiting, in a bounded queue, while there is none."""
+"""From a model's name to a replica that has room now; waiting, in a bounded queue, while there is none."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
 
 from headrace.core.types import ReplicaId, Route, RouteState
+from headrace.core.waits import expected_wait_s, retry_after_s
 from headrace.errors import HeadraceError, NotFound, Overloaded, RequestTimeout, Unavailable
+from headrace.proxy.queue import Entry, Queue
 from headrace.proxy.routes import Routes
 from headrace.proxy.session import Session
 from headrace.proxy.sessions import Sessions
+from headrace.proxy.ticket import Ticket
 
 log = structlog.get_logger()
 
@@ -25,6 +29,7 @@ class Patience:
     """How long a request waits, in seconds."""
 
     model_s: float = 900.0  # for a model to start
+    busy_s: float = 30.0  # for replicas that run but have no room
     replica_s: float = 15.0  # for a deployed model's replicas to be reachable again
     head_s: float = 3.0  # for a head that went away, when only it can help
     better_s: float = 1.0  # for a replica that is neither draining nor tried already
@@ -39,21 +44,46 @@ class _Wait:
     what: str
     limit_s: float
     error: HeadraceError
+    busy: bool = False  # replicas run, but have no room
 
 
 class Admission:
-    """`waiting` counts the requests per model that have no replica yet."""
+    """`waiting` counts the requests per model that have no replica yet.
+
+    New requests wait in their model's queue for room; those that were admitted before and have to go elsewhere do not.
+    """
 
     def __init__(
         self, tasks: asyncio.TaskGroup, routes: Routes, sessions: Sessions, max_waiting: int, patience: Patience
     ) -> None:
         self.waiting: Counter[str] = Counter()
+        self._queues: dict[str, Queue] = {}
+        self._streams: Counter[str] = Counter()  # by caller
         self._routes = routes
         self._sessions = sessions
         self._max_waiting = max_waiting
         self._patience = patience
         self._tasks = tasks
         self._asking = False
+        self._clock = asyncio.get_running_loop().time
+        sessions.on_frame = self._serve_queues
+
+    @contextmanager
+    def counted(self, ticket: Ticket) -> Iterator[None]:
+        """Count a request's streams for its caller while it is here. Overloaded if they would be too many."""
+        caller = ticket.caller
+        if caller.max_streams and self._streams[caller.name] + ticket.streams > caller.max_streams:
+            raise Overloaded(
+                f"The API key {caller.name} may have {caller.max_streams} streams at a time at this proxy, and has "
+                f"{self._streams[caller.name]}: wait for one to end.",
+                code="too_many_streams",
+                retry_after_s=1.0,
+            )
+        self._streams[caller.name] += ticket.streams
+        try:
+            yield
+        finally:
+            self._streams[caller.name] -= ticket.streams
 
     def route(self, model: str) -> Route | None:
         """The route of a name; None while no table has come. NotFound, naming what exists, if the table lacks it."""
@@ -82,40 +112,116 @@ class Admission:
         excluded: Set[ReplicaId] = frozenset(),
         on_wait: Callable[[str], None] = lambda what: None,
         like: str = "",
+        ticket: Ticket | None = None,
     ) -> Session:
-        """A session with a replica of `model`, deploying and awaiting it if need be.
+        """A session with a replica of `model`, deploying and awaiting it if need be. To be used with no await between.
 
-        `like`: the fingerprint that it must have, of a stream that goes on there. Such a one waits in no queue: its
-        place was given to it when it began.
+        `like`: the fingerprint that it must have, of a stream that goes on there. Such a one waits in no queue, nor
+        does one whose ticket was admitted: its place was given to it when it began.
         `on_wait` is told what is going on, first after a second, then every few. Raises NotFound, Overloaded (the queue
-        is full) or Unavailable (it failed, or the patience is over).
+        is full, or too long for the ticket's deadline) or Unavailable (it failed, or the patience is over).
         """
-        found = self._look(model, excluded, 0.0, like)
+        ticket = ticket or Ticket()
+        if like or ticket.admitted:
+            found = self._look(model, excluded, 0.0, like)
+            return found if isinstance(found, Session) else await self._wait(model, excluded, on_wait, like)
+        session = await self._queue_up(model, on_wait, ticket)
+        ticket.admitted = True
+        return session
+
+    async def _queue_up(self, model: str, on_wait: Callable[[str], None], ticket: Ticket) -> Session:
+        route = self.route(model)
+        queue = self._queues.get(route.model if route else model)
+        found = self._next(model, 0.0) if not queue else None
         if isinstance(found, Session):
             return found
-        if like:
-            return await self._wait(model, excluded, on_wait, like)
-        if self.waiting[model] >= self._max_waiting:
+        if queue is None:
+            queue = self._queues[route.model if route else model] = Queue(self._max_waiting)
+        entry = Entry(model, ticket.claim())
+        waits = found or self._state(model)
+        expected = self._expected_wait_s(queue, entry) if route and waits.busy else None
+        limit = min(self._patience.busy_s, ticket.deadline - self._clock())
+        if expected is not None and expected > limit:
             raise Overloaded(
-                f"{self._max_waiting} requests are waiting for {model} already ({found.what}); try again later.",
-                retry_after_s=5.0,
+                f"A request for {model} would wait about {expected:.0f} s now, and this one may wait {limit:.3g} s; "
+                "try again later.",
+                retry_after_s=retry_after_s(expected),
             )
+        full = Overloaded(
+            f"{self._max_waiting} requests are waiting for {model} already ({waits.what}); try again later.",
+            retry_after_s=retry_after_s(expected, at_least=1.0 if waits.busy else 5.0),
+        )
+        queue.enter(entry, full)
+        try:
+            session = await self._wait(model, frozenset(), on_wait, "", (queue, entry))
+        except BaseException:
+            queue.remove(entry)
+            entry.settle()
+            self._serve(queue)  # what it held is free
+            raise
+        finally:
+            self._queues = {name: q for name, q in self._queues.items() if q}
+        entry.settle()
+        return session
+
+    def _expected_wait_s(self, queue: Queue, entry: Entry) -> float | None:
+        route = self.route(entry.model)
+        return expected_wait_s(queue.ahead(entry.claim), self._sessions.rate(route)) if route else None
+
+    def _serve_queues(self) -> None:
+        """Give room that there is to those whose turn it is. Called after every frame."""
+        if self._queues:
+            for queue in list(self._queues.values()):
+                self._serve(queue)
+
+    def _serve(self, queue: Queue) -> None:
+        while (entry := queue.peek()) is not None:
+            try:
+                found = self._next(entry.model, self._clock() - entry.begun)
+            except HeadraceError:
+                return  # its own task sees the same, and tells
+            if not isinstance(found, Session):
+                return
+            queue.pop()
+            entry.grant(found)
+
+    async def _wait(
+        self,
+        model: str,
+        excluded: Set[ReplicaId],
+        on_wait: Callable[[str], None],
+        like: str,
+        queued: tuple[Queue, Entry] | None = None,
+    ) -> Session:
         self.waiting[model] += 1
         try:
-            return await self._wait(model, excluded, on_wait, like)
+            return await self._wait_counted(model, excluded, on_wait, like, queued)
         finally:
             self.waiting[model] -= 1
 
-    async def _wait(self, model: str, excluded: Set[ReplicaId], on_wait: Callable[[str], None], like: str) -> Session:
-        clock = asyncio.get_running_loop().time
-        begun = clock()
+    async def _wait_counted(
+        self,
+        model: str,
+        excluded: Set[ReplicaId],
+        on_wait: Callable[[str], None],
+        like: str,
+        queued: tuple[Queue, Entry] | None,
+    ) -> Session:
+        begun = self._clock()
         next_word = begun + self._patience.first_word_s
         asked = False
         what, since = "", begun
+        turn = (queued[1].turn,) if queued else ()
         while True:
-            found = self._look(model, excluded, clock() - begun, like)
-            if isinstance(found, Session):
-                return found
+            if queued:
+                self._serve(queued[0])
+                if queued[1].turn.done():
+                    return queued[1].turn.result()
+                found = self._state(model)
+            else:
+                found = self._look(model, excluded, self._clock() - begun, like)
+                if isinstance(found, Session):
+                    return found
             route = self._routes.table and self._routes.table.routes.get(model)
             available = route is not None and route.state is RouteState.AVAILABLE
             if available and not asked and self._routes.connected:
@@ -123,7 +229,7 @@ class Admission:
                 asked = True
                 continue
             asked = asked and available  # deleted while we waited: deploy it again
-            now = clock()
+            now = self._clock()
             if found.error.message != what:
                 what, since = found.error.message, now  # another state: patience begins anew
             if now - begun >= self._patience.model_s or now - since >= found.limit_s:
@@ -132,22 +238,40 @@ class Admission:
                 on_wait(f"waiting for {model}: {found.what}")
                 next_word = now + self._patience.next_word_s
             ends = min(begun + self._patience.model_s, since + found.limit_s, next_word)
-            if excluded:
+            if now < begun + self._patience.better_s:
                 ends = min(ends, begun + self._patience.better_s)
-            await self._routes.changed.wait(max(ends - now, 0.001))
+            await self._routes.changed.wait(max(ends - now, 0.001), *turn)
+
+    def _next(self, model: str, waited_s: float) -> Session | _Wait:
+        """A session with room for a new request. A draining replica only when there has been no other for a while."""
+        route = self.route(model)
+        session = self._sessions.pick(route, frozenset(), with_room=True) if route and route.endpoints else None
+        if session is not None and (waited_s >= self._patience.better_s or not session.draining):
+            return session
+        return self._state(model)
 
     def _look(self, model: str, excluded: Set[ReplicaId], waited_s: float, like: str) -> Session | _Wait:
+        """A session for a request that was admitted already, however busy the replicas are."""
+        route = self.route(model)
+        session = self._sessions.pick(route, excluded, like) if route and route.endpoints else None
+        if session is not None:
+            tried = session.endpoint.replica_id in excluded
+            if waited_s >= self._patience.better_s or not (tried or session.draining):
+                return session
+        return self._state(model)
+
+    def _state(self, model: str) -> _Wait:
+        """What a request without a replica waits for. Unavailable if that is for nothing."""
         route = self.route(model)
         head = self._routes.head_address
         p = self._patience
         if route is None:
             text = f"This proxy has not heard from the head at {head} yet."
             return _Wait("no word from the head yet", p.head_s, Unavailable(text, retry_after_s=2.0))
-        session = self._sessions.pick(route, excluded, like) if route.endpoints else None
-        if session is not None:
-            tried = session.endpoint.replica_id in excluded
-            if waited_s >= p.better_s or not (tried or session.draining):
-                return session
+        reachable = [s for s in self._sessions.of(route).values() if s.ready]
+        if any(not s.draining for s in reachable):
+            text = f"All replicas of {model} stayed busy for {p.busy_s:g} s; try again later."
+            return _Wait("all replicas are busy", p.busy_s, Overloaded(text, retry_after_s=5.0), busy=True)
         if route.state is RouteState.READY:
             text = f"No replica of {model} can be reached now; try again in a moment."
             return _Wait("no replica can be reached", p.replica_s, Unavailable(text, retry_after_s=2.0))

@@ -13,7 +13,7 @@ import structlog
 from starlette.responses import Response
 
 from headrace.core.types import Submit
-from headrace.errors import HeadraceError, Overloaded, RequestTimeout
+from headrace.errors import Forbidden, HeadraceError, InvalidRequest, Overloaded, RequestTimeout
 from headrace.metrics import Metrics
 from headrace.proxy.admission import Admission
 from headrace.proxy.changed import Changed
@@ -22,6 +22,7 @@ from headrace.proxy.moves import Moves
 from headrace.proxy.server import CONNECTION
 from headrace.proxy.sinks import Answer
 from headrace.proxy.stream import Place
+from headrace.proxy.ticket import ANYONE, Caller, Ticket
 from headrace.proxy.writer import Writer
 from headrace.settings import ProxySettings
 
@@ -30,6 +31,7 @@ log = structlog.get_logger()
 RAW_SEND = "headrace.send"  # the scope's keys
 REQUEST_ID = "headrace.request_id"
 RECEIVED_AT = "headrace.received_at"
+CALLER = "headrace.caller"
 T = TypeVar("T")
 
 _CLOSE_S = 5.0
@@ -96,8 +98,10 @@ class Answering(Response):
         make: Callable[[Writer], Answer],
         keep_s: float = 0.0,
         place: Place | None = None,
+        priority: int = 0,
     ) -> None:
-        """`keep_s`, `place`: see Stream."""
+        """`keep_s`, `place`: see Stream. `priority`: a lower one is more urgent."""
+        self._priority = priority
         self.background = None
         self._serving = serving
         self._model = model
@@ -115,6 +119,39 @@ class Answering(Response):
         if serving.moves.running + count > settings.max_streams:
             running, most = serving.moves.running, settings.max_streams
             raise Overloaded(f"{running} streams are running here; at most {most} may.", retry_after_s=1.0)
+        ticket, timeout = self._ticket(scope, count)
+        with serving.admission.counted(ticket):
+            await self._answer(scope, receive, label, ticket, timeout)
+
+    def _ticket(self, scope: Any, count: int) -> tuple[Ticket, RequestTimeout | None]:
+        """Who asks, and how long it may take; InvalidRequest or Forbidden if that is too much."""
+        caller: Caller = scope.get(CALLER, ANYONE)
+        if self._priority < caller.priority:
+            raise Forbidden(
+                f"The API key {caller.name} may ask for a priority of {caller.priority} or more, not {self._priority}.",
+                param="priority",
+            )
+        given = next((v for k, v in scope["headers"] if k == b"x-request-timeout"), None)
+        if given is None:
+            return Ticket(caller, self._priority, count), None
+        most = self._serving.settings.max_timeout_s
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = -1.0
+        if not 0 < seconds <= most:
+            text = given.decode("latin-1")[:40]
+            raise InvalidRequest(
+                f"X-Request-Timeout must be a number of seconds above 0, at most {most:g}, not {text!r}.",
+                param="X-Request-Timeout",
+            )
+        passed = RequestTimeout(f"The request did not end within the {seconds:g} s of its X-Request-Timeout.")
+        return Ticket(caller, self._priority, count, scope[RECEIVED_AT] + seconds), passed
+
+    async def _answer(
+        self, scope: Any, receive: Any, label: str, ticket: Ticket, timeout: RequestTimeout | None
+    ) -> None:
+        serving, settings = self._serving, self._serving.settings
         metrics = serving.metrics
         begin, raw_send = scope[RAW_SEND]
         writer = Writer(
@@ -139,7 +176,11 @@ class Answering(Response):
             serving.moves,
             self._keep_s,
             self._place,
+            ticket,
         )
+        alarm = None
+        if timeout is not None:
+            alarm = asyncio.get_running_loop().call_at(ticket.deadline, generation.fail, timeout)
         unread = RequestTimeout(
             f"The client left more than {settings.stream_buffer_bytes} bytes unread.", code="client_too_slow"
         )
@@ -170,6 +211,8 @@ class Answering(Response):
                 writer.cut()
             raise
         finally:
+            if alarm is not None:
+                alarm.cancel()
             if generation.first_at:
                 metrics.ttft.labels(label).observe(generation.first_at - scope[RECEIVED_AT])
             metrics.in_flight.dec()

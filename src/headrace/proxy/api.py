@@ -154,7 +154,9 @@ class _Endpoints:
             return Collected(writer, shape, count, [])
 
         keep_s = self._serving.settings.keep_s if single else 0.0
-        return Answering(self._serving, model, submits, parsed.choices(), make, keep_s, place)
+        return Answering(
+            self._serving, model, submits, parsed.choices(), make, keep_s, place, priority=parsed.priority or 0
+        )
 
     def chat(self, request: Request, parsed: ChatRequest, model: str = "") -> Response:
         model = model or parsed.model
@@ -189,7 +191,8 @@ class _Endpoints:
         if parsed.logprobs:
             raise InvalidRequest("'logprobs' cannot be part of a plain text answer; ask with JSON.", param="logprobs")
         submits = parsed.submits(request.scope[REQUEST_ID])
-        return Answering(self._serving, model, submits, 1, lambda writer: Text(writer, []))
+        priority = parsed.priority or 0
+        return Answering(self._serving, model, submits, 1, lambda writer: Text(writer, []), priority=priority)
 
     async def models(self, request: Request) -> Response:
         """All models that can be called."""

@@ -37,7 +37,14 @@ def add(app: FastAPI, serving: Serving, read_json: ReadJson) -> None:
 
     def answer(request: Request, parsed: TaskRequest, body: Body) -> Response:
         submits = parsed.submits(request.scope[REQUEST_ID])
-        return Answering(serving, parsed.model, submits, 1, lambda writer: Results(writer, len(submits), body))
+        return Answering(
+            serving,
+            parsed.model,
+            submits,
+            1,
+            lambda writer: Results(writer, len(submits), body),
+            priority=parsed.priority or 0,
+        )
 
     async def embed(request: Request) -> Response:
         """Make vectors of texts."""

@@ -8,13 +8,13 @@ import os
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
-from headrace.errors import Unavailable
+from headrace.errors import Unavailable, UserError
 from headrace.metrics import Metrics
-from headrace.process import told_to_stop
+from headrace.process import raise_open_files, told_to_stop
 from headrace.proxy import api
 from headrace.proxy.admission import Admission, Patience
 from headrace.proxy.answering import Serving
@@ -30,11 +30,13 @@ from headrace.settings import ProxySettings
 log = structlog.get_logger()
 
 _FLUSH_S = 1.0
+_OTHER_FILES = 128  # connections to replicas and to the head, metrics, and clients that are being refused
 _LAST_WORDS_S = 2.0  # for errors of cut streams to be written
 
 
 async def run(settings: ProxySettings) -> None:
     """Serve until told to stop; then finish what runs, for up to `drain_s` or until told again."""
+    settings = replace(settings, max_streams=within_open_files(settings.max_streams, raise_open_files()))
     async with serving(settings) as proxy:
         # What there is now stays: the collector need not look at it again while tokens wait.
         gc.collect()
@@ -43,6 +45,19 @@ async def run(settings: ProxySettings) -> None:
         log.info("proxy_draining", why=why, requests=len(proxy.serving.active))
         await proxy.drain(settings.drain_s, told_to_stop())
     log.info("proxy_stopped")
+
+
+def within_open_files(max_streams: int, limit: int) -> int:
+    """How many streams may run with so many open files, each needing one. UserError if hardly any could."""
+    room = limit - _OTHER_FILES
+    if room >= max_streams:
+        return max_streams
+    if room < _OTHER_FILES:
+        raise UserError(
+            f"This process may have only {limit} open files, and each client needs one: raise the limit (ulimit -n)."
+        )
+    log.warning("few_open_files", limit=limit, max_streams=room, wanted=max_streams, help="raise ulimit -n")
+    return room
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +109,8 @@ async def serving(
         routes = Routes(channel, settings.head_address, proxy_id, least_epoch=settings.least_epoch)
         sessions = Sessions(tasks, proxy_id, routes.changed, silence or Silence(), tls)
         routes.on_table = sessions.apply
-        admission = Admission(
-            tasks, routes, sessions, settings.max_waiting, patience or Patience(model_s=settings.wait_s)
-        )
+        patience = patience or Patience(model_s=settings.wait_s, busy_s=settings.busy_s)
+        admission = Admission(tasks, routes, sessions, settings.max_waiting, patience)
         shared = Serving(settings, admission, metrics)
         server = new_server(Edge(api.build(shared, routes), keys, metrics))
         background = [
@@ -138,9 +152,8 @@ async def _report(metrics: Metrics, admission: Admission, routes: Routes, sessio
         for model, count in admission.waiting.items():
             metrics.unplaced.labels(model).set(count)
         if routes.table is not None:
-            loads = {s.endpoint.replica_id: s.load for s in sessions if s.ready}
             for route in routes.table.routes.values():
-                metrics.replicas(
-                    route.name, {e.replica_id: loads[e.replica_id] for e in route.endpoints if e.replica_id in loads}
-                )
+                ready = {e.replica_id: s for e, s in sessions.of(route).items() if s.ready}
+                weights = sessions.weights(route)
+                metrics.replicas(route.name, {i: s.load for i, s in ready.items()}, weights)
         await asyncio.sleep(_FLUSH_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 
 class Changed:
@@ -17,9 +18,9 @@ class Changed:
                 self._next.set_result(None)
             self._next = None
 
-    async def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the next change; False if `timeout_s` passed without one."""
+    async def wait(self, timeout_s: float | None = None, *others: asyncio.Future[Any]) -> bool:
+        """Wait for the next change, or for one of `others`; False if `timeout_s` passed without one."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
-        done, _ = await asyncio.wait([self._next], timeout=timeout_s)
+        done, _ = await asyncio.wait([self._next, *others], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         return bool(done)

@@ -8,7 +8,7 @@ from typing import Any
 
 from headrace.errors import HeadraceError
 from headrace.metrics import Metrics
-from headrace.proxy.answering import RAW_SEND, RECEIVED_AT, REQUEST_ID, new_id
+from headrace.proxy.answering import CALLER, RAW_SEND, RECEIVED_AT, REQUEST_ID, new_id
 from headrace.proxy.security import OPEN_PATHS, Keys
 from headrace.proxy.shapes import dumps
 
@@ -72,7 +72,7 @@ class Edge:
         # The path that the router will use, nothing that a client can say beside it.
         if self._keys is not None and scope["path"] not in OPEN_PATHS:
             try:
-                self._keys.check(authorization)
+                scope[CALLER] = self._keys.check(authorization)
             except HeadraceError as e:
                 status, headers, body = error_response(e)
                 await counted({"type": "http.response.start", "status": status, "headers": headers})

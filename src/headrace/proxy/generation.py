@@ -12,6 +12,7 @@ from headrace.metrics import Tally
 from headrace.proxy.admission import Admission
 from headrace.proxy.moves import Moves
 from headrace.proxy.stream import Place, Sink, Stream, fan_out
+from headrace.proxy.ticket import Ticket
 
 _FIRST_TOKEN_WORD_S = 10.0
 WINDOW = 128
@@ -39,8 +40,10 @@ class Generation:
         moves: Moves,
         keep_s: float = 0.0,
         place: Place | None = None,
+        ticket: Ticket | None = None,
     ) -> None:
-        """`keep_s`, `place`: see Stream; for a single stream only."""
+        """`keep_s`, `place`: see Stream; for a single stream only. `ticket`: see Admission."""
+        self._ticket = ticket or Ticket()
         self.model = model
         self._submits = submits
         self._moves = moves
@@ -111,7 +114,7 @@ class Generation:
             waiting = [suspect]
             await self._moves.turn(suspect)
         excluded: set[ReplicaId] = {r for s in waiting for r in s.tried}
-        session = await self._admission.session_for(self.model, excluded, self._sink.waiting, like)
+        session = await self._admission.session_for(self.model, excluded, self._sink.waiting, like, self._ticket)
         route = self._admission.route(self.model)  # the one that the session was found by
         for stream in waiting:
             stream.place(session, route.adapter if route else "")

@@ -28,6 +28,7 @@ from headrace.proxy.fields import (
 )
 from headrace.proxy.messages import Message, chat_prompt, user_prompt
 from headrace.proxy.strict import Strict
+from headrace.proxy.ticket import PRIORITIES
 from headrace.proxy.tools import ResponseFormat, StructuredOutputs, TemplateArgs, ToolChoiceField, Tools, tools_json
 
 DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI has it for /v1/completions
@@ -60,6 +61,9 @@ class Common(Strict):
     repetition_penalty: Number | None = Field(None, gt=0, le=10)
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    priority: int | None = Field(
+        None, ge=PRIORITIES[0], le=PRIORITIES[1], description="Of those who wait the lowest is served first; 0."
+    )
     structured_outputs: StructuredOutputs | None = Field(
         None, description="The form of the answer: one of json, json_object, regex, choice, grammar."
     )

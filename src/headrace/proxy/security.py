@@ -4,59 +4,115 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from headrace.errors import Unauthorized, UserError
+from headrace.proxy.ticket import PRIORITIES, Caller
 from headrace.rpc.channel import is_loopback
 from headrace.settings import ProxySettings
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 _HASHED = "sha256:"
+_SETTINGS = ("name", "weight", "priority", "max_streams")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Keys:
-    """API keys, held as SHA-256. The file has one per line: the key, or sha256: and its digest in hex; # comments."""
+    """API keys, held as SHA-256, and whose they are.
 
-    def __init__(self, digests: Iterable[bytes]) -> None:
-        self._digests = tuple(digests)
+    The file has one per line: the key, or sha256: and its digest in hex, then settings as name=value; # comments. Keys
+    of one name are one caller, so that a key can be replaced while the old one is still in use.
+    """
+
+    def __init__(self, callers: Mapping[bytes, Caller]) -> None:
+        self._callers = dict(callers)
 
     @staticmethod
     def read(path: Path) -> Keys:
-        """UserError if the file cannot be read or holds no key."""
+        """UserError if the file cannot be read, holds no key, or a line of it is wrong."""
         try:
             lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"Cannot read the API keys file {path}: {e}.") from e
-        digests: list[bytes] = []
-        for line in lines:
-            if line.startswith(_HASHED):
-                try:
-                    digest = bytes.fromhex(line.removeprefix(_HASHED))
-                except ValueError:
-                    digest = b""
-                if len(digest) != hashlib.sha256().digest_size:
-                    raise UserError(f"A line of {path} begins with {_HASHED} but is no SHA-256 digest in hex.")
-                digests.append(digest)
-            elif line and not line.startswith("#"):
-                digests.append(hashlib.sha256(line.encode()).digest())
-        if not digests:
+        callers: dict[bytes, Caller] = {}
+        named: dict[str, Caller] = {}
+        for number, line in enumerate(lines, 1):
+            if not line or line.startswith("#"):
+                continue
+            where = f"Line {number} of {path}"
+            key, *settings = line.split()
+            digest = _digest(key, where)
+            caller = _caller(settings, f"key-{digest.hex()[:8]}", where)
+            if named.setdefault(caller.name, caller) != caller:
+                raise UserError(f"{where} gives {caller.name!r} other settings than a line before it does.")
+            callers[digest] = caller
+        if not callers:
             raise UserError(f"The API keys file {path} holds no key: write one per line.")
-        return Keys(digests)
+        return Keys(callers)
 
-    def check(self, authorization: bytes) -> None:
-        """Unauthorized unless the header's value is "Bearer" and one of the keys. Every key is compared, in full."""
+    def check(self, authorization: bytes) -> Caller:
+        """Who calls. Unauthorized unless the header's value is "Bearer" and one of the keys.
+
+        Every key is compared, in full.
+        """
         scheme, _, token = authorization.partition(b" ")
         given = hashlib.sha256(token.strip()).digest()
-        known = False
-        for digest in self._digests:
-            known |= hmac.compare_digest(given, digest)
-        if scheme.lower() != b"bearer" or not known:
+        found: Caller | None = None
+        for digest, caller in self._callers.items():
+            if hmac.compare_digest(given, digest):
+                found = caller
+        if scheme.lower() != b"bearer" or found is None:
             raise Unauthorized(
                 "No valid API key: send it as 'Authorization: Bearer KEY'."
                 if not authorization
                 else "The API key is not valid."
             )
+        return found
+
+
+def _digest(key: str, where: str) -> bytes:
+    if not key.startswith(_HASHED):
+        return hashlib.sha256(key.encode()).digest()
+    try:
+        digest = bytes.fromhex(key.removeprefix(_HASHED))
+    except ValueError:
+        digest = b""
+    if len(digest) != hashlib.sha256().digest_size:
+        raise UserError(f"{where} begins with {_HASHED} but is no SHA-256 digest in hex.")
+    return digest
+
+
+def _caller(settings: Sequence[str], name: str, where: str) -> Caller:
+    given: dict[str, str] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if key not in _SETTINGS or not equals or key in given:
+            there = ", ".join(_SETTINGS)
+            raise UserError(f"{where}: {setting[:40]!r} is no setting of a key; there are {there}, as name=value.")
+        given[key] = value
+    name = given.get("name", name)
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{where}: a name has up to 64 letters, digits and ._- only.")
+
+    def number(key: str, kind: type[int] | type[float], default: float, least: float, most: float) -> Any:
+        text = given.get(key)
+        try:
+            value = default if text is None else kind(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= most:
+            raise UserError(f"{where}: {key} must be a number from {least:g} to {most:g}, not {text!r}.")
+        return value
+
+    return Caller(
+        name,
+        weight=number("weight", float, 1.0, 0.01, 1000),
+        priority=number("priority", int, 0, *PRIORITIES),
+        max_streams=number("max_streams", int, 0, 0, 10**6),
+    )
 
 
 def check_bind(settings: ProxySettings) -> None:

@@ -21,6 +21,8 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
 HEAD_S = 30.0
 KEEP_ALIVE_S = 75
+UNSENT_BYTES = 64 * 1024
+"""What the kernel holds of an answer beside what is on its way; it would take megabytes of what nobody reads."""
 CONNECTION = "headrace.connection"  # the scope's key of the transport
 
 
@@ -148,6 +150,8 @@ def listen(host: str, port: int) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             # Accepted connections inherit it: a token must not wait for the next one.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
             sock.bind(address)
             sock.listen(4096)
         except OSError:

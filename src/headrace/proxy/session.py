@@ -19,6 +19,7 @@ from headrace.core.types import Endpoint, Failure, Load, Parsed, Submit
 from headrace.errors import HeadraceError, ReplicaGone
 from headrace.proxy.changed import Changed
 from headrace.proxy.extras import Extra, PromptLogprobs
+from headrace.proxy.pulse import Pulse
 from headrace.rpc import convert, convert_streams
 from headrace.rpc.channel import Tls, from_rpc, open_channel
 from headrace.rpc.v1 import replica_pb2
@@ -52,6 +53,11 @@ class Receiver(Protocol):
     def gone(self, error: HeadraceError) -> None: ...
 
 
+def _blames(failure: Failure | None) -> bool:
+    """Whether the replica failed, and not the request."""
+    return failure is not None and failure.kind in (HeadraceError.kind, ReplicaGone.kind)
+
+
 class _Silent(Exception):
     """No frame came for too long, or no step. The message says which."""
 
@@ -75,10 +81,13 @@ class Session:
         tls: Tls | None = None,
         *,
         others: Callable[[Session], bool] = lambda session: False,
+        on_frame: Callable[[], None] = lambda: None,
     ) -> None:
-        """`others`: whether another replica could take this one's streams."""
+        """`others`: whether another replica could take this one's streams. `on_frame`: after every frame."""
         self.endpoint = endpoint
         self.load = Load()
+        self.pulse = Pulse()
+        self.reserved = 0  # streams that are about to be submitted here
         self.fingerprint = ""
         self.ready = False
         self.suspect = False
@@ -97,6 +106,7 @@ class Session:
         self._steps = Steps()
         self._stalled_s = 0.0
         self._others = others
+        self._after_frame = on_frame
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -112,12 +122,14 @@ class Session:
         message = convert_streams.submit_to_pb(submit)
         message.submit.stream = number
         self._streams[number] = receiver
+        self.pulse.sent(number, self._loop.time())
         self._out.put_nowait(message)
         return number
 
     def abort(self, number: int) -> None:
         """Tell the replica to stop a stream, and hear no more of it. Idempotent."""
         if self._streams.pop(number, None) is not None:
+            self.pulse.ended(number, self._loop.time())
             self._out.put_nowait(replica_pb2.SessionRequest(abort=replica_pb2.Abort(stream=number)))
             self._check_idle()
 
@@ -176,6 +188,7 @@ class Session:
     def _lose(self, error: ReplicaGone) -> None:
         self.ready = self.suspect = self.draining = False
         self._out = asyncio.Queue()
+        self.pulse.lost(failed=not (self.retired or self._closed))
         streams, self._streams = self._streams, {}
         for receiver in streams.values():
             try:
@@ -243,6 +256,7 @@ class Session:
             self.ready, self.fingerprint = True, frame.fingerprint
             self._changed.notify()
         streams = self._streams
+        self.pulse.frame(now, frame, self.load)
         for s in frame.started:
             if receiver := streams.get(s.stream):
                 self._tell(s.stream, receiver.started, s.prompt_tokens, s.echo, s.delivered)
@@ -268,12 +282,16 @@ class Session:
         for f in frame.finished:
             if receiver := streams.pop(f.stream, None):
                 failure = convert_streams.failure_from_pb(f.error) if f.HasField("error") else None
+                self.pulse.ended(f.stream, now, failed=_blames(failure))
                 self._tell(f.stream, receiver.finished, f.reason, f.cached_tokens, failure)
         for r in frame.rejected:
             if receiver := streams.pop(r.stream, None):
-                self._tell(r.stream, receiver.rejected, convert_streams.failure_from_pb(r.error))
+                failure = convert_streams.failure_from_pb(r.error)
+                self.pulse.ended(r.stream, now, failed=_blames(failure) or None)
+                self._tell(r.stream, receiver.rejected, failure)
         if self.retired:
             self._check_idle()
+        self._after_frame()
 
     def _before_rows(self, frame: replica_pb2.Frame, parsed: Sequence[Parsed]) -> None:
         """What stands before the text of the same frame: the prompt, and reasoning."""

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 
-from headrace.core.route import Candidate, choose
+import structlog
+
+from headrace.core.outliers import Standing, judge
+from headrace.core.route import Candidate, choose, choose_with_room
 from headrace.core.types import Endpoint, ReplicaId, Route, RouteTable
+from headrace.core.waits import service_rate
 from headrace.proxy.changed import Changed
 from headrace.proxy.session import Session, Silence
 from headrace.rpc.channel import Tls
 
+log = structlog.get_logger()
+
+_JUDGE_S = 0.25
 _Key = tuple[ReplicaId, str]  # a replica that was started again has another address
 
 
 class Sessions:
     """Opens a session when a table names a replica, retires it when a later one does not.
 
-    `changed` tells when a session became ready, broke or began to drain.
+    `changed` tells when a session became ready, broke or began to drain; `on_frame` is called after every frame.
     """
 
     def __init__(
@@ -31,6 +38,9 @@ class Sessions:
         self._tls = tls
         self._live: dict[_Key, Session] = {}
         self._running: dict[asyncio.Task[None], Session] = {}
+        self._judged: dict[str, float] = {}  # when each model's replicas were last compared
+        self._clock = asyncio.get_running_loop().time
+        self.on_frame: Callable[[], None] = lambda: None
 
     def apply(self, table: RouteTable) -> None:
         """Make the sessions those of `table`. Streams of a retired session go on to their end."""
@@ -42,7 +52,15 @@ class Sessions:
                 self._live[key] = self._open(endpoint)
 
     def _open(self, endpoint: Endpoint) -> Session:
-        session = Session(endpoint, self._proxy_id, self.changed, self._silence, self._tls, others=self._others)
+        session = Session(
+            endpoint,
+            self._proxy_id,
+            self.changed,
+            self._silence,
+            self._tls,
+            others=self._others,
+            on_frame=lambda: self.on_frame(),
+        )
         task = self._tasks.create_task(session.run(), name=f"session {endpoint.replica_id}")
         self._running[task] = session
         task.add_done_callback(lambda done: self._running.pop(done, None))
@@ -54,21 +72,51 @@ class Sessions:
             for s in self._live.values()
         )
 
-    def pick(self, route: Route, excluded: Set[ReplicaId], like: str = "") -> Session | None:
+    def pick(
+        self, route: Route, excluded: Set[ReplicaId], like: str = "", *, with_room: bool = False
+    ) -> Session | None:
         """The session for the route's next request; None if no replica of it can be reached now.
 
-        `like`: only a replica with this fingerprint will do.
+        `like`: only a replica with this fingerprint will do. `with_room`: only one that is not saturated.
         """
+        mine = self.of(route)
+        self._judge(route, mine)
         ready: dict[ReplicaId, Session] = {}
         candidates: list[Candidate] = []
-        for e in route.endpoints:
-            s = self._live.get((e.replica_id, e.address))
-            if s is None or not s.ready or (like and s.fingerprint != like):
-                continue
-            ready[e.replica_id] = s
-            candidates.append(Candidate(e.replica_id, s.in_flight, s.load, e.lost, s.suspect, s.draining))
-        chosen = choose(candidates, random.random(), random.random(), excluded)
+        now = self._clock()
+        for e, s in mine.items():
+            if s.ready and (not like or s.fingerprint == like):
+                ready[e.replica_id] = s
+                candidates.append(_candidate(e, s, now))
+        select = choose_with_room if with_room else choose
+        chosen = select(candidates, random.random(), random.random(), excluded)
         return ready[chosen] if chosen is not None else None
+
+    def of(self, route: Route) -> dict[Endpoint, Session]:
+        """The sessions with a route's replicas, also with those that cannot be reached now."""
+        found = ((e, self._live.get((e.replica_id, e.address))) for e in route.endpoints)
+        return {e: s for e, s in found if s is not None}
+
+    def rate(self, route: Route) -> float:
+        """Streams of this proxy that end per second at a route's replicas; 0.0: not known."""
+        return sum(service_rate(s.in_flight, s.pulse.held) for s in self.of(route).values())
+
+    def weights(self, route: Route) -> dict[ReplicaId, float]:
+        """The share of traffic of each of a route's replicas beside a sound one, 0 to 1."""
+        now = self._clock()
+        return {e.replica_id: s.pulse.record.share(now) for e, s in self.of(route).items()}
+
+    def _judge(self, route: Route, mine: dict[Endpoint, Session]) -> None:
+        now = self._clock()
+        if now < self._judged.get(route.model, 0.0) + _JUDGE_S:
+            return
+        self._judged[route.model] = now
+        records = {e.replica_id: s.pulse.record for e, s in mine.items()}
+        before = {i: r.standing for i, r in records.items()}
+        judge(records, now)
+        for i, r in records.items():
+            if r.standing is not before[i]:
+                log.info("replica_standing", replica=i, standing=r.standing.value, gap_s=r.gap_s, failures=r.failures)
 
     def __iter__(self) -> Iterator[Session]:
         return iter(self._live.values())
@@ -78,3 +126,22 @@ class Sessions:
         for task, session in list(self._running.items()):
             session.close()
             task.cancel()
+
+
+def _candidate(e: Endpoint, s: Session, now: float) -> Candidate:
+    record = s.pulse.record
+    return Candidate(
+        e.replica_id,
+        s.in_flight + s.reserved,
+        s.load,
+        e.lost,
+        s.suspect,
+        s.draining,
+        queued=s.pulse.queued + s.reserved,
+        unseen=s.pulse.unseen + s.reserved,
+        limit=s.pulse.capacity.limit,
+        ejected=record.standing is Standing.EJECTED,
+        slow=record.standing in (Standing.SLOW, Standing.PROBED),
+        probe=record.standing is Standing.PROBED,
+        weight=record.weight(now),
+    )

@@ -260,7 +260,7 @@ class Stream:
         error = errors.from_kind(f.kind, f.message, param=f.param, code=f.code, retry_after_s=f.retry_after_s)
         if self.taking_over and isinstance(error, errors.NotHere):
             self._on_change()  # the next one may have it
-        elif isinstance(error, errors.Draining | errors.NotLoaded):
+        elif isinstance(error, errors.Draining | errors.NotLoaded | errors.Overloaded):
             self._lost(Loss.REFUSAL, error, session)
         elif isinstance(error, errors.ReplicaGone):
             self._lost(Loss.DEATH, error, session)

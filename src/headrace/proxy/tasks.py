@@ -11,12 +11,16 @@ from headrace.core.types import Prompt, Submit, Task, TextPrompt, TokenPrompt
 from headrace.proxy.fields import MAX_INPUTS, MAX_MESSAGES, Inputs, Rejected, Texts
 from headrace.proxy.messages import Message, chat_prompt
 from headrace.proxy.strict import Strict
+from headrace.proxy.ticket import PRIORITIES
 from headrace.proxy.tools import TemplateArgs
 
 
 class _Request(Strict):
     model: str = Field(min_length=1, max_length=256)
     user: str | None = None
+    priority: int | None = Field(
+        None, ge=PRIORITIES[0], le=PRIORITIES[1], description="Of those who wait the lowest is served first; 0."
+    )
 
 
 class EmbeddingRequest(_Request):

@@ -10,11 +10,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
+from headrace.proxy.server import UNSENT_BYTES
+
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-# What the transport itself holds before it makes `send` wait.
-_TRANSPORT_BYTES = 64 * 1024
+# What the transport itself holds before it makes `send` wait, and the kernel before it takes no more (server.py).
+_TRANSPORT_BYTES = 64 * 1024 + UNSENT_BYTES
+
+_LEAST_BYTES = 16 * 1024
 
 
 class Connection(Protocol):
@@ -74,7 +78,7 @@ class Writer:
         self._send = send
         self._send_start = start or send
         self._connection = connection
-        self._limit_bytes = max(limit_bytes - _TRANSPORT_BYTES, _TRANSPORT_BYTES // 4)
+        self._limit_bytes = max(limit_bytes - _TRANSPORT_BYTES, _LEAST_BYTES)
         self._stall_s = stall_s
         self._on_cut = on_cut
         self._loop = asyncio.get_running_loop()

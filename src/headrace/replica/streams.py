@@ -231,7 +231,9 @@ class Streams:
     def _check_room(self) -> None:
         if self.draining:
             raise errors.Draining("This replica is draining and takes nothing new.")
-        if self._engine.load().waiting >= self._max_waiting:
+        load = self._engine.load()
+        # What has come since the last step waits for the next, and not for one that runs to end.
+        if load.waiting >= self._max_waiting + max(0, load.max_running - load.running):
             raise errors.Overloaded(
                 f"This replica has {self._max_waiting} requests waiting already.", retry_after_s=1.0
             )

@@ -89,6 +89,7 @@ def load_to_pb(x: t.Load) -> types_pb2.Load:
         tokens_total=x.tokens_total,
         prefix_hit_tokens=x.prefix_hit_tokens,
         prefix_query_tokens=x.prefix_query_tokens,
+        max_running=x.max_running,
     )
 
 
@@ -101,6 +102,7 @@ def load_from_pb(m: types_pb2.Load) -> t.Load:
         m.tokens_total,
         m.prefix_hit_tokens,
         m.prefix_query_tokens,
+        m.max_running,
     )
 
 

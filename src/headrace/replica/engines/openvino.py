@@ -158,7 +158,7 @@ class OpenVinoEngine:
         self._changed = threading.Condition()
         self._inbox = _Inbox()
         self._live: dict[int, _Live] = {}
-        self._load = Load()
+        self._load = Load(max_running=options.max_running)
         self._pending = 0  # requests without a last row
         self._guides = GuideChecker(self._checked, options.guide_trial_s)
         self._checking: set[int] = set()  # requests whose guide is being tried
@@ -253,7 +253,8 @@ class OpenVinoEngine:
         with self._changed:
             self._pending -= sum(row.finish is not None for row in rows)
             last = self._load
-            self._load = Load(
+            self._load = replace(
+                last,
                 running=min(scheduled, len(self._live)),
                 kv_usage=cache_usage if self._live else 0.0,
                 step=last.step + 1,

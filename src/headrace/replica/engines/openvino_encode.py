@@ -113,7 +113,7 @@ class OpenVinoEncoder:
         self._queue: deque[EncodeRequest] = deque()
         self._ended: list[Row] = []
         self._closed = False
-        self._load = Load()
+        self._load = Load(max_running=2 * self._max_batch)  # the next batch is to be there when one is done
         self._thread = threading.Thread(target=self._run, name="openvino-encoder", daemon=True)
 
     def parser(self, parsing: Parsing) -> OutputParser | None:
@@ -185,7 +185,8 @@ class OpenVinoEncoder:
             rows += self._answer(batch)
         with self._changed:
             tokens = self._load.tokens_total + sum(len(r.ids) for r in batch)
-            self._load = Load(0, len(self._queue), 0.0, self._load.step + 1, tokens)
+            last = self._load
+            self._load = replace(last, running=0, waiting=len(self._queue), step=last.step + 1, tokens_total=tokens)
             load = self._load
         self._on_step(Step(rows, load))
         return True

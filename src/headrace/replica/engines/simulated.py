@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ class SimulatedEngine:
         self._encodings: list[EncodeRequest] = []
         self._running: dict[int, _Sequence] = {}
         self._kv_used = 0
-        self._load = Load()
+        self._load = Load(max_running=o.max_running)
         self._pending = 0  # requests without a last row, under the lock
         self._thread = threading.Thread(target=self._run, name="simulated-engine", daemon=True)
 
@@ -161,9 +161,8 @@ class SimulatedEngine:
         """The load, with what is still in the inbox. Hold the lock."""
         running = min(len(self._running), self._pending)
         last = self._load
-        return Load(
-            running, self._pending - running, self._kv_used / self._options.kv_tokens, last.step, last.tokens_total
-        )
+        kv_usage = self._kv_used / self._options.kv_tokens
+        return replace(last, running=running, waiting=self._pending - running, kv_usage=kv_usage)
 
     def _run(self) -> None:
         try:
@@ -195,7 +194,7 @@ class SimulatedEngine:
         with self._changed:
             self._pending -= sum(row.finish is not None for row in rows)
             tokens = self._load.tokens_total + sum(len(r.tokens) for r in rows)
-            self._load = Load(step=self._load.step + 1, tokens_total=tokens)
+            self._load = replace(self._load, step=self._load.step + 1, tokens_total=tokens)
             load = self._load = self._now()
         self._on_step(Step(rows, load))
         return True

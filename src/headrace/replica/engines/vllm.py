@@ -132,7 +132,7 @@ class VllmEngine:
         self._new: list[EngineRequest | EncodeRequest] = []
         self._aborted: list[int] = []
         self._pending = 0  # requests without a last row, under the lock
-        self._load = Load()
+        self._load = Load(max_running=int(config.scheduler_config.max_num_seqs))
         self._live: dict[int, _Live] = {}
         self._rows: list[Row] = []
         self._loras: dict[str, LoRARequest] = {}

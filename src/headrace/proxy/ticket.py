@@ -1,0 +1,39 @@
+"""Who may ask for how much, and what one request asks for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from headrace.core.fair import Claim
+
+PRIORITIES = (-100, 100)
+"""A lower number is more urgent, as vLLM has it; 0 without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """One or several API keys of one name. `priority`: the most urgent that it may ask for. `max_streams` 0: no cap."""
+
+    name: str = ""
+    weight: float = 1.0
+    priority: int = 0
+    max_streams: int = 0
+
+
+ANYONE = Caller(priority=PRIORITIES[0])
+"""Where no API keys are asked for."""
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One request at admission. Once `admitted` its streams wait in no queue again, wherever they have to go."""
+
+    caller: Caller = ANYONE
+    priority: int = 0
+    streams: int = 1
+    deadline: float = math.inf  # of the loop's clock
+    admitted: bool = False
+
+    def claim(self) -> Claim:
+        return Claim(self.caller.name, self.caller.weight, self.priority, float(self.streams))
