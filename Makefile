@@ -6,6 +6,12 @@ VENV ?= .venv
 # get its smaller CPU build on Linux.
 TORCH ?= torch==2.13.0
 ARGS ?=
+# What `make chaos` does: its seed, how long, how many requests a second, on which engine, with which planted bugs.
+SEED ?= 1
+MINUTES ?= 5
+RATE ?= 20
+ENGINE ?= simulated
+MUTANTS ?= all
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -41,8 +47,9 @@ format: $(VENV)/.dev ## format the code, mend what the linter can
 bench: $(VENV)/.dev ## run the benchmarks; takes minutes
 	PYTHON=$(BIN)/python scripts/bench.sh
 
-chaos: $(VENV)/.test ## the tests that kill processes
-	$(BIN)/python -m pytest tests/chaos $(ARGS)
+chaos: $(VENV)/.dev ## break the running system at random and check that nothing is lost (SEED, MINUTES, RATE, ENGINE)
+	GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ENGINE=$(ENGINE) MUTANTS=$(MUTANTS) \
+	  $(BIN)/python -m chaos_harness
 
 protos: $(VENV)/.dev ## generate src/headrace/rpc/v1 from protos/
 	PYTHON=$(BIN)/python scripts/generate_protos.sh

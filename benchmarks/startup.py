@@ -1,11 +1,12 @@
 """How long a replica takes from its start to its first token, part by part, for each engine that is installed.
 
-    python benchmarks/startup.py [--rounds 3] [--vllm_model DIR] [--output FILE]
+    python benchmarks/startup.py [--rounds 3] [--deploy] [--vllm_model DIR] [--output FILE]
 
 Parts: the process until it listens; then each thing that the replica says it does, for as long as it does it; then one
 token over a session. vLLM runs twice, in turns: as Headrace starts it, and "stock", where each of vLLM's processes is
 started anew and imports for itself, as vLLM's own server does. vLLM's model is made here (two layers of a Llama) unless
-one is named: a start is mostly imports, not weights. Wall time on an otherwise idle machine; medians of the rounds.
+one is named: a start is mostly imports, not weights. --deploy measures through an idle cluster instead, from `deploy`
+to the first token through HTTP. Wall time on an otherwise idle machine; medians of the rounds.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+
+import deploying
 
 from headrace.core.specfile import dump_spec
 from headrace.core.types import (
@@ -73,16 +76,14 @@ async def measure(spec: ReplicaSpec, command: tuple[str, ...]) -> dict[str, floa
             async with open_channel(address) as channel:
                 stub = replica_pb2_grpc.ReplicaServiceStub(channel)
                 since, doing = time.monotonic(), ""
-                async with aclosing(statuses(stub, spec.replica_id)) as news:
-                    async for status in news:
+                async with aclosing(watch(stub, spec.replica_id)) as news:
+                    async for activity, is_ready in news:
                         now = time.monotonic()
-                        if doing and status.activity != doing:
+                        if doing and activity != doing:
                             parts[doing] = parts.get(doing, 0.0) + now - since
-                        if status.activity != doing:
-                            since, doing = now, status.activity
-                        if status.phase is Phase.FAILED:
-                            raise SystemExit(f"{spec.model.engine}: {status.reason}")
-                        if status.phase is Phase.READY:
+                        if activity != doing:
+                            since, doing = now, activity
+                        if is_ready:
                             break
                 since = time.monotonic()
                 await first_token(stub, spec.replica_id)
@@ -94,6 +95,15 @@ async def measure(spec: ReplicaSpec, command: tuple[str, ...]) -> dict[str, floa
         shutil.rmtree(folder, ignore_errors=True)
 
 
+async def watch(stub: replica_pb2_grpc.ReplicaServiceStub, replica_id: str) -> AsyncGenerator[tuple[str, bool]]:
+    """What a replica says it does, and whether it is READY."""
+    async with aclosing(statuses(stub, replica_id)) as news:
+        async for status in news:
+            if status.phase is Phase.FAILED:
+                raise SystemExit(status.reason)
+            yield status.activity, status.phase is Phase.READY
+
+
 async def listening(folder: Path, child: Child) -> str:
     path = folder / "endpoint.json"
     while not path.exists():
@@ -103,7 +113,7 @@ async def listening(folder: Path, child: Child) -> str:
     return json.loads(path.read_text())["address"]
 
 
-async def statuses(stub: replica_pb2_grpc.ReplicaServiceStub, replica_id: str) -> AsyncIterator[ReplicaStatus]:
+async def statuses(stub: replica_pb2_grpc.ReplicaServiceStub, replica_id: str) -> AsyncGenerator[ReplicaStatus]:
     call = stub.Watch(replica_pb2.WatchReplicaRequest(replica_id=replica_id))
     try:
         async for message in call:
@@ -163,6 +173,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--deploy", action="store_true", help="through a cluster: from deploy to HTTP")
     parser.add_argument("--vllm_model", type=Path)
     parser.add_argument("--output", type=Path, help="write all figures as JSON")
     args = parser.parse_args()
@@ -180,7 +191,10 @@ def main() -> None:
             runs += [("vllm, stock", spec, STOCK), ("vllm", spec, REPLICA)]
         for _ in range(args.rounds):
             for name, spec, command in runs:
-                results.setdefault(name, []).append(asyncio.run(measure(spec, command)))
+                if args.deploy and command is STOCK:
+                    continue
+                run = deploying.measure(spec, watch) if args.deploy else measure(spec, command)
+                results.setdefault(name, []).append(asyncio.run(run))
     print(f"{os.cpu_count()} CPUs, Python {platform.python_version()}, {platform.machine()}; {args.rounds} rounds")
     print(table(results))
     if args.output:

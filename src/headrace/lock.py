@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from headrace.errors import UserError
@@ -28,8 +28,24 @@ def exclusive(directory: Path, busy: Callable[[str], str]) -> Iterator[None]:
         except BlockingIOError as e:
             pid = os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"
             raise UserError(busy(pid)) from e
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # on a full disk nobody learns who holds it; it is held all the same
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
+    finally:
+        os.close(fd)
+
+
+def holder(path: Path) -> str | None:
+    """The pid that a lock file names, "unknown" if it names none; None if nobody holds the lock. OSError as open's."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # ends with the descriptor, at once
+        return None
+    except BlockingIOError:
+        return os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"
     finally:
         os.close(fd)

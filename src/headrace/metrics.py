@@ -9,13 +9,36 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+import structlog
+
+log = structlog.get_logger()
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemostrecent")  # as the Prometheus client calls them
+_FILE_BYTES = 2**18  # about a thousand series each
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+def _room_in(folder: Path) -> bool:
+    """Take the room for this process's files before they are mapped: a page of a mapped file that the disk has no room
+    for kills the process which touches it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind in _FILES:
+            with (folder / f"{kind}_{os.getpid()}.db").open("ab") as f:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(f.fileno(), 0, _FILE_BYTES)
+    except OSError:
+        for kind in _FILES:
+            with suppress(OSError):
+                (folder / f"{kind}_{os.getpid()}.db").unlink(missing_ok=True)
+        return False
+    return True
 
 
 class Tally:
@@ -42,8 +65,10 @@ class Metrics:
     """All metrics of one proxy process. `folder`: shared with the other proxies of the port; None: on our own."""
 
     def __init__(self, folder: Path | None = None) -> None:
+        if folder is not None and not _room_in(folder):
+            log.warning("metrics_not_shared", folder=str(folder), reason="no room on its disk")
+            folder = None
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
         # The client decides between one process and several when it is imported, hence late and once more.
         import prometheus_client as p
@@ -147,5 +172,13 @@ class Metrics:
         assert self._folder is not None
         for file in self._folder.glob("gauge_live*_*.db"):
             pid = file.stem.rpartition("_")[2]
-            if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            if pid.isdigit() and not _lives(int(pid)):
                 file.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    """A zombie does not: whose parent died first has one that nobody may care to bury, as in many a container."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -293,10 +294,20 @@ async def _wait_pid(record: ProcessRecord) -> None:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a reader sees the old or the new one."""
+    """Replace a file in one step, so that a reader sees the old or the new one. OSError if that cannot be done.
+
+    On a full disk the new text goes over the old one, which needs no room; spaces make up for the difference.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
+            raise
+        with path.open("r+b", buffering=0) as f:
+            f.write(text.encode().ljust(path.stat().st_size))
 
 
 def explain_exit(code: int | None) -> str:
@@ -352,3 +363,28 @@ async def told_to_stop() -> str:
     finally:
         loop.remove_reader(fd)
         os.close(fd)
+
+
+STANDBY_ENV = "HEADRACE_STANDBY_FD"
+
+
+def stand_by() -> str | None:
+    """Wait until we are needed, and return as whom; None if we were not started to wait. Exits if the parent ends.
+
+    We are told through a pipe (its descriptor in HEADRACE_STANDBY_FD), and to which file our output goes from then on.
+    """
+    number = os.environ.pop(STANDBY_ENV, None)
+    if number is None:
+        return None
+    with os.fdopen(int(number)) as pipe:
+        name, _, output = pipe.readline().rstrip("\n").partition(" ")
+    if not name:
+        sys.exit(0)
+    try:
+        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.close(fd)
+    except OSError:
+        pass  # a full disk must not keep us from serving; our output goes where it went
+    return name

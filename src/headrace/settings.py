@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ALONE_S = 30.0
+
 
 def default_state_dir() -> Path:
     """$XDG_STATE_HOME/headrace, else ~/.local/state/headrace."""
@@ -61,6 +63,8 @@ class SchedulerSettings:
     state_dir: Path = field(default_factory=default_state_dir)
     cache_dir: Path = field(default_factory=default_cache_dir)
     cache_limit_bytes: int | None = None  # what it may come to; None: no limit
+    alone_s: float = ALONE_S  # a replica that neither its scheduler nor a proxy needs for so long ends by itself
+    start_limit_s: float = 1800.0  # a replica that starts and makes no progress for so long has failed
     keep_replicas: bool = False  # on SIGTERM leave replicas running for the next scheduler to adopt
     allow_insecure: bool = False
     tls: TlsSettings = field(default_factory=TlsSettings)
@@ -77,6 +81,7 @@ class ProxySettings:
     http_port: int = 8000
     head_address: str = "localhost:50052"  # the head's grpc_port
     proxy_id: str = ""
+    least_epoch: int = 0  # routes of a head with a lower one are refused
     api_keys_file: Path | None = None
     allow_insecure: bool = False
     tls: TlsSettings = field(default_factory=TlsSettings)
@@ -111,6 +116,7 @@ class UpSettings:
     state_dir: Path = field(default_factory=default_state_dir)
     cache_dir: Path = field(default_factory=default_cache_dir)
     cache_limit_bytes: int | None = None  # what it may come to; None: no limit
+    start_limit_s: float = 1800.0
     catalog: Path | None = None
     api_keys_file: Path | None = None
     allow_insecure: bool = False

@@ -245,11 +245,14 @@ class HeadProcess:
 
 @asynccontextmanager
 async def head_process(
-    state_dir: Path, *flags: str, program: Sequence[str] = (sys.executable, "-m", "headrace", "head")
+    state_dir: Path,
+    *flags: str,
+    program: Sequence[str] = (sys.executable, "-m", "headrace", "head"),
+    log_dir: Path | None = None,
 ) -> AsyncIterator[HeadProcess]:
     """A head that listens, killed at the end if the test has not done so."""
     path = state_dir / "head" / "endpoint.json"
-    output = state_dir / "head.log"
+    output = (log_dir or state_dir) / "head.log"
     ports = ["--http_port=0", "--node_port=0", "--grpc_port=0"]
     argv = [*program, f"--state_dir={state_dir}", *ports, *(flags or ["--num_proxies=0"])]
     child = Child.spawn(argv, env=child_env(), output=output)

@@ -57,9 +57,9 @@ class Replica(ReplicaServiceServicer):
 
     step_s: time between steps; tokens: length without max_tokens; hold: makes nothing while set; silent: sends no frame
     at all; reject: the failure that new streams get; die_at: the server stops when a stream has come to this position;
-    max_running: works on so many of a session's streams at a time; 0: on all;
-    cut: all its streams end with this; lose_at: a token is left out there; texts: the text of each token; result: what
-    it brings instead of tokens.
+    crash_on: it stops at once at a prompt with this in it; max_running: works on so many of a session's streams at once
+    (0: on all); cut: all its streams end with this; lose_at: a token is left out there; texts: the text of each token;
+    result: what it brings instead of tokens.
     """
 
     def __init__(self, name: str, **knobs: Any) -> None:
@@ -75,6 +75,8 @@ class Replica(ReplicaServiceServicer):
         self.die_at: int | None = None
         self.lose_at: int | None = None
         self.cut: t.Failure | None = None
+        self.crash_on = ""
+        self.died = False
         self.fingerprint = "same"
         self.steps = 0
         self.texts: Sequence[str] | None = None
@@ -134,6 +136,8 @@ class Replica(ReplicaServiceServicer):
                     had = submit.resume.token_ids if submit.resume else ()
                     assert list(had) == list(range(len(had)))
                     self.live[number, submit.stream] = Live(submit, len(had))
+                    if self.crash_on and isinstance(submit.prompt, t.ChatPrompt):
+                        self.died = self.died or self.crash_on.encode() in submit.prompt.messages_json
 
         async with asyncio.TaskGroup() as tasks:
             listener = tasks.create_task(listen())
@@ -156,7 +160,9 @@ class Replica(ReplicaServiceServicer):
                     )
                     if not self.silent:
                         yield convert_streams.frame_to_pb(news)
-                    if self.die_at is not None and any(x.position >= self.die_at for x in self.live.values()):
+                    if self.died or (
+                        self.die_at is not None and any(x.position >= self.die_at for x in self.live.values())
+                    ):
                         self.dying = asyncio.ensure_future(self.die())  # not our child: it ends us
                         await asyncio.sleep(WAIT_S)
                     await asyncio.sleep(max(self.step_s, 0.001) if mine else 0.005)

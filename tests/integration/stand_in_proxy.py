@@ -9,8 +9,10 @@ import sys
 
 import grpc
 
+from headrace.process import stand_by
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc
 
+me = stand_by()
 flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:] if "=" in a)
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
@@ -20,7 +22,7 @@ sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 sock.bind((flags["http_host"], int(flags["http_port"])))
 sock.listen()
 while True:
-    request = head_pb2.WatchRoutesRequest(proxy_id=flags["proxy_id"], pid=os.getpid())
+    request = head_pb2.WatchRoutesRequest(proxy_id=me or flags["proxy_id"], pid=os.getpid())
     try:
         with grpc.insecure_channel(flags["head_address"]) as channel:
             for _ in head_pb2_grpc.RouteServiceStub(channel).Watch(request, wait_for_ready=True):

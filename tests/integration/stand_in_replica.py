@@ -9,6 +9,7 @@ contradict: go back to LOADING after READY
 drains_s: how long a drain takes                  overruns: …whatever time it was given
 deaf: ignore TERM, and fail to drain
 children: start one process in the group, one in a session of its own
+eats_once: once a file "eat" appears in the folder (and remove that), take all memory there is
 lines: print so many lines at the start
 """
 
@@ -46,6 +47,9 @@ class Replica(replica_pb2_grpc.ReplicaServiceServicer):
 
     def status(self) -> ReplicaStatus:
         self.step += 1
+        if self.told.get("eats_once") and (self.folder / "eat").exists():
+            (self.folder / "eat").unlink()
+            self.eaten = b"x" * 2**34
         held = self.told.get("hold") and not (self.folder / "ready").exists()
         contradicts = self.told.get("contradict") and self.step > 3
         loading = held or contradicts
@@ -73,6 +77,8 @@ class Replica(replica_pb2_grpc.ReplicaServiceServicer):
             await asyncio.sleep(0.05)
 
     async def Drain(self, request: replica_pb2.DrainRequest, context: Any) -> replica_pb2.DrainResponse:
+        if request.replica_id != self.spec.replica_id:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, "another replica")
         print(f"drain for {request.timeout_s:g} s", flush=True)
         if self.told.get("deaf"):
             await context.abort(grpc.StatusCode.INTERNAL, "will not")

@@ -12,6 +12,7 @@ from headrace.core.types import CatalogEntry, ModelSpec, Resources, RouteState
 from headrace.errors import Forbidden, HeadraceError, InvalidRequest, NotFound, Unavailable, UserError
 from headrace.head.controller import serving
 from headrace.rpc import convert
+from headrace.rpc.admin import AdminClient
 from headrace.rpc.v1 import head_pb2
 
 
@@ -158,3 +159,38 @@ async def test_remote_code_can_be_forbidden(tmp_path: Path) -> None:
             assert caught.value.param == "trust_remote_code"
         await admin.deploy("/models/x")
         await admin.deploy("coded", trust_remote_code=False)
+
+
+async def test_rollback_makes_a_new_revision_of_an_old_one_which_outlives_the_head(tmp_path: Path) -> None:
+    settings = head_settings(tmp_path)
+    async with serving(settings) as head, Admin(head.grpc) as admin, AdminClient(head.grpc) as client:
+        await admin.deploy("demo", context_tokens=11)
+        await admin.deploy("demo", context_tokens=22, min_replicas=2)
+        back = (await client.rollback("demo")).deployment
+        assert (back.revision, back.repeats, back.model.context_tokens, back.min_replicas) == (3, 1, 11, 2)
+        assert back.revised_unix_s >= back.created_unix_s
+        # A redeploy of what runs is none, and does not forget where it came from.
+        assert (await admin.deploy("demo", context_tokens=11)).deployment == back
+    async with serving(settings) as head, AdminClient(head.grpc) as client:
+        assert (await client.status()).deployments[0].deployment == back
+        found = await client.revisions("demo")
+        assert [(r.revision, r.model.context_tokens, r.repeats) for r in found] == [(3, 11, 1), (2, 22, 0), (1, 11, 0)]
+        forth = (await client.rollback("demo", 2)).deployment
+        assert (forth.revision, forth.repeats, forth.model.context_tokens) == (4, 2, 22)
+        for call, said in (
+            (client.rollback("demo", 9), "demo has no revision 9 to go back to; kept are: 4, 3, 2, 1."),
+            (client.rollback("gpt2"), "No deployment 'gpt2'; deployed are: demo."),
+            (client.revisions("gpt2"), "No deployment 'gpt2'; deployed are: demo."),
+        ):
+            with pytest.raises(NotFound) as caught:
+                await call
+            assert caught.value.message == said
+
+
+async def test_rollback_to_remote_code_can_be_forbidden(tmp_path: Path) -> None:
+    async with serving(head_settings(tmp_path)) as head, Admin(head.grpc) as admin:
+        await admin.deploy("demo", trust_remote_code=True)
+        await admin.deploy("demo", trust_remote_code=False)
+    async with serving(head_settings(tmp_path, forbid_remote_code=True)) as head, AdminClient(head.grpc) as client:
+        with pytest.raises(Forbidden, match="remote"):
+            await client.rollback("demo")

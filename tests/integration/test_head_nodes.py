@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,28 @@ async def test_a_lost_node_keeps_its_endpoints_until_others_are_ready(tmp_path: 
                 )
 
 
+async def test_a_lost_node_is_not_believed_before_it_has_reported_again(tmp_path: Path) -> None:
+    """Its replicas may have died meanwhile: those that made up for them must not go at its mere hello."""
+    async with serving(head_settings(tmp_path, lease_s=1.0)) as head, Admin(head.grpc) as admin:
+        async with SchedulerDouble(head.node, "1") as one:
+            await admin.deploy("demo")
+            await until(lambda: one.replicas)
+        async with SchedulerDouble(head.node, "2") as two:
+            await until(lambda: two.replicas)
+            await admin.status_when(lambda s: any(r.status.phase is Phase.READY for r in s.replicas))
+            copy = set(two.replicas)
+            back = SchedulerDouble(head.node, "1", incarnation=2)
+            back.mute = True
+            async with back:
+                await until(lambda: back.welcome)
+                await admin.deploy("gpt2")  # so that we see the head think
+                await until(lambda: len(two.replicas) == 2)
+                assert copy < set(two.replicas)
+                assert not (await admin.status()).nodes[0].alive
+                back.mute = False
+                await admin.status_when(lambda s: s.nodes[0].alive)
+
+
 async def test_of_two_schedulers_with_one_id_the_newer_wins(tmp_path: Path) -> None:
     async with (
         serving(head_settings(tmp_path)) as head,
@@ -202,3 +225,23 @@ async def test_logs_come_from_the_node_by_a_prefix_of_the_replicas_id(tmp_path: 
         await node.leave()
         with pytest.raises(Unavailable, match="Node 1 is not connected"):
             await admin._ask(anext(aiter(admin.stub.ReadLogs(head_pb2.ReadLogsRequest(replica_id=replica_id)))))
+
+
+async def test_a_wall_clock_that_jumps_costs_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(head_settings(tmp_path, lease_s=2.0)) as head, Admin(head.grpc) as admin:
+        real = time.time
+        async with SchedulerDouble(head.node, "1") as one:
+            await admin.deploy("demo")
+            await until(lambda: one.replicas)
+            first = set(one.replicas)
+            for jump_s in (+86400.0, -86400.0):
+                monkeypatch.setattr(time, "time", lambda jump_s=jump_s: real() + jump_s)
+                await admin.deploy("gpt2" if jump_s > 0 else "phi2")
+                await until(lambda: not first >= set(one.replicas))
+                end = time.monotonic() + 3.0  # longer than the lease
+                while time.monotonic() < end:
+                    assert (await admin.status()).nodes[0].alive
+                    await asyncio.sleep(0.1)
+            assert first < set(one.replicas)
+            one.mute = True  # and a lease runs out when it should
+            await admin.status_when(lambda s: not s.nodes[0].alive)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -9,15 +10,18 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from head_fixtures import STAND_IN, Admin, HeadProcess, free_port, head_process, head_settings, until
 
 from headrace.core.types import ClusterStatus
 from headrace.errors import UserError
+from headrace.head import proxies
 from headrace.head.controller import serving
 from headrace.head.http_port import reserve
-from headrace.process import ProcessRecord, signal_group
+from headrace.head.spare import Spare
+from headrace.process import ProcessRecord, environment, signal_group
 
 HEAD = (
     sys.executable,
@@ -69,6 +73,7 @@ async def test_proxies_share_a_port_are_restarted_and_end_with_the_head(tmp_path
         status = await admin.status_when(running(2))
         assert [p.proxy_id for p in status.proxies] == ["proxy-1", "proxy-2"]
         assert status.http_address == head.http
+        assert {environment(p)["HEADRACE_LEAST_EPOCH"] for p in pids(status)} == {str(status.epoch)}
         host, _, port = head.http.rpartition(":")
         with socket.create_connection((host, int(port))):
             pass
@@ -83,6 +88,30 @@ async def test_proxies_share_a_port_are_restarted_and_end_with_the_head(tmp_path
             break
     assert not any(ProcessRecord.of(p) for p in pids(after))
     assert list((tmp_path / "head" / "proxies").glob("*.json")) == []
+
+
+async def test_a_spare_takes_the_place_of_a_dead_proxy_and_ends_with_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxies, "_SPARE_S", 0.05)
+    spares: list[int] = []
+    start = Spare.__init__
+
+    def started(self: Spare, *args: Any) -> None:
+        start(self, *args)
+        spares.append(self._child.pid)
+
+    monkeypatch.setattr(Spare, "__init__", started)
+    async with serving(head_settings(tmp_path, num_proxies=1), STAND_IN) as head, Admin(head.grpc) as admin:
+        before = pids(await admin.status_when(running(1)))
+        await until(lambda: spares)
+        os.kill(before[0], signal.SIGKILL)
+        after = await admin.status_when(lambda s: s.proxies[0].restarts == 1 and running(1)(s))  # type: ignore[operator]
+        assert pids(after) == spares[:1]
+        record = json.loads((tmp_path / "head/proxies/proxy-1.json").read_text())
+        assert (record["pid"], "--proxy_id=proxy-1" in record["argv"]) == (spares[0], True), "a next head adopts it"
+        await until(lambda: len(spares) == 2)
+    assert not any(ProcessRecord.of(p) for p in [*spares, *pids(after)])
 
 
 async def test_proxies_outlive_a_killed_head_and_the_next_adopts_them(tmp_path: Path) -> None:

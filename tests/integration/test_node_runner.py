@@ -16,8 +16,9 @@ from integration.node_fixtures import STAND_IN, spec
 
 from headrace.core.restart import RestartPolicy
 from headrace.core.types import Phase, ReplicaSpec
-from headrace.node import ending, standing
+from headrace.node import runner, standing
 from headrace.node.conditions import Conditions
+from headrace.node.memory import OomCount
 from headrace.node.runner import Runner
 from headrace.process import ProcessRecord
 
@@ -108,17 +109,26 @@ async def test_a_shorter_time_to_drain_overrides_a_longer_one(tmp_path: Path) ->
         await w.phase(Phase.STOPPED)
 
 
-async def test_out_of_memory_is_told_when_the_kernel_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vmstat = tmp_path / "vmstat"
-    vmstat.write_text("pgfault 12\noom_kill 3\n")
-    monkeypatch.setattr(ending.oom_kills, "__defaults__", (vmstat,))
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (True, "killed by the kernel for memory: its control group of 2 GiB was full"),
+        (False, "the machine ran out of memory about then"),
+    ],
+)
+async def test_out_of_memory_is_told_when_the_kernel_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool, words: str
+) -> None:
+    counter = tmp_path / "memory.events"
+    counter.write_text("low 0\noom_kill 3\n")
+    (tmp_path / "memory.max").write_text(f"{2**31}\n")
+    monkeypatch.setattr(runner.OomCount, "of", lambda pid: OomCount(counter, 3, own))
     async with running(tmp_path, spec("r-1"), restart=ONCE) as w:
         await w.phase(Phase.READY)
-        vmstat.write_text("pgfault 12\noom_kill 4\n")
-        os.kill(w.runner.status.pid, signal.SIGSTOP)  # so that no status comes between
+        counter.write_text("low 0\noom_kill 4\n")
         os.kill(w.runner.status.pid, signal.SIGKILL)
         await w.phase(Phase.FAILED)
-        assert "ran out of memory" in w.runner.status.reason
+        assert words in w.runner.status.reason
 
 
 async def test_a_full_disk_does_not_take_a_replica_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,19 @@ async def test_structured_answers(tmp_path: Path) -> None:
             await each_kind_has_its_form(p)
 
 
+async def test_a_form_that_takes_too_long_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
+    spec = a_spec(engine="openvino", cpus=2, options={"guide_trial_s": 2})
+    async with running(spec, tmp_path) as replica:
+        await replica.ready()
+        async with replica.session() as p:
+            alone = await p.ask(QUESTION, max_tokens=60, sampling=GREEDY)
+            number = await p.start(QUESTION, max_tokens=60, sampling=GREEDY)
+            await refused(p, Guide("regex", "(.{1,300}){1,300}x"), "The regex takes too long to compile.")
+            assert (await p.end_of(number)).tokens == alone.tokens
+            seen = await p.ask(QUESTION, max_tokens=60, sampling=MOVING, guide=Guide("regex", "[ab]{3}c"))
+            assert re.fullmatch("[ab]{3}c", seen.text)
+
+
 async def each_kind_has_its_form(p: ProxySide) -> None:
     for guide, form in (
         (Guide("regex", "[ab]{3}c+d"), r"[ab]{3}c+d"),
@@ -137,6 +150,10 @@ async def test_parsers_are_features_and_unknown_ones_fail_the_load(tmp_path: Pat
         status = await replica.ready()
         assert status.model is not None
         assert status.model.features >= {"tools", "tool_parser", "reasoning_parser"}
+        async with replica.session() as p:
+            await refused(p, Guide("regex", "(yes|no)"), "without --reasoning_parser")
+            seen = await p.ask("The water", max_tokens=9, sampling=MOVING, guide=Guide("regex", "(yes|no)"))
+            assert seen.text in ("yes", "no"), "nothing is taken out of a completion"
     async with running(a_spec(engine="openvino", tool_parser="hermes"), tmp_path / "unknown") as replica:
         status = await replica.status_when(lambda s: s.phase is Phase.FAILED)
         assert status.permanent

@@ -8,8 +8,10 @@ from dataclasses import replace
 import httpx
 from integration.proxy_fixtures import PATIENCE, Replica, World, answer, eventually, world
 
-from headrace.core.types import RouteState
+from headrace.core.types import RouteState, RouteTable
 from headrace.errors import NotFound
+from headrace.proxy.routes import Routes
+from headrace.rpc.channel import open_channel
 
 CHAT = {"model": "tinyllama", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = CHAT | {"stream": True}
@@ -174,3 +176,13 @@ async def test_lower_epoch_is_refused():
         w.head.show(epoch=6)
         await eventually(lambda: w.proxy.routes.table and w.proxy.routes.table.epoch == 6)
         assert not w.proxy.routes.table.routes
+
+
+async def test_a_proxy_refuses_a_head_older_than_the_one_that_started_it():
+    async with open_channel("127.0.0.1:1") as channel:
+        routes = Routes(channel, "127.0.0.1:1", "p", least_epoch=7)
+        assert not routes.accept(RouteTable(6, 1, {}))
+        assert routes.table is None
+        assert routes.accept(RouteTable(7, 1, {}))
+        assert routes.accept(RouteTable(8, 1, {}))
+        assert not routes.accept(RouteTable(7, 2, {}))

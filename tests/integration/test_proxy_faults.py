@@ -13,7 +13,7 @@ import pytest
 from integration.proxy_fixtures import PATIENCE, Replica, World, answer, eventually, raw_request, word, world
 
 from headrace.core import types as t
-from headrace.core.failover import MAX_DEATHS
+from headrace.core.failover import MAX_DEATHS, PROVEN_BY
 from headrace.core.types import Failure
 from headrace.proxy.changed import Changed
 from headrace.proxy.session import Session, Silence
@@ -108,14 +108,18 @@ async def test_a_request_that_kills_two_replicas_is_not_given_to_a_third():
         await w.clean()
 
 
-async def test_a_stream_that_kills_two_replicas_late_is_one_typed_error():
-    async with world(4, die_at=3, step_s=0.005) as w:
-        r = await w.client.post("/v1/chat/completions", json=STREAM)
-        text, errors, done = content(r.text)
-        assert (r.status_code, done) == (200, False)
-        assert text in (answer(3), answer(4))  # the second may make a token before it dies
-        assert [(e["type"], e["code"]) for e in errors] == [("invalid_request_error", "request_quarantined")]
-        assert sum(len(r.submits) for r in w.replicas) == MAX_DEATHS
+async def test_bystanders_of_a_request_that_kills_are_not_taken_for_it():
+    """Streams that flow where it begins, twice, go on at the third; and so do those that begin beside it."""
+    async with world(3, tokens=300, step_s=0.005, crash_on="poison") as w:
+        flowing = [asyncio.create_task(w.client.post("/v1/chat/completions", json=STREAM)) for _ in range(12)]
+        await eventually(lambda: all(all(x.position > PROVEN_BY for x in r.live.values()) for r in w.replicas))
+        poison = STREAM | {"messages": [{"role": "user", "content": "poison"}]}
+        killer = asyncio.create_task(w.client.post("/v1/chat/completions", json=poison))
+        for task in flowing:
+            assert content((await task).text) == (answer(300), [], True)
+        _, errors, done = content((await killer).text)
+        assert ([e["code"] for e in errors], done) == (["request_quarantined"], False)
+        assert sum(r.died for r in w.replicas) == MAX_DEATHS
 
 
 async def first_dies(w: World, at: int = 3) -> tuple[Replica, Replica]:

@@ -80,7 +80,7 @@ async def test_stop_logprobs_and_refusals(tmp_path: Path):
 async def test_kill_mid_stream_then_another_process(tmp_path: Path):
     async with both(tmp_path / "a", answer_tokens=100_000, step_s=0.005) as (w, replica):
         asked = CHAT | {"stream": True, "seed": 1, "max_tokens": 200, "stop": ["never said"]}
-        asked |= {"stream_options": {"include_usage": True}, "ignore_eos": True, "presence_penalty": 0.5}
+        asked |= {"stream_options": {"include_usage": True}, "ignore_eos": True, "temperature": 0.7}
         begun = asyncio.Event()
 
         async def stream() -> str:

@@ -28,7 +28,8 @@ def expected(prompt: list[int], count: int, seed: int | None = None) -> list[int
 
 
 async def drain(replica: RunningReplica, timeout_s: float) -> None:
-    await replica.stub.Drain(replica_pb2.DrainRequest(timeout_s=timeout_s))
+    replica_id = replica.replica_id
+    await replica.stub.Drain(replica_pb2.DrainRequest(timeout_s=timeout_s, replica_id=replica_id))
 
 
 async def test_from_start_to_end(tmp_path: Path) -> None:
@@ -167,6 +168,11 @@ async def what_is_rejected(p: ProxySide) -> None:
     biased = await p.ask("x", sampling=Sampling(logit_bias={99_999: 1.0}))
     assert biased.rejected is not None
     assert biased.rejected.failure.param == "logit_bias"
+    for name, value in (("presence_penalty", 1.0), ("frequency_penalty", -1.0), ("repetition_penalty", 1.2)):
+        seen = await p.ask("x", sampling=Sampling(**{name: value}))  # type: ignore[arg-type]
+        assert seen.rejected is not None, "what would have no effect is not accepted"
+        assert seen.rejected.failure.param == name
+        assert seen.rejected.failure.kind == "invalid_request"
 
 
 async def logprobs(p: ProxySide) -> None:

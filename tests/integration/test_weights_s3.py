@@ -18,7 +18,7 @@ from s3_fixtures import Asked, FakeS3, a_safetensors, fake_s3
 import headrace
 from headrace.core.types import Sampling
 from headrace.errors import Unavailable, UserError
-from headrace.replica.weights import Cache, Weights, fetch, resolve, s3_client
+from headrace.replica.weights import Cache, Weights, fetch, parts, resolve
 from headrace.replica.weights.partial import PART_BYTES
 
 SOURCE = "s3://models/m"
@@ -230,7 +230,7 @@ def test_no_credentials(s3: FakeS3, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_network_that_breaks(whole: FakeS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(s3_client, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(parts, "_PAUSE_S", 0.0)
     whole.before = lambda asked: 0 if asked.nth > 4 else None
     with pytest.raises(Unavailable, match="check the network"):
         resolve(SOURCE, "", Cache(tmp_path), quiet)

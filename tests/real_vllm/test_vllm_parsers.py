@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +18,7 @@ from headrace.replica.engine import Delta, Parsing
 
 pytest.importorskip("vllm", reason="runs in an environment of its own: make test-vllm")
 
-from headrace.replica.engines.vllm_parsers import Parsers
+from headrace.replica.engines.vllm_parsers import Parsers, check_before_import, check_registered, names_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch, when vLLM imports it
 
@@ -79,6 +83,7 @@ def test_features(llm: Any) -> None:
     assert Parsers("hermes", "deepseek_r1", llm, None).features == {"tools", "tool_parser", "reasoning_parser"}
 
 
+@pytest.mark.parametrize("check", [check_registered, lambda tool, reasoning: check_before_import(tool, reasoning, {})])
 @pytest.mark.parametrize(
     ("tool", "reasoning", "said"),
     [
@@ -86,10 +91,27 @@ def test_features(llm: Any) -> None:
         ("", "deepseek_r2", "vLLM has no reasoning parser 'deepseek_r2': did you mean 'deepseek_r1'?"),
     ],
 )
-def test_unknown_parsers_are_named(llm: Any, tool: str, reasoning: str, said: str) -> None:
+def test_unknown_parsers_are_named(check: Callable[[str, str], None], tool: str, reasoning: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
-        Parsers(tool, reasoning, llm, None)
+        check(tool, reasoning)
     assert caught.value.message == said
+
+
+def test_names_are_read_without_importing_vllm() -> None:
+    """Both tables, whole: a later vLLM that keeps them elsewhere is noticed here."""
+    import vllm
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    package = Path(vllm.__file__).parent
+    assert names_in(package / "tool_parsers" / "__init__.py") == set(ToolParserManager.list_registered())
+    assert names_in(package / "reasoning" / "__init__.py") == set(ReasoningParserManager.list_registered())
+    code = (
+        "import sys; from headrace.replica.engines.vllm_parsers import check_before_import as check\n"
+        "check('hermes', 'deepseek_r1', {}); check('', 'mine', {'reasoning_parser_plugin': 'x'})\n"
+        "assert 'vllm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_parser_that_does_not_fit_the_model_is_said_at_the_start(llm: Any) -> None:

@@ -14,10 +14,11 @@ from headrace.cli.endpoint import HeadEndpoint, callable_address, read_endpoint,
 from headrace.cli.loading import PlainProgress
 from headrace.cli.part import backoff_s, own_sentence
 from headrace.cli.sources import resolve, resolve_source
-from headrace.cli.tables import Row, adapter_lines, model_lines, node_lines, status_lines, table
+from headrace.cli.tables import Row, adapter_lines, model_lines, node_lines, revision_lines, status_lines, table
 from headrace.cli.waiting import Outcome, Standing, adapter_standing, standing
 from headrace.cli.welcome import welcome_lines
 from headrace.cli.words import number, one_line, size, wrapped
+from headrace.core.state import Revision
 from headrace.core.types import (
     Adapter,
     AdapterStatus,
@@ -366,3 +367,27 @@ def test_an_update_that_fits_nowhere_is_not_waited_for() -> None:
     now = standing(cluster([stuck], [old]), "demo", 2)
     assert now == Standing("demo", Outcome.FAILED, "updating to revision 2: needs the engine vllm")
     assert standing(cluster([replace(stuck, stuck=False)], [old]), "demo", 2).outcome is Outcome.WAITING
+
+
+def test_revisions_tell_enough_to_choose_one() -> None:
+    old = Revision("m", 1, ModelSpec("/m", engine="simulated", context_tokens=99), Resources(2.0, 2**30), 1000)
+    new = replace(old, revision=2, model=ModelSpec("/m2", engine="simulated"), created_unix_s=4000)
+    back = replace(old, revision=3, created_unix_s=4590, repeats=1)
+    bad = ReplicaStatus(ReplicaId("m-2-a"), "m", 2, Phase.FAILED, "no such folder")
+    good = replace(bad, replica_id=ReplicaId("m-3-a"), revision=3, phase=Phase.READY, reason="")
+    replicas = [PlacedReplica(NodeId("1"), s) for s in (bad, good)]
+    assert (
+        "\n".join(revision_lines([back, new, old], replicas, 4600.0))
+        == """\
+REV  READY  MADE        ENGINE     SOURCE
+  3    1/1  10 s ago    simulated  /m
+    current, the same as revision 1
+    needs 2 CPUs, 1 GiB of memory
+    context_tokens: 99
+  2    0/1  10 min ago  simulated  /m2
+    failed: no such folder
+    needs 2 CPUs, 1 GiB of memory
+  1         1 h ago     simulated  /m
+    needs 2 CPUs, 1 GiB of memory
+    context_tokens: 99"""
+    )

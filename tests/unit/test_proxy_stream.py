@@ -8,7 +8,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.failover import CLEARED_BY, MAX_DEATHS, MAX_REFUSALS
+from headrace.core.failover import MAX_DEATHS, MAX_REFUSALS, PROVEN_BY
 from headrace.core.types import Endpoint, Failure, Guide, ReplicaId, Sampling, Submit, TextPrompt
 from headrace.errors import HeadraceError, ReplicaGone
 from headrace.metrics import Tally
@@ -94,7 +94,7 @@ def feed(stream: Stream, n: int) -> None:
 
 
 EVENTS = ["place", "place-dead", "started", "token", "token", "token", "skip", "stop", "error", "abort-by-replica"]
-EVENTS += ["reject-draining", "reject-adapter", "reject-bad", "cannot-resume", "gone", "died", "broken", "end", "many"]
+EVENTS += ["reject-draining", "reject-adapter", "reject-bad", "cannot-resume", "gone", "died", "broken", "end"]
 
 
 @given(st.lists(st.sampled_from(EVENTS), max_size=60), st.booleans(), st.booleans())
@@ -137,9 +137,6 @@ def test_any_story_ends_once_and_leaves_nothing_behind(story, guided, keeps):
                     stream.extra(PromptLogprobs(()))
                 case "token":
                     token()
-                case "many":
-                    for _ in range(CLEARED_BY):
-                        token()
                 case "skip":
                     token(skip=1)
                 case "stop":
@@ -229,16 +226,19 @@ def test_what_cannot_go_on_exactly_ends_with_one_error_or_begins_again_if_nothin
     assert (sink.text, len(sink.extras), sink.restarts) == ("0,1,2,3,", 1, 1)
 
 
-def test_two_deaths_are_the_requests_fault_unless_many_tokens_say_otherwise():
+def test_two_deaths_at_the_begin_are_the_requests_fault_others_are_not():
     stream, _ = a_stream()
     for _ in range(5):
         session = placed(stream)
-        feed(stream, CLEARED_BY)
+        feed(stream, PROVEN_BY - 1)
+        assert stream.proving
+        feed(stream, 1)
+        assert not stream.proving
         session.leave().gone(ReplicaGone("Killed."))
-    assert (stream.deaths, stream.done) == (1, False)
-    session = placed(stream)
-    feed(stream, CLEARED_BY - 1)
-    session.leave().gone(ReplicaGone("Killed."))
+    assert (stream.deaths, stream.done) == (0, False)
+    for _ in range(MAX_DEATHS):
+        assert not stream.done
+        placed(stream).leave().gone(ReplicaGone("Killed."))
     assert stream.error
     assert (stream.error.status, stream.error.code) == (422, "request_quarantined")
 

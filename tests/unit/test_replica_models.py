@@ -83,7 +83,7 @@ def test_the_built_in_model(tmp_path: Path) -> None:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     """A hub of one repository, in place of the client's two calls."""
-    state = SimpleNamespace(files={"config.json": 10}, error=None, cached=False, asked={}, folder=tmp_path / "snapshot")
+    state = SimpleNamespace(files={"config.json": 10}, error=None, asked={}, folder=tmp_path / "snapshot")
 
     def model_info(self: object, repo: str, **how: Any) -> SimpleNamespace:
         if state.error:
@@ -93,8 +93,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 
     def snapshot_download(**how: Any) -> str:
         state.asked = how
-        if how.get("local_files_only") and not state.cached:
-            raise hub_errors.LocalEntryNotFoundError("not here")
         if bars := how.get("tqdm_class"):
             bar = bars(total=100, unit="B", desc="Downloading bytes", name="x")
             bar.update(50)
@@ -110,7 +108,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 
 
 def test_only_what_is_needed_is_downloaded(hub: SimpleNamespace, tmp_path: Path) -> None:
-    hub.files |= {"model.safetensors": 9, "pytorch_model.bin": 9, "onnx/model.onnx": 9, "sub/x.safetensors": 1}
+    hub.files |= {"model.safetensors": 90, "pytorch_model.bin": 9, "onnx/model.onnx": 9, "sub/x.safetensors": 1}
     told: list[tuple[str, float]] = []
     model = resolve("hf://org/name", "main", Cache(tmp_path), lambda *news: told.append(news))
     assert model.weights is Weights.SAFETENSORS
@@ -166,10 +164,15 @@ def test_the_hubs_errors_are_sentences(
 
 
 def test_offline_the_cache_is_enough(hub: SimpleNamespace, tmp_path: Path) -> None:
-    hub.error, hub.cached = httpx.ConnectError("no route"), True
-    hub.files |= {"model.safetensors": 1}
-    assert resolve("hf://org/name", "v9", Cache(tmp_path), quiet).weights is Weights.SAFETENSORS
-    assert hub.asked["revision"] == "v9"
+    hub.error = httpx.ConnectError("no route")
+    entry = tmp_path / "hub" / "models--org--name"
+    (entry / "refs").mkdir(parents=True)
+    (entry / "refs" / "v9").write_text("c0ffee")
+    folder = a_folder(entry / "snapshots" / "c0ffee", "config.json", "model.safetensors")
+    for revision in ("v9", "c0ffee"):
+        assert resolve("hf://org/name", revision, Cache(tmp_path), quiet).folder == folder
+    with pytest.raises(Unavailable, match="not in the cache"):
+        resolve("hf://org/name", "v8", Cache(tmp_path), quiet)
 
 
 # --- conversion ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import simulated
-from headrace.core.types import Load, ModelSpec, Sampling
+from headrace.core.types import Guide, Load, ModelSpec, Sampling
 from headrace.errors import HeadraceError, UserError
 from headrace.replica.engine import EngineRequest, Row, Step
 from headrace.replica.engines.simulated import SimulatedEngine
@@ -56,16 +57,25 @@ GOLDEN = [262, 284, 267, 268, 240, 159, 143, 158, 261]
 class Driver:
     """Collects what an engine says."""
 
-    def __init__(self, **options: Any) -> None:
-        self.engine = SimulatedEngine({"step_s": 0.0, **options}, SPEC, lambda *_: None)
+    def __init__(self, spec: ModelSpec = SPEC, **options: Any) -> None:
+        self.engine = SimulatedEngine({"step_s": 0.0, **options}, spec, lambda *_: None)
         self.steps: queue.Queue[Step] = queue.Queue()
         self.rows: dict[int, list[Row]] = {}
         self.last = Load()
         self.engine.start(self.steps.put, pytest.fail)
 
-    def ask(self, number: int, prompt: list[int], max_tokens: int, delivered: int = 0, **sampling: Any) -> None:
+    def ask(
+        self,
+        number: int,
+        prompt: list[int],
+        max_tokens: int,
+        delivered: int = 0,
+        guide: Guide | None = None,
+        **sampling: Any,
+    ) -> None:
         self.rows[number] = []
-        self.engine.submit(EngineRequest(number, prompt, max_tokens, Sampling(**sampling), (), delivered))
+        s = Sampling(**sampling)
+        self.engine.submit(EngineRequest(number, prompt, max_tokens, s, (), delivered, guide=guide))
 
     def until_over(self, *numbers: int) -> None:
         while not all(self.rows[n] and self.rows[n][-1].finish for n in numbers):
@@ -113,6 +123,25 @@ def test_the_answer_ends_by_itself_unless_told_otherwise(drive: Any) -> None:
     d.ask(3, [1], 100, ignore_eos=True)
     d.until_over(1, 2, 3)
     assert [(len(d.tokens(n)), d.rows[n][-1].finish) for n in (1, 2, 3)] == [(5, "stop"), (9, "stop"), (100, "length")]
+
+
+@pytest.mark.parametrize("sampling", [{"ignore_eos": True}, {"min_tokens": 9}])
+def test_a_form_ends_where_it_ends(drive: Any, sampling: dict[str, Any]) -> None:
+    d = drive()
+    d.ask(1, [1], 100, guide=Guide("choices", '["a", "b"]'), **sampling)
+    d.ask(2, [1], 100, guide=Guide("choices", '["a", "b"]'))
+    d.until_over(1, 2)
+    assert "cannot have ignore_eos or min_tokens" in d.rows[1][-1].error
+    assert d.rows[1][-1].kind == "invalid_request"
+    assert simulated.decode(d.tokens(2)) in ("a", "b")
+
+
+def test_an_answer_with_reasoning_ends_no_sooner_than_asked(drive: Any) -> None:
+    d = drive(spec=replace(SPEC, reasoning_parser="simulated"))
+    for n, how in ((1, {}), (2, {"min_tokens": 60}), (3, {"ignore_eos": True})):
+        d.ask(n, [1], 100, **how)
+    d.until_over(1, 2, 3)
+    assert len(d.tokens(1)) < 60 == len(d.tokens(2)) < len(d.tokens(3)) == 100
 
 
 def test_a_resumed_request_goes_on(drive: Any) -> None:

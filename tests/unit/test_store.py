@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.core.state import (
+    HISTORY,
     Change,
     DropDeployment,
     DropEntry,
@@ -29,6 +30,8 @@ from headrace.core.state import (
 from headrace.core.types import Adapter, CatalogEntry, Deployment, ModelSpec, NodeId, ReplicaId, Resources
 from headrace.errors import Fenced, Unavailable, UserError
 from headrace.head.store import SqliteStore
+
+JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # https://www.sqlite.org/fileformat.html
 
 MODEL = ModelSpec("hf://a/b", "rev", "openvino", 128, "{{ 'ü' }}", "int8", '{"a":1}')
 DEPLOYMENT = Deployment(
@@ -97,12 +100,16 @@ async def test_every_field_survives(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_an_old_revision_is_kept_while_a_replica_of_it_exists(tmp_path: Path) -> None:
+async def test_the_newest_revisions_are_kept_and_those_that_replicas_exist_of(tmp_path: Path) -> None:
     store = await filled(tmp_path / "state.db")
-    await store.commit([PutDeployment(replace(DEPLOYMENT, revision=2))])
-    assert set((await store.load()).revisions) == {("d", 1), ("d", 2)}
+    for number in range(2, HISTORY + 3):
+        await store.commit([PutDeployment(replace(DEPLOYMENT, revision=number))])
+    newest = {("d", n) for n in range(3, HISTORY + 3)}
+    assert set((await store.load()).revisions) == {("d", 1), *newest}
     await store.commit([DropIntent(INTENT.replica_id)])
-    assert set((await store.load()).revisions) == {("d", 2)}
+    assert set((await store.load()).revisions) == newest
+    await store.commit([DropDeployment("d")])
+    assert set((await store.load()).revisions) == set()
     await store.close()
 
 
@@ -179,7 +186,7 @@ async def test_a_truncated_file_is_refused(tmp_path: Path, size: int) -> None:
         f.truncate(size)
     told = await refused(path)
     assert "is damaged" in told
-    assert "restore it from a backup" in told
+    assert f"`headrace doctor --state-dir={path.parent.parent}`" in told
 
 
 async def test_a_file_without_its_beginning_is_refused(tmp_path: Path) -> None:
@@ -188,9 +195,18 @@ async def test_a_file_without_its_beginning_is_refused(tmp_path: Path) -> None:
     assert "is damaged (file is not a database)" in await refused(path)
 
 
-async def test_a_wal_without_its_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "state.db-wal").write_bytes(b"x")
-    assert "its -wal file is there" in await refused(tmp_path / "state.db")
+@pytest.mark.parametrize(("name", "left"), [("state.db-wal", b"x"), ("state.db-journal", JOURNAL_MAGIC)])
+async def test_half_a_commit_without_its_file_is_refused(tmp_path: Path, name: str, left: bytes) -> None:
+    (tmp_path / name).write_bytes(left)
+    assert "what was left of an unfinished commit" in await refused(tmp_path / "state.db")
+
+
+async def test_a_file_that_was_moved_away_leaves_a_journal_that_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    await (await filled(path)).close()
+    assert path.with_name("state.db-journal").exists()
+    path.unlink()
+    assert await opened_and_loaded(path) == State()
 
 
 async def test_every_altered_bit_of_what_is_stored_is_noticed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from headrace.replica.engines.vllm_args import (
     cpu_environment,
     engine_args,
     split_off_ours,
+    workers_of,
 )
 
 
@@ -103,6 +104,8 @@ def test_the_environment_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     assert cpu_environment(Resources(cpus=3)) == {"VLLM_CPU_OMP_THREADS_BIND": "0,1,3"}
     assert cpu_environment(Resources()) == {"VLLM_CPU_OMP_THREADS_BIND": "0,1,3"}
+    assert cpu_environment(Resources(), 2) == {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}, "a list for each worker"
+    assert cpu_environment(Resources(), 4)["VLLM_CPU_OMP_THREADS_BIND"] == "nobind", "fewer CPUs than workers"
     shared = cpu_environment(Resources(cpus=1.5))
     assert (shared["VLLM_CPU_OMP_THREADS_BIND"], shared["OMP_NUM_THREADS"]) == ("nobind", "1")
 
@@ -115,3 +118,16 @@ def test_the_environment_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("LD_PRELOAD", "/x/libgomp.so")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0")
     assert cpu_environment(Resources()) == {}
+
+
+def test_workers_are_the_product_of_the_parallel_sizes() -> None:
+    assert workers_of({}) == 1
+    assert workers_of({"tensor_parallel_size": 2, "pipeline_parallel_size": 3, "max_num_seqs": 9}) == 6
+    assert workers_of({"tensor_parallel_size": "2", "data_parallel_size": True}) == 1
+
+
+def test_a_pipeline_on_a_cpu_is_compiled() -> None:
+    assert cpu_defaults({"pipeline_parallel_size": 2}, Resources(), False)["enforce_eager"] is False
+    assert cpu_defaults({"tensor_parallel_size": 2}, Resources(), False)["enforce_eager"] is True
+    with pytest.raises(UserError, match="pipeline_parallel_size needs enforce_eager=false"):
+        cpu_defaults({"pipeline_parallel_size": 2, "enforce_eager": True}, Resources(), False)

@@ -128,7 +128,7 @@ def deploy(model: str, name: str | None, wait: bool, **params: Any) -> None:
     async def action(admin: AdminClient) -> None:
         made = await admin.deploy(request)
         if wait:
-            await _until_ready(admin, made)
+            await until_ready(admin, made)
             await until_loaded(admin, made, made.deployment.adapters)
         else:
             d = made.deployment
@@ -167,14 +167,15 @@ def scale(name: str, replicas: int | None, wait: bool, **params: Any) -> None:
             most = most if most is not None else max(now.max_replicas if now else 0, least)
         made = await admin.scale(name, least, most)
         if wait and made.deployment.replicas:
-            await _until_ready(admin, made)
+            await until_ready(admin, made)
         else:
             click.echo(f"{name} has {made.deployment.replicas} replicas now.")
 
     call_head(params, action)
 
 
-async def _until_ready(admin: AdminClient, made: DeploymentStatus) -> None:
+async def until_ready(admin: AdminClient, made: DeploymentStatus) -> None:
+    """Show how a new revision comes up, to its end. UserError with the reason if it fails."""
     from headrace.cli.first_models import watch
     from headrace.cli.loading import new_progress
     from headrace.cli.waiting import Outcome, standing

@@ -98,9 +98,14 @@ FLAGS: dict[str, Flag] = {
     "num_cpus": Flag("CPUs that replicas may use; without it, what the machine has.", AMOUNT),
     "num_gpus": Flag("GPUs that replicas may use; without it, what the machine has.", COUNT),
     "memory_bytes": Flag("Memory that replicas may use, such as 8GiB; without it, what there is.", SIZE, name="memory"),
+    "start_limit_s": Flag(
+        "Seconds without any progress after which the start of a replica has failed.", SECONDS, name="start_limit"
+    ),
     "keep_replicas": Flag("Leave replicas running when told to stop, for the next scheduler.", switch=True),
+    "alone_s": Flag("Seconds after which a replica ends that neither its scheduler nor a proxy needs.", SECONDS),
     "engine": Flag("Engine that runs the models.", ENGINE),
     "proxy_id": Flag("Name of this proxy."),
+    "least_epoch": Flag("Refuse the routes of a head whose epoch is lower.", COUNT),
     "max_body_bytes": Flag("Largest HTTP request body.", SIZE),
     "max_waiting": Flag("Requests per model that may wait for a replica.", COUNT),
     "busy_s": Flag("Seconds that a request may wait for replicas that are busy.", SECONDS),

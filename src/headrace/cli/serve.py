@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import click
 
 from headrace.cli.options import build, settings_options
 from headrace.errors import UserError
+from headrace.process import stand_by
 from headrace.settings import HeadSettings, ProxySettings, SchedulerSettings
 
 
@@ -65,6 +67,9 @@ def scheduler(config: Path | None, **params: Any) -> None:
 def proxy(config: Path | None, **params: Any) -> None:
     """Run one HTTP proxy. Several may share a port; the head starts its own."""
     settings = build(ProxySettings, params)
+    import uvloop  # noqa: F401  # before it stands by
+
     from headrace.proxy import app
 
+    settings = replace(settings, proxy_id=stand_by() or settings.proxy_id)
     _serve("proxy", settings.log_level, lambda: app.run(settings))

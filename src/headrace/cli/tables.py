@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from headrace.cli.waiting import doing
-from headrace.cli.words import number, one_line, size, wrapped
+from headrace.cli.words import ago, number, one_line, size, wrapped
 from headrace.core.adapters import Standing, public_name, standing
+from headrace.core.state import Revision
 from headrace.core.types import (
     CatalogEntry,
     ClusterStatus,
     DeploymentStatus,
+    ModelSpec,
     NodeStatus,
     Phase,
     PlacedReplica,
     ReplicaStatus,
+    Resources,
 )
 
 WIDTH = 100
@@ -126,6 +129,44 @@ def adapter_lines(s: DeploymentStatus, replicas: Sequence[PlacedReplica] = (), w
         cells = (public_name(name, x.adapter.name), state, f"{x.loaded}/{len(ready)}", x.adapter.source_revision)
         rows.append(Row((*cells, x.adapter.source), (x.reason,)))
     return table(("ADAPTER", "STATE", ">LOADED", "REVISION", "SOURCE"), rows, width)
+
+
+def revision_lines(
+    revisions: Sequence[Revision], replicas: Sequence[PlacedReplica], now: float, width: int = WIDTH
+) -> list[str]:
+    """Everything `headrace revisions` shows. The first is the current one."""
+    rows: list[Row] = []
+    for r in revisions:
+        mine = [x.status for x in replicas if (x.status.deployment, x.status.revision) == (r.deployment, r.revision)]
+        ready = sum(x.phase is Phase.READY for x in mine)
+        failed = next((x.reason for x in mine if x.phase is Phase.FAILED), "")
+        cells = (str(r.revision), f"{ready}/{len(mine)}" if mine else "", ago(r.created_unix_s, now), r.model.engine)
+        notes = ("current" if r is revisions[0] else "", f"the same as revision {r.repeats}" if r.repeats else "")
+        about = ", ".join(filter(None, notes))
+        rows.append(
+            Row(
+                (*cells, r.model.source),
+                (about, f"failed: {failed}" if failed else "", _needs(r.resources), *_unlike(r.model)),
+            )
+        )
+    return table((">REV", ">READY", "MADE", "ENGINE", "SOURCE"), rows, width)
+
+
+def _needs(r: Resources) -> str:
+    parts = [
+        f"{number(r.cpus)} CPUs" if r.cpus else "",
+        f"{size(r.memory_bytes)} of memory" if r.memory_bytes else "",
+        f"{r.gpus} GPUs" if r.gpus else "",
+        f"{size(r.gpu_memory_bytes)} free on each GPU" if r.gpu_memory_bytes else "",
+    ]
+    return f"needs {', '.join(filter(None, parts))}" if any(parts) else ""
+
+
+def _unlike(model: ModelSpec) -> list[str]:
+    """How a model is run, where that is not as usual; what two revisions may differ in."""
+    usual = ModelSpec(model.source, engine=model.engine)
+    told = [f.name for f in fields(model) if getattr(model, f.name) != getattr(usual, f.name)]
+    return [f"{name.removesuffix('_json')}: {_cut(one_line(str(getattr(model, name))), 200)}" for name in told]
 
 
 def replica_lines(replicas: Sequence[PlacedReplica], width: int = WIDTH) -> list[str]:

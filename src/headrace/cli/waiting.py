@@ -52,7 +52,9 @@ def standing(status: ClusterStatus, name: str, revision: int, replicas: int = 1)
     failed = [r for r in mine if r.status.phase is Phase.FAILED]
     coming = [r for r in mine if r.status.phase in _COMING and r.status.phase is not Phase.READY]
     if failed and not coming and not (ready and len(mine) < found.deployment.replicas):
-        return Standing(name, Outcome.FAILED, failed[0].status.reason or found.reason or "no reason was given")
+        why = failed[0].status.reason or found.reason or "no reason was given"
+        # The head says which revision serves instead.
+        return Standing(name, Outcome.FAILED, found.reason if found.ready and why.rstrip(".") in found.reason else why)
     if (found.state is RouteState.FAILED or found.stuck) and not mine:
         return Standing(name, Outcome.FAILED, found.reason or "no reason was given")
     return _on_the_way(found, coming, ready, min(replicas, found.deployment.replicas))

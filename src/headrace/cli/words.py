@@ -28,6 +28,17 @@ def number(value: float) -> str:
     return str(int(value)) if value == int(value) else f"{value:.2f}".rstrip("0")
 
 
+def ago(unix_s: float, now: float) -> str:
+    """ "3 min ago"; "" for a time that is not known (0)."""
+    if not unix_s:
+        return ""
+    passed = max(0.0, now - unix_s)
+    for unit_s, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if passed >= unit_s:
+            return f"{passed // unit_s:.0f} {unit} ago"
+    return f"{passed:.0f} s ago"
+
+
 def one_line(text: str) -> str:
     """`text` without line breaks and without anything that could steer a terminal."""
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))

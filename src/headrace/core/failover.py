@@ -1,7 +1,7 @@
 """What becomes of a stream whose replica is gone: it moves, or it ends with one error.
 
-A death counts against the request that was there, since the request may be what killed: with two it is not given to a
-third replica. Tokens made elsewhere past the place of the death clear it.
+A death counts against a request that had hardly a token from the replica since it came there: beginning it may be what
+killed. With two such deaths it is not given to a third replica. Those whose tokens flowed are bystanders.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from headrace.core.types import Submit, Task
 
 MAX_DEATHS = 2
 MAX_REFUSALS = 4
-CLEARED_BY = 32
-"""Tokens past the place of a death that show that it was not the request's doing."""
+PROVEN_BY = 8
+"""Tokens from a replica after which its death is not the request's doing."""
 
 
 def can_resume(submit: Submit, *, called: bool = False) -> bool:
@@ -48,29 +48,31 @@ class Next(Enum):
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a stream has been through. `deaths`: those that nothing has cleared, the last at token `died_at`.
+    """What a stream has been through. `deaths`: those in a row that it may be to blame for.
 
     `refusals`: those in a row at token `refused_at`.
     """
 
     deaths: int = 0
-    died_at: int = 0
     refusals: int = 0
     refused_at: int = 0
 
 
-def after(history: History, loss: Loss, tokens: int, *, resumable: bool, restartable: bool) -> tuple[Next, History]:
+def after(
+    history: History, loss: Loss, tokens: int, *, here: int, resumable: bool, restartable: bool
+) -> tuple[Next, History]:
     """Decide for a stream of which the proxy has `tokens`.
 
-    resumable: can_resume. restartable: nothing of the answer has left the proxy.
+    here: how many of them came from the replica that was lost. resumable: can_resume. restartable: nothing of the
+    answer has left the proxy.
     """
-    if history.deaths and tokens - history.died_at >= CLEARED_BY:
+    if here >= PROVEN_BY:
         history = replace(history, deaths=0)
-    if loss is Loss.DEATH:
-        history = replace(history, deaths=history.deaths + 1, died_at=tokens)
+    elif loss is Loss.DEATH:
+        history = replace(history, deaths=history.deaths + 1)
         if history.deaths >= MAX_DEATHS:
             return Next.QUARANTINE, history
-    else:
+    if loss is Loss.REFUSAL:
         again = history.refusals if tokens == history.refused_at else 0
         history = replace(history, refusals=again + 1, refused_at=tokens)
         if history.refusals >= MAX_REFUSALS:
@@ -80,7 +82,7 @@ def after(history: History, loss: Loss, tokens: int, *, resumable: bool, restart
     if resumable:
         return Next.RESUME, history
     if restartable:
-        return Next.RESTART, replace(history, died_at=0, refused_at=0)
+        return Next.RESTART, replace(history, refused_at=0)
     return Next.INEXACT, history
 
 

@@ -3,7 +3,9 @@
 Replicas are only ever created (RUN), told to go (STOP), and forgotten once their node says that they are gone. A FAILED
 replica of the newest revision keeps its place, so that a broken deployment does not eat the cluster; one on a LOST node
 is made up for elsewhere, and when the node returns the surplus goes, those that are not ready first, then the newest.
-A new revision comes up beside the old one, a few replicas at a time; an old replica goes when a new one is READY.
+A new revision comes up beside the old one, a few replicas at a time; an old replica goes when a new one is READY. One
+that had to be started again is not trusted with that until it has run for PROVEN_S, so that a revision which crashes at
+work does not use up the old one.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from headrace.core.state import (
 )
 from headrace.core.types import Deployment, Phase, ReplicaId, Resources
 
+PROVEN_S = 60.0
 FORGET_S = 3600.0  # a node that is silent for so long does not come back with anything worth keeping
 
 NewId = Callable[[str, int], ReplicaId]
@@ -34,10 +37,14 @@ NewId = Callable[[str, int], ReplicaId]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Changes to commit, and for each deployment that cannot have all its replicas, why."""
+    """Changes to commit, and for each deployment that cannot have all its replicas, why.
+
+    again_in_s: when to plan again although nothing has changed; None: no need.
+    """
 
     changes: tuple[Change, ...]
     reasons: Mapping[str, Unplaced]
+    again_in_s: float | None = None
 
 
 def plan(state: State, nodes: Nodes, now: float, new_id: NewId, forget_s: float = FORGET_S) -> Plan:
@@ -53,7 +60,10 @@ def plan(state: State, nodes: Nodes, now: float, new_id: NewId, forget_s: float 
     for d in wanted:
         step.stop(_surplus(d, step))
     short = [d for d in wanted if not _fill(d, step)]
-    return Plan(step.changes(), {d.name: _why(d, step) for d in short})
+    proofs = [
+        step.unproven_s(i) for d in wanted if _old(d, step) for i in step.running(d.name) if i.revision == d.revision
+    ]
+    return Plan(step.changes(), {d.name: _why(d, step) for d in short}, min(filter(None, proofs), default=None))
 
 
 def candidate(
@@ -94,6 +104,17 @@ class _Step:
 
     def phase(self, intent: Intent) -> Phase | None:
         return phase_of(intent, self.nodes)
+
+    def unproven_s(self, intent: Intent) -> float:
+        """How long a READY replica that was started again has yet to run until it is trusted; 0: it is."""
+        said = status_of(intent, self.nodes)
+        if said is None or said.phase is not Phase.READY or not said.restarts:
+            return 0.0
+        return max(0.0, said.started_at + PROVEN_S - self._now)
+
+    def works(self, intent: Intent) -> bool:
+        """Whether it is READY and may be relied upon."""
+        return self.phase(intent) is Phase.READY and not self.unproven_s(intent)
 
     def is_lost(self, intent: Intent) -> bool:
         return self.phase(intent) is Phase.LOST
@@ -170,7 +191,7 @@ def _surplus(d: Deployment, step: _Step) -> list[Intent]:
     if any(step.phase(i) is None for i in mine):
         return []
     current = [i for i in mine if i.revision == d.revision]
-    old = sorted((i for i in mine if i.revision != d.revision), key=step.stop_order)
+    old = sorted(_old(d, step), key=step.stop_order)
     lost = sorted((i for i in current if step.is_lost(i)), key=step.stop_order)
     here = sorted((i for i in current if not step.is_lost(i)), key=step.stop_order)
     ready = sum(step.phase(i) is Phase.READY for i in here)
@@ -181,20 +202,24 @@ def _surplus(d: Deployment, step: _Step) -> list[Intent]:
         go += [i for i in lost if step.long_lost(i) and i not in go]
     go += [i for i in old if step.phase(i) is Phase.FAILED]
     old = [i for i in old if step.phase(i) is not Phase.FAILED]
-    go += old[: max(0, len(old) - max(0, d.replicas - ready))]
+    go += old[: max(0, len(old) - max(0, d.replicas - sum(map(step.works, here))))]
     return go
+
+
+def _old(d: Deployment, step: _Step) -> list[Intent]:
+    return [i for i in step.running(d.name) if i.revision != d.revision]
 
 
 def _fill(d: Deployment, step: _Step) -> bool:
     """Create what is missing of `d`; False if something had to be left out for want of room."""
     mine = step.running(d.name)
     here = [i for i in mine if i.revision == d.revision and not step.is_lost(i)]
-    old = [i for i in mine if i.revision != d.revision and not step.is_lost(i)]
+    old = [i for i in _old(d, step) if not step.is_lost(i)]
     missing = d.replicas - len(here)
     if old:
         missing = min(missing, d.replicas + surge(d.replicas) - len(here) - len(old))
     # One at a time: nobody gives way to a new replica while another new one has yet to show that it works.
-    may_displace = all(step.phase(i) is Phase.READY for i in here) and all(step.phase(i) for i in old)
+    may_displace = all(map(step.works, here)) and all(step.phase(i) for i in old)
     for made in range(missing):
         where = choose(d.name, d.resources, d.model.engine, step.candidates())
         if isinstance(where, NoPlace):
@@ -230,6 +255,9 @@ def _why(d: Deployment, step: _Step) -> Unplaced:
     """Why no further replica of `d` can be placed now."""
     if _fits(d, step):
         return Unplaced("waits for another replica to stop")
+    old = [i for i in _old(d, step) if not step.is_lost(i)]
+    if old and _in_the_way(d, old, step):
+        return Unplaced("no room for a new replica beside the old ones, so one old replica goes for each new one")
     anywhere = step.candidates()
     where = choose(d.name, d.resources, d.model.engine, anywhere)
     lost = {i.node_id for i in step.running(d.name) if step.is_lost(i)}

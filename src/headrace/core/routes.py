@@ -142,7 +142,7 @@ def _while_ready(
     failed = next((s.reason for s in current if s.phase is Phase.FAILED), None)
     old = sorted({s.intent.revision for s in seen if s.intent.revision != d.revision})
     if old and failed is not None:
-        return f"revision {d.revision} failed: {failed}; revision {old[-1]} goes on serving"
+        return f"revision {d.revision} failed: {failed.rstrip('.')}; revision {old[-1]} goes on serving"
     if old:
         doing = reason or _progress(current)
         return f"updating to revision {d.revision}: {updated} of {d.replicas} ready" + (f"; {doing}" if doing else "")

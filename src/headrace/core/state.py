@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -19,6 +19,8 @@ from headrace.core.types import (
     ReplicaStatus,
     Resources,
 )
+
+HISTORY = 10  # revisions of a deployment that are kept, the newest included
 
 
 class Goal(StrEnum):
@@ -47,12 +49,17 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """One version of a deployment. Kept while it is the newest or a replica of it exists."""
+    """One version of a deployment. Kept while a replica of it exists, and among the HISTORY newest to go back to.
+
+    created_unix_s: 0 if that was not recorded. repeats: the revision that a rollback took its contents from; 0: none.
+    """
 
     deployment: str
     revision: int
     model: ModelSpec
     resources: Resources
+    created_unix_s: int = 0
+    repeats: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +119,7 @@ def apply(state: State, changes: Iterable[Change]) -> State:
         match change:
             case PutDeployment(d):
                 deployments[d.name] = d
-                revisions[d.name, d.revision] = Revision(d.name, d.revision, d.model, d.resources)
+                revisions[d.name, d.revision] = revision_of(d)
             case DropDeployment(name):
                 deployments.pop(name, None)
             case PutIntent(intent):
@@ -123,14 +130,37 @@ def apply(state: State, changes: Iterable[Change]) -> State:
                 entries[entry.name] = entry
             case DropEntry(name):
                 entries.pop(name, None)
-    needed = {(d.name, d.revision) for d in deployments.values()}
-    needed |= {(i.deployment, i.revision) for i in intents.values()}
+    keep = kept(revisions, {d.name: d.revision for d in deployments.values()}, in_use(intents.values()))
     return State(
         MappingProxyType(deployments),
-        MappingProxyType({k: v for k, v in revisions.items() if k in needed}),
+        MappingProxyType({k: v for k, v in revisions.items() if k in keep}),
         MappingProxyType(intents),
         MappingProxyType(entries),
     )
+
+
+def in_use(intents: Iterable[Intent]) -> set[tuple[str, int]]:
+    """The revisions that replicas exist of."""
+    return {(i.deployment, i.revision) for i in intents}
+
+
+def kept(
+    revisions: Iterable[tuple[str, int]], newest: Mapping[str, int], used: Collection[tuple[str, int]]
+) -> set[tuple[str, int]]:
+    """Those of `revisions` to keep. newest: of each deployment that exists. used: see `in_use`."""
+    by_name: dict[str, list[int]] = {}
+    for name, number in revisions:
+        by_name.setdefault(name, []).append(number)
+    keep: set[tuple[str, int]] = set()
+    for name, numbers in by_name.items():
+        recent = sorted((n for n in numbers if n <= newest.get(name, 0)), reverse=True)[:HISTORY]
+        keep |= {(name, n) for n in numbers if n in recent or (name, n) in used}
+    return keep
+
+
+def revision_of(d: Deployment) -> Revision:
+    """The newest revision of a deployment."""
+    return Revision(d.name, d.revision, d.model, d.resources, d.revised_unix_s, d.repeats)
 
 
 def next_revision(state: State, name: str) -> int:

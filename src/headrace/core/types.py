@@ -272,6 +272,8 @@ class Deployment:
     replicas: int  # wanted now, between min and max
     created_unix_s: int
     adapters: tuple[Adapter, ...] = ()  # by name; not part of a revision
+    revised_unix_s: int = 0  # when its newest revision was made
+    repeats: int = 0  # the revision that the newest one has its contents from, by a rollback; 0: none
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class Cluster:
         now = self._clock()
         node = self._nodes.setdefault(info.node_id, _Node(info, now))
         # Not for ever: a machine whose clock was set back starts "earlier" schedulers.
-        if info.incarnation < node.info.incarnation and not node.lost:
+        if info.incarnation < node.info.incarnation and not (node.lost and node.session is None):
             raise Fenced(
                 f"Another scheduler with node id {info.node_id} has started later (on {node.info.hostname}); give each"
                 " its own --node_id."
@@ -65,7 +65,9 @@ class Cluster:
             )
         node.info = as_if_empty(info, held_gpus)
         node.session = NodeSession(node.info, now)
-        node.heard_at, node.lost = now, False
+        # One that was lost is so until its first report: what it said before may be true no longer, and replicas that
+        # made up for it must not go for the sake of some that have died meanwhile.
+        node.heard_at = now
         asyncio.get_running_loop().call_later(FIRST_REPORT_S, self._changed.notify)
         log.info("node_joined", node=info.node_id, hostname=info.hostname, engines=info.engines)
         self._changed.notify()

@@ -10,12 +10,14 @@ import structlog
 
 from headrace.core import catalog as core_catalog
 from headrace.core.adapters import Known, check_clash, model_of
+from headrace.core.revisions import history, rolled_back
 from headrace.core.state import (
     Change,
     DropDeployment,
     DropEntry,
     PutDeployment,
     PutEntry,
+    Revision,
     State,
     next_revision,
 )
@@ -53,11 +55,13 @@ class Commands:
                 replicas=wanted.min_replicas,
                 created_unix_s=existing.created_unix_s if existing else int(time.time()),
                 adapters=wanted.adapters,
+                revised_unix_s=int(time.time()),
             )
             check_clash(name, {**self._known(state), name: new.adapters})
             equal = existing and (existing.model, existing.resources) == (new.model, new.resources)
             if existing and equal and not self._overview.newest_failed(name):
-                new = replace(new, revision=existing.revision)
+                same = {k: getattr(existing, k) for k in ("revision", "revised_unix_s", "repeats")}
+                new = replace(new, **same)
             return [PutDeployment(new)] if new != existing else []
 
         await self._ledger.transact(decide)
@@ -81,7 +85,7 @@ class Commands:
                 w = core_catalog.resolve(request, self._overview.catalog())
                 core_catalog.check_remote_code(w.model, self._no_code)
                 revision, now = next_revision(state, model), int(time.time())
-                return [PutDeployment(Deployment(model, revision, w.model, w.resources, 1, 1, 1, now, w.adapters))]
+                return [PutDeployment(Deployment(model, revision, w.model, w.resources, 1, 1, 1, now, w.adapters, now))]
             core_catalog.check_remote_code(d.model, self._no_code)
             if d.replicas == 0:
                 if d.max_replicas == 0:
@@ -89,7 +93,8 @@ class Commands:
                 return [PutDeployment(replace(d, replicas=1))]
             failed_s = self._overview.failed_for_s(model)
             if failed_s is not None and failed_s > RETRY_FAILED_S and self._overview.newest_failed(model):
-                return [PutDeployment(replace(d, revision=next_revision(state, model)))]
+                revision = next_revision(state, model)
+                return [PutDeployment(replace(d, revision=revision, revised_unix_s=int(time.time())))]
             return []
 
         await self._ledger.transact(decide)
@@ -116,6 +121,23 @@ class Commands:
 
         await self._ledger.transact(decide)
         return self._status(name)
+
+    async def rollback(self, name: str, to: int = 0) -> DeploymentStatus:
+        """Back to revision `to`, or (0) to the newest that differs from the current one: as a new revision."""
+
+        def decide(state: State) -> Sequence[Change]:
+            new = rolled_back(state, _existing(state, name), to, int(time.time()))
+            core_catalog.check_remote_code(new.model, self._no_code)
+            return [PutDeployment(new)]
+
+        after = await self._ledger.transact(decide)
+        log.info("deployment_rolled_back", deployment=name, to=after.deployments[name].repeats)
+        return self._status(name)
+
+    def revisions(self, name: str) -> tuple[Revision, ...]:
+        """Those of a deployment that can be gone back to, newest first; the first is the current one."""
+        state = self._ledger.state
+        return history(state, _existing(state, name))
 
     async def add_adapter(self, name: str, adapter: Adapter) -> DeploymentStatus:
         """One more adapter for a deployment, or another source for one that it has. Its replicas go on."""

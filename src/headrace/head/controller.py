@@ -94,7 +94,8 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
         head_pb2_grpc.add_AdminServiceServicer_to_server(admin, others)
         grpc_port = _bind_again(others, settings, tls, "grpc_port", before)
 
-        fleet = ProxyFleet(settings, _at(_reachable(settings.host), grpc_port), overview.proxies_changed, proxy_program)
+        ours = _at(_reachable(settings.host), grpc_port)
+        fleet = ProxyFleet(settings, ours, overview.proxies_changed, proxy_program, ledger.epoch)
         stack.callback(fleet.close)
         await fleet.prepare()
         overview.proxies = fleet
@@ -120,7 +121,9 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
             try:
                 write_atomic(path, json.dumps(asdict(endpoint)))
             except OSError as e:
-                raise UserError(f"Cannot write {path}: {e.strerror}.") from e
+                raise UserError(
+                    f"Cannot write {path} ({e.strerror}): free room on its disk, or make it writable."
+                ) from e
             log.info("head_ready", epoch=ledger.epoch, **asdict(endpoint))
             try:
                 yield endpoint

@@ -20,6 +20,7 @@ from headrace import __version__
 from headrace.core.restart import Restart, RestartPolicy, after_failure
 from headrace.core.types import ProxyStatus
 from headrace.head.http_port import HttpPort, reserve
+from headrace.head.spare import Spare
 from headrace.head.topic import Topic
 from headrace.process import LIFELINE_ENV, Child, ProcessRecord, child_env, explain_exit, write_atomic
 from headrace.settings import HeadSettings
@@ -30,6 +31,7 @@ PROGRAM = (sys.executable, "-P", "-m", "headrace", "proxy")
 _POLICY = RestartPolicy(first_delay_s=0.1, max_delay_s=5.0, steady_s=10.0, max_failures=sys.maxsize)
 _MAX_LOG_BYTES = 16 * 1024 * 1024
 _STOP_S = 4.0
+_SPARE_S = 5.0  # a start of the system has better things to do first
 
 
 @dataclass(slots=True)
@@ -56,13 +58,20 @@ class ProxyFleet:
     """`prepare`, then `run` until cancelled, then `stop`. `changed` is notified when a proxy starts or ends."""
 
     def __init__(
-        self, settings: HeadSettings, head_address: str, changed: Topic, program: Sequence[str] = PROGRAM
+        self,
+        settings: HeadSettings,
+        head_address: str,
+        changed: Topic,
+        program: Sequence[str] = PROGRAM,
+        epoch: int = 0,
     ) -> None:
+        self._epoch = epoch
         self._settings, self._head_address, self._changed = settings, head_address, changed
         self._program = list(program)
         self._dir = settings.head_dir / "proxies"
         self._port: HttpPort | None = None
         self._slots = [_Slot(f"proxy-{n + 1}") for n in range(settings.num_proxies)]
+        self._spare: Spare | None = None
 
     @property
     def http_port(self) -> int:
@@ -93,9 +102,13 @@ class ProxyFleet:
         async with asyncio.TaskGroup() as tasks:
             for slot in self._slots:
                 tasks.create_task(self._keep(slot))
+            if self._slots:
+                tasks.create_task(self._keep_spare())
 
     async def stop(self) -> None:
         """End all proxies at once. Call it after `run` has been cancelled."""
+        if self._spare:
+            await self._spare.stop()
         await _stop_all([s.child for s in self._slots if s.child])
         for slot in self._slots:
             self._record_path(slot.proxy_id).unlink(missing_ok=True)
@@ -151,13 +164,14 @@ class ProxyFleet:
 
     def _spawn(self, slot: _Slot) -> Child:
         argv = self._argv(slot.proxy_id, self.http_port)
-        # Its settings may come as variables or from a file, as with one started by hand; our flags go before them.
-        settings = {k: v for k, v in os.environ.items() if k.startswith("HEADRACE_") and k != LIFELINE_ENV}
         output = self._dir / f"{slot.proxy_id}.log"
         with suppress(FileNotFoundError):
             if output.stat().st_size > _MAX_LOG_BYTES:
                 os.replace(output, output.with_suffix(".log.1"))
-        child = Child.spawn(argv, env=child_env(settings), output=output)
+        spare, self._spare = self._spare, None
+        child = spare.wake(slot.proxy_id, output.absolute()) if spare else None
+        if child is None:
+            child = Child.spawn(argv, env=_environment(self._epoch), output=output)
         record = asdict(child.record) | {"argv": argv, "version": __version__, "restarts": slot.restarts}
         try:
             write_atomic(self._record_path(slot.proxy_id), json.dumps(record))
@@ -165,6 +179,19 @@ class ProxyFleet:
             # It serves all the same; only a next head could not adopt it.
             log.warning("proxy_not_recorded", proxy=slot.proxy_id, error=str(e))
         return child
+
+    async def _keep_spare(self) -> None:
+        """Have a spare, so that a proxy that dies is replaced in a moment, until cancelled."""
+        while True:
+            await asyncio.sleep(_SPARE_S)
+            if self._spare:
+                if self._spare.alive():
+                    continue
+                await self._spare.stop()
+            try:
+                self._spare = Spare(self._argv("", self.http_port), _environment(self._epoch), self._dir / "spare.log")
+            except OSError as e:
+                log.warning("no_spare_proxy", error=str(e))
 
     def _argv(self, proxy_id: str, port: int) -> list[str]:
         s = self._settings
@@ -208,6 +235,13 @@ class ProxyFleet:
                 log.warning("proxy_record_unreadable", path=str(path), error=str(e))
             path.unlink(missing_ok=True)
         return found
+
+
+def _environment(epoch: int) -> dict[str, str]:
+    # Its settings may come as variables or from a file, as with one started by hand; our flags go before them.
+    ours = {k: v for k, v in os.environ.items() if k.startswith("HEADRACE_") and k != LIFELINE_ENV}
+    # Not a flag: by its flags the next head tells whether it would start the same proxy, and that has another epoch.
+    return child_env(ours | {"HEADRACE_LEAST_EPOCH": str(epoch)})
 
 
 async def _stop_all(children: Sequence[Child]) -> None:

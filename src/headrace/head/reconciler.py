@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import suppress
 
 import structlog
 
@@ -32,13 +33,15 @@ class Reconciler:
     ) -> None:
         self._ledger, self._cluster, self._overview = ledger, cluster, overview
         self._clock, self._changed, self._drain_s = clock, changed, drain_s
+        self._again_in_s: float | None = None
 
     async def run(self) -> None:
         """One round per wake-up, until cancelled. A round that failed is made again RETRY_S later."""
         loop = asyncio.get_running_loop()
         with self._changed.listen() as news:
             while True:
-                await news.wait()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), self._again_in_s)
                 news.clear()
                 try:
                     await self._round()
@@ -65,6 +68,7 @@ class Reconciler:
         if made.reasons != self._overview.reasons:
             self._overview.reasons = made.reasons
             self._changed.notify()
+        self._again_in_s = made.again_in_s
         into.extend(made.changes)
         return made.changes
 

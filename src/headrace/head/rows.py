@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from headrace.core.state import Goal, Intent, Revision
 from headrace.core.types import Adapter, CatalogEntry, Deployment, ModelSpec, NodeId, ReplicaId, Resources
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = sa.MetaData()
 
@@ -43,6 +43,8 @@ revisions = sa.Table(
     sa.Column("revision", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("resources", sa.Text, nullable=False),
+    sa.Column("created_unix_s", sa.BigInteger, nullable=False),
+    sa.Column("repeats", sa.BigInteger, nullable=False),
     sa.Column("seal", sa.Text, nullable=False),
 )
 intents = sa.Table(
@@ -73,8 +75,9 @@ entries = sa.Table(
 )
 
 # What each schema added to the one before: (table, column, its value in rows that were there already).
-ADDED: Mapping[int, Sequence[tuple[str, str, str]]] = {
+ADDED: Mapping[int, Sequence[tuple[str, str, str | int]]] = {
     2: (("deployments", "adapters", "[]"), ("entries", "adapters", "[]")),
+    3: (("revisions", "created_unix_s", 0), ("revisions", "repeats", 0)),
 }
 
 Row = Mapping[str, Any]
@@ -94,6 +97,12 @@ def unsealed(table: sa.Table, row: Row) -> dict[str, Any]:
     if row["seal"] != _seal(table, rest):
         raise Damaged(f"a row of {table.name} was altered")
     return rest
+
+
+def whole(seals: Iterable[str]) -> str:
+    """Stands for all rows of a file by their seals: how many there are, and a digest of which."""
+    found = sorted(seals)
+    return f"{len(found)} {hashlib.sha256(' '.join(found).encode(errors='replace')).hexdigest()[:32]}"
 
 
 def _seal(table: sa.Table, row: Row) -> str:
@@ -120,20 +129,29 @@ def deployment_of_row(row: Row, known: Mapping[tuple[str, int], Revision]) -> De
     made = known.get((row["name"], row["revision"]))
     if made is None:
         raise Damaged(f"revision {row['revision']} of {row['name']} is missing")
-    return Deployment(**{**row, "adapters": _adapters(row)}, model=made.model, resources=made.resources)
+    return Deployment(
+        **{**row, "adapters": _adapters(row)},
+        model=made.model,
+        resources=made.resources,
+        revised_unix_s=made.created_unix_s,
+        repeats=made.repeats,
+    )
 
 
-def row_of_revision(d: Deployment) -> dict[str, Any]:
+def row_of_revision(r: Revision) -> dict[str, Any]:
     return {
-        "deployment": d.name,
-        "revision": d.revision,
-        "model": _json(asdict(d.model)),
-        "resources": _json(asdict(d.resources)),
+        "deployment": r.deployment,
+        "revision": r.revision,
+        "model": _json(asdict(r.model)),
+        "resources": _json(asdict(r.resources)),
+        "created_unix_s": r.created_unix_s,
+        "repeats": r.repeats,
     }
 
 
 def revision_of_row(row: Row) -> Revision:
-    return Revision(row["deployment"], row["revision"], *_model_and_resources(row))
+    model, resources = _model_and_resources(row)
+    return Revision(row["deployment"], row["revision"], model, resources, row["created_unix_s"], row["repeats"])
 
 
 def row_of_intent(i: Intent) -> dict[str, Any]:

@@ -154,6 +154,17 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
         return convert.deployment_status_to_pb(status)
 
     @rpc_errors
+    async def Rollback(self, request: head_pb2.RollbackRequest, context: Context) -> head_pb2.Deployment:
+        return convert.deployment_status_to_pb(await self._commands.rollback(request.name, request.revision))
+
+    @rpc_errors
+    async def ListRevisions(
+        self, request: head_pb2.ListRevisionsRequest, context: Context
+    ) -> head_pb2.ListRevisionsResponse:
+        found = self._commands.revisions(request.name)
+        return head_pb2.ListRevisionsResponse(revisions=[convert.revision_to_pb(r) for r in found])
+
+    @rpc_errors
     async def AddAdapter(self, request: head_pb2.AddAdapterRequest, context: Context) -> head_pb2.Deployment:
         status = await self._commands.add_adapter(request.deployment, convert.adapter_from_pb(request.adapter))
         return convert.deployment_status_to_pb(status)

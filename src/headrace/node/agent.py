@@ -67,6 +67,7 @@ async def serve(
             tls=tls,
             env=_environment(settings),
             command=command,
+            stalled_s=settings.start_limit_s,
         )
         await _serve(settings, info, conditions, EpochFile(node_dir / "epoch"), told)
 
@@ -128,6 +129,8 @@ def check(settings: SchedulerSettings) -> Tls | None:
     """The TLS files to use. UserError for settings that cannot be, or that would open the node to anybody."""
     if not NAME_PATTERN.fullmatch(settings.node_id):
         raise UserError(f"{settings.node_id!r} cannot be a --node_id: use letters, digits, '.', '_', ':' and '-'.")
+    if not settings.alone_s > 0:
+        raise UserError(f"--alone_s must be more than 0, not {settings.alone_s:g}.")
     tls = tls_of(settings.tls)
     if _is_wildcard(settings.host):
         raise UserError(f"--host={settings.host} is no address that others can reach: give one of this machine's own.")
@@ -158,7 +161,7 @@ def _environment(settings: SchedulerSettings) -> tuple[tuple[str, str], ...]:
         "HEADRACE_TLS_CA": settings.tls.ca,
     }
     paths = ((name, str(path.absolute())) for name, path in files.items() if path)
-    return ("HEADRACE_LOG_LEVEL", settings.log_level), *paths
+    return ("HEADRACE_LOG_LEVEL", settings.log_level), ("HEADRACE_ALONE_S", f"{settings.alone_s:g}"), *paths
 
 
 async def _text(waited: Awaitable[str]) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +14,9 @@ import structlog
 
 from headrace.core.types import Gpu, Resources
 from headrace.errors import UserError
+from headrace.node.cgroups import ROOT, groups, number, read
 
 log = structlog.get_logger()
-
-_ROOT = Path("/")
-_CGROUPS = "sys/fs/cgroup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +69,24 @@ def choose(
 # --- CPUs and memory ---
 
 
-def usable_cpus(root: Path = _ROOT, affinity: int | None = None) -> float:
+def usable_cpus(root: Path = ROOT, affinity: int | None = None) -> float:
     """CPUs that we may use: the affinity (which obeys the cpuset), or the tightest quota above us if that is less."""
     if affinity is None:
         affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cpus = float(affinity)
-    for group in _groups(root, "cpu"):
+    for group in groups(root, "cpu"):
         quota, period = _quota(group)
         if quota > 0 and period > 0:
             cpus = min(cpus, quota / period)
     return round(max(cpus, 0.01), 2)
 
 
-def usable_memory(root: Path = _ROOT, total: int | None = None) -> int:
+def usable_memory(root: Path = ROOT, total: int | None = None) -> int:
     """Bytes of memory that we may use: the machine's, or the tightest limit above us if that is less."""
     memory = psutil.virtual_memory().total if total is None else total
-    for group in _groups(root, "memory"):
+    for group in groups(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
-            limit = _number(_read(group / name))
+            limit = number(read(group / name))
             if limit > 0:
                 memory = min(memory, limit)
     return memory
@@ -97,49 +94,10 @@ def usable_memory(root: Path = _ROOT, total: int | None = None) -> int:
 
 def _quota(group: Path) -> tuple[int, int]:
     """(quota, period) in µs of one control group, version 2 or 1; quota ≤ 0: none."""
-    both = _read(group / "cpu.max").split()
+    both = read(group / "cpu.max").split()
     if len(both) == 2:
-        return _number(both[0]), _number(both[1])
-    return _number(_read(group / "cpu.cfs_quota_us")), _number(_read(group / "cpu.cfs_period_us"))
-
-
-def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of our control group and of all above it, for a controller, in both versions.
-
-    In a container the path in /proc/self/cgroup may be the host's, while what is mounted begins at our own group: then
-    the path does not exist and the mount's root is the group.
-    """
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers == "":
-            mounts = [root / _CGROUPS, root / _CGROUPS / "unified"]
-        elif controller in controllers.split(","):
-            mounts = [root / _CGROUPS / controllers, root / _CGROUPS / controller]
-        else:
-            continue
-        for mount in mounts:
-            group = mount / path.lstrip("/")
-            while True:
-                yield group
-                if group == mount:
-                    break
-                group = group.parent
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _number(text: str) -> int:
-    """The integer that `text` is; 0 for "max" and for what is none."""
-    try:
-        return int(text)
-    except ValueError:
-        return 0
+        return number(both[0]), number(both[1])
+    return number(read(group / "cpu.cfs_quota_us")), number(read(group / "cpu.cfs_period_us"))
 
 
 # --- GPUs ---

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from headrace.node.folder import ReplicaFolder
 from headrace.process import explain_exit
@@ -18,32 +17,26 @@ class Failure:
     permanent: bool = False
 
 
-def why_ended(folder: ReplicaFolder, code: int | None, *, out_of_memory: bool) -> Failure:
-    """The replica's own words if it left any; else what the exit code and the last line of its log tell.
+def why_ended(said: Failure | None, code: int | None, folder: ReplicaFolder, out_of_memory: str = "") -> Failure:
+    """What was said of it if anything was; else what the exit code and the last line of its log tell.
 
-    out_of_memory: the kernel killed some process for want of memory about then.
+    out_of_memory: what to say of the kernel's killing for want of memory meanwhile; "": it did not. The kernel may have
+    taken a child of the replica's and left the replica to fail.
     """
-    if said := folder.failure():
-        return Failure(*said)
+    if said:
+        return replace(said, reason=f"{said.reason} ({out_of_memory})") if out_of_memory else said
+    if out_of_memory and code in (None, -signal.SIGKILL):
+        return Failure(f"was {out_of_memory}")
     how = explain_exit(code)
     if code == -signal.SIGKILL:
-        how += " (the machine or its control group ran out of memory)" if out_of_memory else _UNKNOWN_KILLER
+        how += _UNKNOWN_KILLER
     elif code == 0:
         how += " although nobody told it to end"
     elif code is not None and code > 0 and (last := folder.last_line()):
         how += f": {last}"
+    if out_of_memory:
+        how += f" ({out_of_memory})"
     return Failure(how)
 
 
 _UNKNOWN_KILLER = " (out of memory, or by hand)"
-
-
-def oom_kills(vmstat: Path = Path("/proc/vmstat")) -> int:
-    """How many processes this kernel has killed for want of memory, in any control group; 0 where it does not say."""
-    try:
-        for line in vmstat.read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass
-    return 0

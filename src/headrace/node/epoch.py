@@ -18,22 +18,24 @@ class EpochFile:
         """UserError if the file is there and damaged: to guess would be to obey anybody."""
         self.path = path
         try:
-            self.highest = int(path.read_text())
+            self.highest = self._written = int(path.read_text())
         except FileNotFoundError:
-            self.highest = 0
+            self.highest = self._written = 0
         except (ValueError, OSError) as e:
             raise UserError(
                 f"{path} cannot be read ({e}). If only one head controller is running, delete the file and start again."
             ) from e
 
     def accept(self, epoch: int) -> bool:
-        """Whether to obey a command of this epoch. A higher one is on disk before this returns (if the disk can)."""
+        """Whether to obey a command of this epoch. A higher one is on disk before this returns (if the
+        disk can; else with a later command)."""
         if epoch < self.highest:
             return False
-        if epoch > self.highest:
+        if epoch > self._written:
             self.highest = epoch
             try:
                 write_atomic(self.path, f"{epoch}\n")
+                self._written = epoch
             except OSError as e:  # a full disk must not cut us off from the head
                 log.error("epoch_unwritten", epoch=epoch, error=str(e))
         return True

@@ -24,7 +24,7 @@ from headrace.rpc.v1 import node_pb2, node_pb2_grpc
 log = structlog.get_logger()
 
 _RETRY_S, _RETRY_MAX_S = 0.1, 1.0
-_COALESCE_S = 0.1  # changes within this travel in one report
+_COALESCE_S = 0.02  # changes within this travel in one report
 _MAX_LOGS = 64
 _CallOver = (grpc.RpcError, asyncio.InvalidStateError)
 

@@ -51,7 +51,8 @@ async def drain(address: str, replica_id: ReplicaId, tls: Tls | None, timeout_s:
     try:
         async with open_channel(address, tls) as channel:
             stub = replica_pb2_grpc.ReplicaServiceStub(channel)
-            await stub.Drain(replica_pb2.DrainRequest(timeout_s=timeout_s), timeout=timeout_s + 2.0)
+            request = replica_pb2.DrainRequest(timeout_s=timeout_s, replica_id=replica_id)
+            await stub.Drain(request, timeout=timeout_s + 2.0)
         return True
     except grpc.RpcError as e:
         log.warning("drain_failed", replica=replica_id, error=from_rpc(e, f"replica at {address}").message)

@@ -13,8 +13,9 @@ import structlog
 from headrace.core.restart import GiveUp, after_failure
 from headrace.core.types import Adapter, InvalidMove, Phase, ReplicaSpec, ReplicaStatus
 from headrace.node.conditions import Conditions
-from headrace.node.ending import Failure, oom_kills, why_ended
+from headrace.node.ending import Failure, why_ended
 from headrace.node.folder import LifeRecord
+from headrace.node.memory import OomCount, cause
 from headrace.node.replica_client import drain, set_adapters, watch
 from headrace.node.standing import Standing
 from headrace.process import Child, kill_all
@@ -67,9 +68,9 @@ class _Life:
     child: Child
     tasks: asyncio.TaskGroup
     deadline: float | None  # by time.monotonic()
+    oom: OomCount  # when it was last known to live
     helpers: list[asyncio.Task[None]] = field(default_factory=list)
     failure: Failure | None = None  # what it dies of, where we know better than its exit code
-    oom_kills: int = field(default_factory=oom_kills)
     telling: asyncio.Task[None] | None = None  # it which adapters to have
 
 
@@ -218,7 +219,8 @@ class Runner:
         """Attend to a process until it and all it started are gone, or until told to leave it. Why it ended."""
         steady = self._standing.phase in (Phase.READY, Phase.DRAINING)
         async with asyncio.TaskGroup() as tasks:
-            life = _Life(child, tasks, None if steady else time.monotonic() + self._on.endpoint_s)
+            deadline = None if steady else time.monotonic() + self._on.endpoint_s
+            life = _Life(child, tasks, deadline, OomCount.of(child.pid))
             life.helpers.append(tasks.create_task(self._tell_end(child)))
             life.helpers.append(tasks.create_task(self._tell_status(child)))
             try:
@@ -228,9 +230,9 @@ class Runner:
                     helper.cancel()
         if self._leaving:
             return Failure("left running")
-        out_of_memory = oom_kills() > life.oom_kills
+        out_of_memory = cause(life.oom)
         await self._clear_away(child)
-        return life.failure or why_ended(self._folder, code, out_of_memory=out_of_memory)
+        return why_ended(life.failure or _said(self._folder.failure()), code, self._folder, out_of_memory)
 
     async def _clear_away(self, child: Child) -> None:
         """KILL what is left of a process and of all it started, also what moved to a session of its own."""
@@ -277,7 +279,10 @@ class Runner:
 
     def _take(self, life: _Life, seen: ReplicaStatus) -> None:
         """Make the replica's view of itself part of ours."""
-        life.oom_kills = oom_kills()
+        if seen.phase is not Phase.FAILED:  # which may be for want of memory
+            now = OomCount.of(life.child.pid)
+            if life.child.alive():  # in this order: else the kill may have been counted
+                life.oom = now
         if self._standing.phase is Phase.DRAINING:
             self._standing.note(load=seen.load, model=seen.model)
         elif seen.phase is Phase.FAILED:
@@ -335,3 +340,7 @@ class Runner:
             self._log.error("replica_survives", error=str(e))
             self._standing.note(reason=str(e))
             life.deadline = time.monotonic() + 1.0
+
+
+def _said(left: tuple[str, bool] | None) -> Failure | None:
+    return Failure(*left) if left else None

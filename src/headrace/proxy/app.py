@@ -106,7 +106,7 @@ async def serving(
     host, port = sock.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     async with open_channel(settings.head_address, tls) as channel, asyncio.TaskGroup() as tasks:
-        routes = Routes(channel, settings.head_address, proxy_id)
+        routes = Routes(channel, settings.head_address, proxy_id, least_epoch=settings.least_epoch)
         sessions = Sessions(tasks, proxy_id, routes.changed, silence or Silence(), tls)
         routes.on_table = sessions.apply
         patience = patience or Patience(model_s=settings.wait_s, busy_s=settings.busy_s)

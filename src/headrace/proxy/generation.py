@@ -110,6 +110,9 @@ class Generation:
             return
         like = waiting[0].fingerprint
         waiting = [s for s in waiting if s.fingerprint == like]  # the others' turn comes in the next round
+        if suspect := next((s for s in waiting if s.deaths), None):
+            waiting = [suspect]
+            await self._moves.turn(suspect)
         excluded: set[ReplicaId] = {r for s in waiting for r in s.tried}
         session = await self._admission.session_for(self.model, excluded, self._sink.waiting, like, self._ticket)
         route = self._admission.route(self.model)  # the one that the session was found by

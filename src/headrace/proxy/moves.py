@@ -9,6 +9,9 @@ from hashlib import blake2b
 from headrace.core.failover import MAX_DEATHS, Budget, Quarantine
 from headrace.core.types import ChatPrompt, Submit, TextPrompt
 from headrace.errors import Quarantined
+from headrace.proxy.stream import Stream
+
+_TURN_S = 5.0
 
 
 class Moves:
@@ -18,6 +21,7 @@ class Moves:
         self.running = 0
         self._budget = budget or Budget()
         self._quarantine = quarantine or Quarantine()
+        self._proving: Stream | None = None
         self._clock = asyncio.get_running_loop().time
 
     def admit(self, streams: int) -> None:
@@ -31,6 +35,16 @@ class Moves:
     def may_move(self) -> bool:
         """Whether one more stream may go to another replica; it counts if so."""
         return self._budget.take(self._clock(), self.running)
+
+    async def turn(self, suspect: Stream) -> None:
+        """Wait until no other stream that may have killed a replica has yet to show that it does not kill the next.
+
+        So that, when the next one dies too, it is clear of which. At most for a while.
+        """
+        give_up = self._clock() + _TURN_S
+        while (s := self._proving) and s is not suspect and s.proving and self._clock() < give_up:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        self._proving = suspect
 
     def check(self, model: str, submit: Submit) -> None:
         """Quarantined if replicas have died of the like of it."""

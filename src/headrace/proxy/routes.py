@@ -36,13 +36,16 @@ class Routes:
         head_address: str,
         proxy_id: str,
         on_table: Callable[[RouteTable], None] = lambda table: None,
+        least_epoch: int = 0,
     ) -> None:
+        """`least_epoch`: that of the head that started this proxy, which is the highest seen at first."""
         self.table: RouteTable | None = None
         self.connected = False
         self.changed = Changed()
         self.head_address = head_address
         self._stub = RouteServiceStub(channel)
         self._proxy_id = proxy_id
+        self._highest_epoch = least_epoch
         self.on_table = on_table
         self._ensuring: dict[str, asyncio.Future[None]] = {}
 
@@ -70,9 +73,15 @@ class Routes:
 
     def accept(self, table: RouteTable) -> bool:
         """Take a table that the head sent, unless its epoch is below the highest seen."""
-        if self.table is not None and table.epoch < self.table.epoch:
-            log.warning("stale_routes_refused", epoch=table.epoch, seen=self.table.epoch)
+        if table.epoch < self._highest_epoch:
+            log.warning(
+                "stale_routes_refused",
+                epoch=table.epoch,
+                seen=self._highest_epoch,
+                hint="an older leader, or a head whose state was deleted: then start this proxy again",
+            )
             return False
+        self._highest_epoch = table.epoch
         if not self.connected:
             log.info("routes_connected", head=self.head_address, epoch=table.epoch, version=table.version)
         self.connected = True

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import structlog
 
 from headrace import errors
-from headrace.core.failover import MAX_DEATHS, History, Loss, Next, after, can_resume
+from headrace.core.failover import MAX_DEATHS, PROVEN_BY, History, Loss, Next, after, can_resume
 from headrace.core.types import Failure, Parsed, ReplicaId, Resume, Submit, TokenLogprob
 from headrace.metrics import Tally
 from headrace.proxy.extras import Echo, Extra, PromptLogprobs
@@ -71,6 +71,7 @@ class Stream:
         "_may_move",
         "_number",
         "_on_change",
+        "_placed_at",
         "_reasoning_chars",
         "_session",
         "_sink",
@@ -120,6 +121,7 @@ class Stream:
         self._called = False  # it has had a tool call, or a part of one
         self._given: set[type] = set()  # what is not given again by another replica
         self._history = History()
+        self._placed_at = 0  # tokens that it had when it came to its replica
         self._lost_at = 0.0
         self._sink = sink
         self._tally = tally
@@ -146,9 +148,15 @@ class Stream:
         """Replicas that died with it and for which it may be to blame."""
         return self._history.deaths
 
+    @property
+    def proving(self) -> bool:
+        """Whether its replica, the next one too, may yet die of it."""
+        return not self.done and (self._session is None or self.tokens - self._placed_at < PROVEN_BY)
+
     def place(self, session: Session, adapter: str = "") -> None:
         """Submit to a replica, for one of its adapters. If the session broke meanwhile the stream goes on waiting."""
         self.tried.append(session.endpoint.replica_id)
+        self._placed_at = self.tokens
         try:
             self._number = session.submit(self._to_submit(adapter), self)
         except errors.ReplicaGone as e:
@@ -269,7 +277,10 @@ class Stream:
             return
         resumable = can_resume(self.submit, called=self._called)
         unsent = self.tokens > 0 and not resumable and self._sink.restart(self.index)
-        what, self._history = after(self._history, loss, self.tokens, resumable=resumable, restartable=unsent)
+        here = self.tokens - self._placed_at
+        what, self._history = after(
+            self._history, loss, self.tokens, here=here, resumable=resumable, restartable=unsent
+        )
         if what in (Next.RESUME, Next.RESTART) and not self._may_move():
             text = "Too many streams had to move to other replicas of late, so this one was not moved. Try again."
             self.end("error", errors.Unavailable(f"{error.message} {text}", code=error.code, retry_after_s=5.0))

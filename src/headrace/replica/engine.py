@@ -31,6 +31,7 @@ class EngineRequest:
     adapter: str = ""  # a LoRA adapter that `set_adapters` has named; "": the model itself
     guide: Guide | None = None  # the form that the answer must have
     prompt_logprobs: int | None = None
+    parsing: Parsing | None = None  # what is taken out of the answer; the form is that of what is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class Parsing:
 
     tools: Sequence[Mapping[str, Any]] = ()
     prompt_ids: Sequence[int] = ()
+    template_args: Mapping[str, Any] = field(default_factory=dict)  # some models reason only if these say so
 
 
 class Engine(Protocol):

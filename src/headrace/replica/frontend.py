@@ -111,9 +111,10 @@ class FrontEnd:
         self._check_ids(delivered, "resume")
         if delivered and submit.take_over is None:
             self._check_resumable(submit, guide)
-        parser = None
+        parser = parsing = None
         if isinstance(submit.prompt, ChatPrompt):
-            parser = self._new_parser(Parsing(() if calls else tools, prompt))
+            parsing = Parsing(() if calls else tools, prompt, read_args(submit.template_args_json))
+            parser = self._new_parser(parsing)
         reader = None
         if parser or calls:
             reader = Reader(parser, calls, one_call=submit.one_tool_call, named=submit.tool_choice == "function")
@@ -143,6 +144,7 @@ class FrontEnd:
             submit.adapter,
             guide,
             submit.prompt_logprobs,
+            parsing if parser else None,
         )
         logprobs = submit.sampling.logprobs
         echo = self._echo(submit, prompt) if submit.echo else ""
@@ -153,8 +155,8 @@ class FrontEnd:
         s = submit.sampling
         if guide:
             why = "its form is enforced from the first token on"
-        elif (s.presence_penalty or s.frequency_penalty) and "resumed_penalties" not in self._info.features:
-            why = f"the engine {self._info.engine!r} counts presence and frequency over its own tokens only"
+        elif s.presence_penalty or s.frequency_penalty:
+            why = "engines count presence and frequency over the tokens that they made themselves"
         else:
             return
         raise CannotResume(f"This answer cannot go on at another replica exactly: {why}. Ask again.")

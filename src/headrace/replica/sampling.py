@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from headrace.core.types import Sampling
+from headrace.core.types import Guide, Sampling
 from headrace.errors import InvalidRequest
 
 NEUTRAL = Sampling(
@@ -61,6 +61,13 @@ def check(asked: Sampling, features: frozenset[str], engine: str, vocab_size: in
                 f"'logit_bias' names token {token_id}; this model's tokens are 0 to {vocab_size - 1}.",
                 param="logit_bias",
             )
+
+
+def cannot_guide(guide: Guide | None, sampling: Sampling) -> str:
+    """Why an answer cannot have the form it must have, in an engine whose answers end with their form; "" if it can."""
+    if guide and (sampling.ignore_eos or sampling.min_tokens):
+        return "a structured answer ends where its form ends, so it cannot have ignore_eos or min_tokens"
+    return ""
 
 
 def _unsupported(name: str, engine: str) -> InvalidRequest:

@@ -30,7 +30,7 @@ from headrace.replica.streams import Streams
 from headrace.replica.weights import Cache
 from headrace.rpc.channel import Tls, bind, new_server, tls_of
 from headrace.rpc.v1 import replica_pb2_grpc
-from headrace.settings import TlsSettings
+from headrace.settings import ALONE_S, TlsSettings
 
 log = structlog.get_logger()
 
@@ -45,6 +45,11 @@ def _tls() -> Tls | None:
     """The files that the scheduler names in our environment; whoever may talk to it may talk to us."""
     cert, key, ca = (Path(v) if (v := os.environ.get(f"HEADRACE_TLS_{x}")) else None for x in ("CERT", "KEY", "CA"))
     return tls_of(TlsSettings(cert=cert, key=key, ca=ca))
+
+
+def _alone_s() -> float:
+    """How long to go on while nobody needs us, as the scheduler says."""
+    return float(os.environ.get("HEADRACE_ALONE_S") or ALONE_S)
 
 
 class Failed(Exception):
@@ -64,13 +69,14 @@ async def run(directory: Path) -> int:
     prepare(spec_file.spec.model, spec_file.spec.resources)
     replica = Replica(spec_file, directory)
     async with asyncio.TaskGroup() as tasks:
-        stop, life = tasks.create_task(told_to_stop()), tasks.create_task(replica.live())
-        await asyncio.wait({stop, life}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        life.cancel()
+        life = tasks.create_task(replica.live())
+        ends = [tasks.create_task(told_to_stop()), tasks.create_task(replica.alone(_alone_s()))]
+        await asyncio.wait({life, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (life, *ends):
+            task.cancel()
     failed = None if life.cancelled() else life.result()
     if failed is None:
-        log.info("stopping", why="drained" if stop.cancelled() else stop.result())
+        log.info("stopping", why=next((e.result() for e in ends if not e.cancelled()), "drained"))
         await replica.stop()
         return 0
     log.error("replica_failed", reason=failed.reason, permanent=failed.permanent)
@@ -102,6 +108,10 @@ class Replica:
         self._engine: Engine | None = None
         self._cache = Cache(Path(spec_file.cache_dir), spec_file.cache_limit_bytes)
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def alone(self, limit_s: float) -> str:
+        """Return when nobody has needed this replica for so long: then it would run for ever, and for nobody."""
+        return await self._service.presence.alone(limit_s)
 
     async def live(self) -> Failed | None:
         """Listen, load and serve until drained (None), or until the model cannot be loaded or the engine dies."""

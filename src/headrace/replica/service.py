@@ -12,6 +12,7 @@ import structlog
 from headrace import errors
 from headrace.core.types import Failure, Phase
 from headrace.replica.adapters import Adapters
+from headrace.replica.presence import Presence
 from headrace.replica.session import Session
 from headrace.replica.status import StatusBoard
 from headrace.replica.streams import Streams
@@ -35,17 +36,20 @@ class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
         self.streams: Streams | None = None
         self.adapters: Adapters | None = None
         self.drained = asyncio.Event()
+        self.presence = Presence()
 
     @rpc_errors
     async def Watch(
         self, request: replica_pb2.WatchReplicaRequest, context: Context
     ) -> AsyncIterator[types_pb2.ReplicaStatus]:
         self._check_identity(request.replica_id)
-        async for status in self._board.follow(_WATCH_S):
-            yield convert.replica_status_to_pb(status)
+        with self.presence.somebody():
+            async for status in self._board.follow(_WATCH_S):
+                yield convert.replica_status_to_pb(status)
 
     @rpc_errors
     async def Drain(self, request: replica_pb2.DrainRequest, context: Context) -> replica_pb2.DrainResponse:
+        self._check_identity(request.replica_id)
         await self.drain(request.timeout_s)
         self.drained.set()
         return replica_pb2.DrainResponse()
@@ -88,14 +92,15 @@ class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
             raise errors.Unavailable("This replica is still loading its model.")
         session = streams.open(hello.hello.proxy_id)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                both = [
-                    tasks.create_task(self._read(streams, session, request_iterator)),
-                    tasks.create_task(self._write(session, context)),
-                ]
-                await session.ended.wait()
-                for task in both:
-                    task.cancel()
+            with self.presence.somebody():
+                async with asyncio.TaskGroup() as tasks:
+                    both = [
+                        tasks.create_task(self._read(streams, session, request_iterator)),
+                        tasks.create_task(self._write(session, context)),
+                    ]
+                    await session.ended.wait()
+                    for task in both:
+                        task.cancel()
         finally:
             streams.close(session)
         if session.why_ended:

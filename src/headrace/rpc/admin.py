@@ -9,6 +9,7 @@ from types import TracebackType
 import grpc
 
 from headrace.core import types as t
+from headrace.core.state import Revision
 from headrace.rpc import convert
 from headrace.rpc.channel import Tls, from_rpc, open_channel
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc
@@ -53,6 +54,17 @@ class AdminClient:
         with self._errors():
             answer = await self._stub.Scale(request, timeout=_CALL_S)
         return convert.deployment_status_from_pb(answer)
+
+    async def rollback(self, name: str, revision: int = 0) -> t.DeploymentStatus:
+        """Back to `revision`; 0: to the newest that differs from the current one."""
+        with self._errors():
+            answer = await self._stub.Rollback(head_pb2.RollbackRequest(name=name, revision=revision), timeout=_CALL_S)
+        return convert.deployment_status_from_pb(answer)
+
+    async def revisions(self, name: str) -> list[Revision]:
+        with self._errors():
+            answer = await self._stub.ListRevisions(head_pb2.ListRevisionsRequest(name=name), timeout=_CALL_S)
+        return [convert.revision_from_pb(m, name) for m in answer.revisions]
 
     async def add_adapter(self, deployment: str, adapter: t.Adapter) -> t.DeploymentStatus:
         request = head_pb2.AddAdapterRequest(deployment=deployment, adapter=convert.adapter_to_pb(adapter))

@@ -6,6 +6,7 @@ Those of streams are in convert_streams. Nothing else in Headrace takes protobuf
 from __future__ import annotations
 
 from headrace.core import types as t
+from headrace.core.state import Revision
 from headrace.rpc.v1 import head_pb2, node_pb2, types_pb2
 
 
@@ -321,6 +322,8 @@ def deployment_status_to_pb(s: t.DeploymentStatus) -> head_pb2.Deployment:
         stuck=s.stuck,
         created_unix_s=d.created_unix_s,
         adapters=[adapter_to_pb(a) for a in d.adapters],
+        revised_unix_s=d.revised_unix_s,
+        repeats=d.repeats,
     )
 
 
@@ -336,12 +339,29 @@ def deployment_status_from_pb(m: head_pb2.Deployment) -> t.DeploymentStatus:
             replicas=m.replicas,
             created_unix_s=m.created_unix_s,
             adapters=tuple(adapter_from_pb(a) for a in m.adapters),
+            revised_unix_s=m.revised_unix_s,
+            repeats=m.repeats,
         ),
         ready=m.ready,
         state=_ROUTE_STATES_BACK[m.state],
         reason=m.reason,
         stuck=m.stuck,
     )
+
+
+def revision_to_pb(r: Revision) -> head_pb2.Revision:
+    return head_pb2.Revision(
+        revision=r.revision,
+        model=model_to_pb(r.model),
+        resources=resources_to_pb(r.resources),
+        created_unix_s=r.created_unix_s,
+        repeats=r.repeats,
+    )
+
+
+def revision_from_pb(m: head_pb2.Revision, deployment: str) -> Revision:
+    model, resources = model_from_pb(m.model), resources_from_pb(m.resources)
+    return Revision(deployment, m.revision, model, resources, m.created_unix_s, m.repeats)
 
 
 def cluster_status_to_pb(s: t.ClusterStatus) -> head_pb2.ClusterStatus:

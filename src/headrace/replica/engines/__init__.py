@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from headrace.engines_here import HOW_TO_INSTALL, installed, pick
 from headrace.errors import UserError
 from headrace.replica.conversion import converted
 from headrace.replica.engine import Engine
-from headrace.replica.engines import vllm_args, vllm_processes
+from headrace.replica.engines import vllm_args, vllm_parsers, vllm_processes
 from headrace.replica.remote_code import remote_code_said
 from headrace.replica.weights import Cache, Model, Report, Weights, resolve
 
@@ -29,7 +30,10 @@ def prepare(spec: ModelSpec, resources: Resources) -> None:
     """Begin with what can go on beside all else. Quick; call it from the main thread, at the start of the process."""
     name, _ = pick(spec.engine, installed(), resources.gpus)
     if name == "vllm" and name in installed():
-        vllm_processes.start_server({} if resources.gpus else vllm_args.cpu_environment(resources))
+        workers = 1
+        with contextlib.suppress(UserError):  # `open_engine` will say it
+            workers = vllm_args.workers_of(_engine_args(spec))
+        vllm_processes.start_server({} if resources.gpus else vllm_args.cpu_environment(resources, workers))
 
 
 def open_engine(
@@ -99,6 +103,7 @@ def _openvino_folder(spec: ModelSpec, cache: Cache, report: Report) -> Path:
 def _open_vllm(
     spec: ModelSpec, given: dict[str, Any], resources: Resources, cache: Cache, report: Report, adapters: bool
 ) -> Opened:
+    vllm_parsers.check_before_import(spec.tool_parser, spec.reasoning_parser, given)
     remote_code, prefer = spec.trust_remote_code, Weights.SAFETENSORS
     model = resolve(spec.source, spec.source_revision, cache, report, remote_code=remote_code, prefer=prefer)
     assert model.folder

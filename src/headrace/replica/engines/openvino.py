@@ -31,7 +31,7 @@ from headrace.replica.engines.openvino_guides import GuideChecker
 from headrace.replica.engines.openvino_lora import Pipelines
 from headrace.replica.engines.openvino_parsers import Parsers
 from headrace.replica.engines.options import parse_options
-from headrace.replica.sampling import context_of, continued, read_generation_config, read_json
+from headrace.replica.sampling import cannot_guide, context_of, continued, read_generation_config, read_json
 
 telemetry.forbid()
 import numpy as np  # noqa: E402
@@ -63,6 +63,7 @@ class OpenVinoOptions:
     prefix_cache: bool = True
     device: str = "CPU"
     stall_s: float = 60.0  # so long without a step, with requests to work on, means that the engine is dead
+    guide_trial_s: float = 5.0  # a form that takes longer to compile would hold up all streams for as long
 
     @staticmethod
     def parse(given: dict[str, Any]) -> OpenVinoOptions:
@@ -74,6 +75,8 @@ class OpenVinoOptions:
             raise UserError("step_tokens and max_running must be at least 1, kv_cache_mib at least 0.")
         if options.stall_s <= 0:
             raise UserError("stall_s must be more than 0.")
+        if not 0 < options.guide_trial_s <= openvino_guides.MAX_TRIAL_S:
+            raise UserError(f"guide_trial_s must be above 0 and at most {openvino_guides.MAX_TRIAL_S:.0f}.")
         return options
 
 
@@ -157,7 +160,7 @@ class OpenVinoEngine:
         self._live: dict[int, _Live] = {}
         self._load = Load(max_running=options.max_running)
         self._pending = 0  # requests without a last row
-        self._guides = GuideChecker(self._checked)
+        self._guides = GuideChecker(self._checked, options.guide_trial_s)
         self._checking: set[int] = set()  # requests whose guide is being tried
         self._thread = threading.Thread(target=self._run, name="openvino-engine", daemon=True)
 
@@ -263,7 +266,7 @@ class OpenVinoEngine:
 
     def _add(self, request: EngineRequest, rows: list[Row]) -> None:
         try:
-            if why := _cannot_guide(request):
+            if why := cannot_guide(request.guide, request.sampling) or self._parsers.cannot_guide(request):
                 raise ValueError(why)
             if len(request.prompt_ids) >= self._kv_tokens:
                 raise ValueError(f"the prompt needs more than the KV cache's {self._kv_tokens} tokens")
@@ -307,13 +310,6 @@ def _read_row(request_id: int, live: _Live) -> Row | None:
     if handle.get_status() != GenerationStatus.RUNNING:
         return Row(request_id, (), "error", error="The engine ran out of KV cache memory for this request.")
     return None
-
-
-def _cannot_guide(request: EngineRequest) -> str:
-    """Why an answer cannot have the form it must have; "" if it can."""
-    if request.guide and (request.sampling.ignore_eos or request.sampling.min_tokens):
-        return "a structured answer ends where its form ends, so it cannot have ignore_eos or min_tokens"
-    return ""
 
 
 def _generation_config(request: EngineRequest, stops: frozenset[int]) -> genai.GenerationConfig:

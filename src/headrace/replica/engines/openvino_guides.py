@@ -23,8 +23,8 @@ from headrace.replica.engine import EngineRequest
 
 FEATURES = frozenset({"json_schema", "json_object", "regex", "grammar", "choices"})
 
-TRIAL_S = 5
-"""A guide that takes longer than this would hold up all other streams for as long."""
+MAX_TRIAL_S = 15.0
+"""Below the limit after which the trial process ends itself."""
 _START_S = 60.0
 _KNOWN = 256
 
@@ -96,8 +96,8 @@ def _check_schema(schema: Any) -> None:
 class GuideChecker:
     """Tries guides, one after the other, in a thread that answers with `done(request, why not)`; "": it can run."""
 
-    def __init__(self, done: Callable[[EngineRequest, str], None]) -> None:
-        self._done = done
+    def __init__(self, done: Callable[[EngineRequest, str], None], trial_s: float) -> None:
+        self._done, self._trial_s = done, trial_s
         self._queue: queue.SimpleQueue[EngineRequest | None] = queue.SimpleQueue()
         self._known: OrderedDict[Guide, str] = OrderedDict()
         self._trial: subprocess.Popen[bytes] | None = None
@@ -152,7 +152,7 @@ class GuideChecker:
         assert trial.stdout
         trial.stdin.write(json.dumps(terms).encode() + b"\n")
         trial.stdin.flush()
-        if not select.select([trial.stdout], [], [], TRIAL_S)[0]:
+        if not select.select([trial.stdout], [], [], self._trial_s)[0]:
             self._end_trial()
             return f"The {guide.kind} takes too long to compile."
         line = trial.stdout.readline()

@@ -15,7 +15,7 @@ from typing import Any
 
 from headrace.core.types import ToolCall
 from headrace.errors import UserError
-from headrace.replica.engine import Delta, OutputParser, Parsing
+from headrace.replica.engine import Delta, EngineRequest, OutputParser, Parsing
 
 _PYTHON_TAG = "<|python_tag|>"
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -36,6 +36,15 @@ class Parsers:
         self.features = frozenset({"tools", "tool_parser"} if tool else ()) | frozenset(
             {"reasoning_parser"} if reasoning else ()
         )
+
+    def cannot_guide(self, request: EngineRequest) -> str:
+        """Why an answer cannot have the form it must have; "" if it can. The engine begins a form at once."""
+        if self._reasoning and request.guide and request.parsing:
+            return (
+                "an answer of this engine cannot have reasoning and a form (or a demanded call) as well; ask"
+                " /v1/completions, or deploy the model without --reasoning_parser"
+            )
+        return ""
 
     def new(self, parsing: Parsing) -> OutputParser | None:
         """A new answer's parser; None where there is nothing to take out."""

@@ -21,7 +21,7 @@ from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, 
 from headrace.replica.engines.options import parse_options
 from headrace.replica.engines.simulated_answers import Speaker, logprobs, prompt_logprobs, values_of
 from headrace.replica.engines.simulated_parsing import SimulatedParser
-from headrace.replica.sampling import FEATURES
+from headrace.replica.sampling import FEATURES, cannot_guide
 from headrace.replica.weights import Report
 
 
@@ -41,14 +41,19 @@ class SimulatedOptions:
     crash_marker: str = ""  # SIGKILL to itself when a prompt with this text is admitted
     hang_at_token: int = -1  # never steps again, instead of producing that token
     die_at_token: int = -1  # the engine dies, the process does not
+    orders_dir: str = ""  # before each step obeys the file named by its process id: "die", "hang" or "slow SECONDS"
     refuse_to_stop: bool = False  # `close` never returns
+    hang_load: bool = False  # loading never ends, nor gets anywhere
     fail_load: str = ""  # loading fails with this reason
     stall_s: float = 60.0  # so long without a step, with requests to work on, means that it is dead
     permanent: bool = False  # and trying again cannot help
 
 
-_FEATURES = FEATURES | {"adapters", "json_schema", "json_object", "choices", "prompt_logprobs", "dimensions"}
-_FEATURES |= {"resumed_penalties"}
+# Every token is the only likely one: however it is drawn it stays, but what changes likelihoods cannot be honoured.
+_CANNOT = {"logit_bias", "presence_penalty", "frequency_penalty", "repetition_penalty"}
+_FEATURES = FEATURES - _CANNOT | {
+    "adapters", "json_schema", "json_object", "choices", "prompt_logprobs", "dimensions"
+}  # fmt: skip
 
 
 class _Died(Exception):
@@ -89,6 +94,8 @@ class SimulatedEngine:
         while (passed := time.monotonic() - begin) < o.load_s:
             report("loading the model", passed / o.load_s)
             time.sleep(min(0.05, o.load_s - passed))
+        while o.hang_load:
+            time.sleep(1.0)
         if o.fail_load:
             raise (UserError if o.permanent else HeadraceError)(o.fail_load)
         features = _FEATURES | {"tool_parser"} if self._finds_calls else _FEATURES
@@ -180,6 +187,7 @@ class SimulatedEngine:
                 self._changed.wait_for(lambda: self._inbox.closed, self._delay_s())
             rows.extend(Row(r.id, (), "stop", values=values_of(r)) for r in self._encodings)
             self._encodings.clear()
+            self._obey()
             self._admit(rows)
             self._prefill()
             self._decode(rows)
@@ -190,6 +198,21 @@ class SimulatedEngine:
             load = self._load = self._now()
         self._on_step(Step(rows, load))
         return True
+
+    def _obey(self) -> None:
+        """Do what the folder of orders says for this process, now and as long as it says so."""
+        if not self._options.orders_dir:
+            return
+        try:
+            order, _, seconds = (Path(self._options.orders_dir) / str(os.getpid())).read_text().partition(" ")
+        except OSError:
+            return
+        if order == "die":
+            raise _Died("The simulated engine died because it was ordered to.")
+        if order == "hang":
+            threading.Event().wait()
+        if order == "slow":
+            time.sleep(float(seconds or 0))
 
     def _busy(self) -> bool:
         return bool(self._waiting or self._running or self._encodings)
@@ -206,16 +229,18 @@ class SimulatedEngine:
         for request in inbox.new:
             prompt = request.prompt_ids[: len(request.prompt_ids) - request.delivered]
             key = simulated.digest(prompt, request.sampling.seed, request.adapter)
+            why = cannot_guide(request.guide, request.sampling)
+            ids: list[int] | None = None
             try:
                 ids = self._speaker.said(request.guide, prompt, key)
             except CannotMake as e:
-                why = f"The simulated engine cannot hold an answer to this schema: {e}."
+                why = f"it cannot hold an answer to this schema: {e}"
+            if why:
+                why = f"The simulated engine refuses the request: {why}."
                 rows.append(Row(request.id, (), "error", error=why, kind="invalid_request"))
                 continue
             end = len(ids) if ids is not None else self._options.answer_tokens or simulated.natural_length(key)
-            end = max(end, request.sampling.min_tokens or 0) if ids is None else end
-            if request.sampling.ignore_eos and ids is None:
-                end = 2**62
+            end = 2**62 if request.sampling.ignore_eos else max(end, request.sampling.min_tokens or 0)
             sequence = _Sequence(request, key, end, request.delivered, len(request.prompt_ids))
             sequence.ids = ids or self._speaker.text_ids or None
             self._waiting.append(sequence)

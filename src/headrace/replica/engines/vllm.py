@@ -49,7 +49,7 @@ from headrace.replica.engines.vllm_outputs import (  # noqa: E402
     row_of,
     sampling_params,
 )
-from headrace.replica.engines.vllm_parsers import Parsers  # noqa: E402
+from headrace.replica.engines.vllm_parsers import Parsers, check_registered  # noqa: E402
 
 _GUIDES = {"json_schema", "json_object", "regex", "grammar", "choices"}
 _WATCH_S = 0.25
@@ -98,13 +98,14 @@ class VllmEngine:
             # Room for adapters of the usual sizes, several in one batch; vLLM's own is for one, of rank 16.
             given = {"enable_lora": True, "max_loras": 4, "max_cpu_loras": 32, "max_lora_rank": 64} | given
         if current_platform.is_cpu():
-            os.environ.update(vllm_args.cpu_environment(resources))
+            os.environ.update(vllm_args.cpu_environment(resources, vllm_args.workers_of(given)))
             given |= vllm_args.cpu_defaults(given, resources, own_float32=not _fast_bfloat16())
         args = vllm_args.engine_args(AsyncEngineArgs, folder, spec, given, resources)
         try:
             config = args.create_engine_config()
         except Exception as e:
             raise UserError(f"vLLM cannot serve {folder}: {brief(e)}") from e
+        check_registered(spec.tool_parser, spec.reasoning_parser)
         vllm_processes.fork_engines_from_server()
         try:
             self._llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._stat_logger], disable_log_stats=True)
@@ -273,9 +274,8 @@ class VllmEngine:
         live = _Live(self, request.id, stops, request.sampling.logprobs, request.prompt_logprobs)
         params = sampling_params(request)
         lora = self._loras[request.adapter] if request.adapter else None
-        return live, self._llm.add_request(
-            str(request.id), tokens_input(list(request.prompt_ids)), params, lora_request=lora
-        )
+        prompt, more = tokens_input(list(request.prompt_ids)), self._parsers.guided(request)
+        return live, self._llm.add_request(str(request.id), prompt, params, lora_request=lora, **more)
 
     def _encoding(self, request: EncodeRequest) -> tuple[_Live, Coroutine[Any, Any, Any]]:
         ids = list(request.ids)

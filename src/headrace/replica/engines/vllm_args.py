@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,9 @@ OURS = frozenset(
     }
 )  # fmt: skip
 """Arguments of vLLM that Headrace sets itself, from the deployment's own fields."""
+
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+"""Over how many processes a model is spread is the product of these."""
 
 _STALL_S = 60.0
 _GIB = 1024**3
@@ -58,7 +62,7 @@ def engine_args(kind: type, folder: Path, spec: ModelSpec, given: Mapping[str, A
         "disable_log_stats": True,  # its own loggers; ours is added
         "max_model_len": spec.context_tokens or None,
     }
-    if resources.gpus > 1 and not {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"} & set(given):
+    if resources.gpus > 1 and not set(PARALLEL) & set(given):
         own["tensor_parallel_size"] = resources.gpus
     if spec.task in ("embed", "score"):
         own["runner"] = "pooling"
@@ -73,9 +77,13 @@ def engine_args(kind: type, folder: Path, spec: ModelSpec, given: Mapping[str, A
 def cpu_defaults(given: Mapping[str, Any], resources: Resources, own_float32: bool) -> dict[str, Any]:
     """Arguments for a machine without a GPU, where the deployment leaves them open.
 
-    Compiling takes minutes there; bfloat16 without hardware for it is slower than float32.
+    Compiling takes minutes there for a large model, but a pipeline's later stages get their buffers only from the
+    warm-up that goes with it. bfloat16 without hardware for it is slower than float32.
     """
-    found: dict[str, Any] = {"enforce_eager": True}
+    stages = given.get("pipeline_parallel_size", 1) not in (1, None)
+    if stages and given.get("enforce_eager"):
+        raise UserError("On a CPU vLLM's pipeline_parallel_size needs enforce_eager=false; leave enforce_eager out.")
+    found: dict[str, Any] = {"enforce_eager": not stages}
     if own_float32:
         found["dtype"] = "float32"
     if "kv_cache_memory_bytes" not in given and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
@@ -84,10 +92,16 @@ def cpu_defaults(given: Mapping[str, Any], resources: Resources, own_float32: bo
     return {k: v for k, v in found.items() if k not in given}
 
 
-def cpu_environment(resources: Resources) -> dict[str, str]:
+def workers_of(given: Mapping[str, Any]) -> int:
+    """How many processes run the model; 1 for what is no number, which vLLM refuses itself."""
+    sizes = (given.get(name, 1) for name in PARALLEL)
+    return math.prod(n for n in sizes if isinstance(n, int) and not isinstance(n, bool) and n > 1)
+
+
+def cpu_environment(resources: Resources, workers: int = 1) -> dict[str, str]:
     """Variables that vLLM's processes need on a CPU, where the user has not set them.
 
-    Without Intel's OpenMP library and a list of CPUs it runs at half speed on small machines.
+    Without Intel's OpenMP library and a list of CPUs it runs at half speed on small machines; each worker has its own.
     """
     found: dict[str, str] = {}
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
@@ -97,11 +111,14 @@ def cpu_environment(resources: Resources) -> dict[str, str]:
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and cpus:
         wanted = max(1, int(resources.cpus)) if resources.cpus > 0 else len(cpus)
-        if wanted >= len(cpus):
-            found["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cpus))
+        each = min(wanted, len(cpus)) // workers
+        if wanted >= len(cpus) and each:
+            lists = (cpus[i * each : (i + 1) * each] for i in range(workers))
+            found["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, c)) for c in lists)
         else:
             # Replicas of one machine would all be bound to its first CPUs.
-            found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(wanted), "KMP_BLOCKTIME": "5"}
+            threads = str(max(1, each))
+            found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": threads, "KMP_BLOCKTIME": "5"}
     return found
 
 

@@ -7,20 +7,17 @@ import hashlib
 import json
 import os
 import shutil
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.errors import Unavailable, UserError
 from headrace.replica.weights import checksums
 from headrace.replica.weights.cache import FULL, Cache, written_of
 from headrace.replica.weights.folder import Report, Weights, matching, patterns
-from headrace.replica.weights.parallel import for_all
-from headrace.replica.weights.partial import Part, PartialFile
+from headrace.replica.weights.partial import PartialFile
+from headrace.replica.weights.parts import Count, Fetch, Wrong, fetch_all, missing_bytes
 from headrace.replica.weights.s3_client import Bucket, Changed, Listed
 
-_THREADS = 8
 _LOOKS = 3  # how often a source may change while it is downloaded
 _JOURNALS = ".parts"
 
@@ -88,10 +85,15 @@ class _Job:
         self._cache.make_room(partial, total, missing, self._source)
         try:
             with contextlib.ExitStack() as opened:
-                fetches = [_Fetch(f, opened.enter_context(_partial_file(partial, f))) for f in files]
-                self._load([f for f in fetches if not f.file.checked], total)
-                self._check([f for f in fetches if not f.file.checked], total)
+                fetches = [self._fetch(f, opened.enter_context(_partial_file(partial, f))) for f in files]
+                count = Count(total - missing_bytes(fetches), total, self._say)
+                fetch_all(fetches, count, lambda: self._report(f"checking {self._source}", -1.0))
             shutil.rmtree(partial / _JOURNALS)
+        except Wrong as e:
+            raise UserError(
+                f"{self._source}/{e.name} has not the checksum that S3 tells, twice in a row: upload it again, or look"
+                " at what is between here and there."
+            ) from e
         except OSError as e:
             if e.errno not in FULL:
                 raise Unavailable(f"Cannot write to the cache {self._cache.folder}: {e.strerror}.") from e
@@ -99,72 +101,15 @@ class _Job:
             shutil.rmtree(partial, ignore_errors=True)  # it is of no use on a full disk
             raise self._cache.full(self._source, missing) from e
 
-    def _load(self, fetches: Sequence[_Fetch], total: int) -> None:
-        parts = [(fetch, part) for fetch in fetches for part in fetch.file.missing()]
-        done = _Count(total - sum(p.end - p.start for _, p in parts), total, self._say)
-        self._say(done.fraction)
-        for_all(parts, lambda item: self._load_part(*item, done), _THREADS)
+    def _fetch(self, listed: Listed, file: PartialFile) -> Fetch:
+        def right(path: Path) -> bool:
+            known = checksums.expected(self._bucket.head(listed), listed.etag, self._bucket.name)
+            return known is None or checksums.of_file(known[0], path) == known[1]
 
-    def _load_part(self, fetch: _Fetch, part: Part, done: _Count) -> None:
-        for offset, data in self._bucket.read(fetch.listed, part.start, part.end):
-            fetch.file.write(offset, data)
-            done.add(len(data))
-        fetch.file.finish(part)
-
-    def _check(self, fetches: Sequence[_Fetch], total: int) -> None:
-        """Compare each file with its checksum; one that is wrong is fetched once more."""
-        self._report(f"checking {self._source}", -1.0)
-        wrong: list[_Fetch] = []
-
-        def check(fetch: _Fetch) -> None:
-            if self._right(fetch):
-                fetch.file.finish_all()
-            else:
-                fetch.file.discard()
-                wrong.append(fetch)
-
-        for_all(fetches, check, _THREADS)
-        if not wrong:
-            return
-        self._load(wrong, total)
-        for fetch in wrong:
-            if not self._right(fetch):
-                fetch.file.discard()
-                raise UserError(
-                    f"{self._source}/{fetch.listed.name} has not the checksum that S3 tells, twice in a row: upload it"
-                    " again, or look at what is between here and there."
-                )
-            fetch.file.finish_all()
-
-    def _right(self, fetch: _Fetch) -> bool:
-        known = checksums.expected(self._bucket.head(fetch.listed), fetch.listed.etag, self._bucket.name)
-        return known is None or checksums.of_file(known[0], fetch.file.path) == known[1]
+        return Fetch(listed.name, file, lambda start, end: self._bucket.read(listed, start, end), right)
 
     def _say(self, fraction: float) -> None:
         self._report(f"downloading {self._source}", fraction)
-
-
-@dataclass(frozen=True, slots=True)
-class _Fetch:
-    listed: Listed
-    file: PartialFile
-
-
-class _Count:
-    """Bytes that are there, of all; tells the fraction."""
-
-    def __init__(self, done: int, total: int, say: Callable[[float], None]) -> None:
-        self._done, self._total, self._say = done, total, say
-        self._lock = threading.Lock()
-
-    @property
-    def fraction(self) -> float:
-        return min(1.0, self._done / self._total) if self._total else 1.0
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            self._say(self.fraction)
 
 
 def _version(files: Sequence[Listed]) -> str:

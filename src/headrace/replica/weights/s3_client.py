@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,8 +11,6 @@ from typing import Any
 from headrace.errors import Unavailable, UserError
 
 _CHUNK = 1024 * 1024
-_TRIES = 3  # for one part, whose connection may break in its middle; the client tries again only before that
-_PAUSE_S = 0.5
 
 _FORBIDDEN = {
     "403", "AccessDenied", "AllAccessDisabled", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch",
@@ -79,32 +76,16 @@ class Bucket:
         with self._sentences():
             return self._client.head_object(Bucket=self.name, Key=f.key, IfMatch=f'"{f.etag}"', ChecksumMode="ENABLED")
 
-    def read(self, f: Listed, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-        """The bytes from `start` up to `end`, in pieces, each with its offset. Changed, if it is another object now."""
-        tries = _TRIES
-        while start < end:
-            before = start
-            try:
-                with self._sentences():
-                    for data in self._stream(f, start, end):
-                        yield start, data
-                        start += len(data)
-                if start < end:
-                    raise Unavailable(f"{self._source}/{f.name} ended {end - start} bytes too early.")
-            except Unavailable:
-                tries = _TRIES if start > before else tries - 1
-                if tries <= 0:
-                    raise
-                time.sleep(_PAUSE_S)
-
-    def _stream(self, f: Listed, start: int, end: int) -> Iterator[bytes]:
-        answer = self._client.get_object(
-            Bucket=self.name, Key=f.key, Range=f"bytes={start}-{end - 1}", IfMatch=f'"{f.etag}"'
-        )
-        with contextlib.closing(answer["Body"]) as body:
-            if answer["ContentLength"] != end - start:
-                raise Unavailable(f"{self.endpoint} does not answer with the part of {f.key} that it was asked for.")
-            yield from iter(lambda: body.read(_CHUNK), b"")
+    def read(self, f: Listed, start: int, end: int) -> Iterator[bytes]:
+        """The bytes from `start` up to `end`, in pieces. Changed, if it is another object now."""
+        with self._sentences():
+            answer = self._client.get_object(
+                Bucket=self.name, Key=f.key, Range=f"bytes={start}-{end - 1}", IfMatch=f'"{f.etag}"'
+            )
+            with contextlib.closing(answer["Body"]) as body:
+                if answer["ContentLength"] != end - start:
+                    raise Unavailable(f"{self.endpoint} answers with another part of {f.key} than it was asked for.")
+                yield from iter(lambda: body.read(_CHUNK), b"")
 
     @contextlib.contextmanager
     def _sentences(self) -> Iterator[None]:

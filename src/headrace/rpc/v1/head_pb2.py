@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from headrace.rpc.v1 import types_pb2 as headrace_dot_rpc_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aheadrace/rpc/v1/head.proto\x12\x0bheadrace.v1\x1a\x1bheadrace/rpc/v1/types.proto\"3\n\x12WatchRoutesRequest\x12\x10\n\x08proxy_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\"P\n\nRouteTable\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\"\n\x06routes\x18\x03 \x03(\x0b\x32\x12.headrace.v1.Route\"\xb8\x01\n\x05Route\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.headrace.v1.RouteState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12(\n\tendpoints\x18\x04 \x03(\x0b\x32\x15.headrace.v1.Endpoint\x12\x16\n\x0e\x63reated_unix_s\x18\x05 \x01(\x04\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x07 \x01(\t\"=\n\x08\x45ndpoint\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04lost\x18\x03 \x01(\x08\"\x1e\n\rEnsureRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x10\n\x0e\x45nsureResponse\"\x87\x06\n\rDeployRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x06\x65ngine\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0cmin_replicas\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x19\n\x0cmax_replicas\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x11\n\x04\x63pus\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12\x11\n\x04gpus\x18\x08 \x01(\rH\x05\x88\x01\x01\x12\x1d\n\x10gpu_memory_bytes\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x1b\n\x0e\x63ontext_tokens\x18\n \x01(\rH\x07\x88\x01\x01\x12\x1a\n\rweight_format\x18\x0b \x01(\tH\x08\x88\x01\x01\x12\x1d\n\x10\x65ngine_args_json\x18\x0c \x01(\tH\t\x88\x01\x01\x12\x1c\n\x0fsource_revision\x18\r \x01(\tH\n\x88\x01\x01\x12\x1a\n\rchat_template\x18\x0e \x01(\tH\x0b\x88\x01\x01\x12\x11\n\x04task\x18\x0f \x01(\tH\x0c\x88\x01\x01\x12\x18\n\x0btool_parser\x18\x10 \x01(\tH\r\x88\x01\x01\x12\x1d\n\x10reasoning_parser\x18\x11 \x01(\tH\x0e\x88\x01\x01\x12\x1e\n\x11trust_remote_code\x18\x12 \x01(\x08H\x0f\x88\x01\x01\x12\'\n\x08\x61\x64\x61pters\x18\x13 \x01(\x0b\x32\x15.headrace.v1.AdaptersB\t\n\x07_engineB\x0f\n\r_min_replicasB\x0f\n\r_max_replicasB\x07\n\x05_cpusB\x0f\n\r_memory_bytesB\x07\n\x05_gpusB\x13\n\x11_gpu_memory_bytesB\x11\n\x0f_context_tokensB\x10\n\x0e_weight_formatB\x13\n\x11_engine_args_jsonB\x12\n\x10_source_revisionB\x10\n\x0e_chat_templateB\x07\n\x05_taskB\x0e\n\x0c_tool_parserB\x13\n\x11_reasoning_parserB\x14\n\x12_trust_remote_code\"\x1d\n\rDeleteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x10\n\x0e\x44\x65leteResponse\"H\n\x0cScaleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cmin_replicas\x18\x02 \x01(\r\x12\x14\n\x0cmax_replicas\x18\x03 \x01(\r\"N\n\x11\x41\x64\x64\x41\x64\x61pterRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12%\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x14.headrace.v1.Adapter\"8\n\x14RemoveAdapterRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x0f\n\rStatusRequest\"\xd2\x02\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12%\n\x05model\x18\x03 \x01(\x0b\x32\x16.headrace.v1.ModelSpec\x12)\n\tresources\x18\x04 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x14\n\x0cmin_replicas\x18\x05 \x01(\r\x12\x14\n\x0cmax_replicas\x18\x06 \x01(\r\x12\x10\n\x08replicas\x18\x07 \x01(\r\x12\r\n\x05ready\x18\x08 \x01(\r\x12&\n\x05state\x18\t \x01(\x0e\x32\x17.headrace.v1.RouteState\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x16\n\x0e\x63reated_unix_s\x18\x0b \x01(\x04\x12&\n\x08\x61\x64\x61pters\x18\x0c \x03(\x0b\x32\x14.headrace.v1.Adapter\x12\r\n\x05stuck\x18\r \x01(\x08\"L\n\rPlacedReplica\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12*\n\x06status\x18\x02 \x01(\x0b\x32\x1a.headrace.v1.ReplicaStatus\"\xd9\x01\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05\x61live\x18\x04 \x01(\x08\x12\x10\n\x08silent_s\x18\x05 \x01(\x01\x12%\n\x05total\x18\x06 \x01(\x0b\x32\x16.headrace.v1.Resources\x12$\n\x04\x66ree\x18\x07 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x1e\n\x04gpus\x18\x08 \x03(\x0b\x32\x10.headrace.v1.Gpu\x12\x0f\n\x07\x65ngines\x18\t \x03(\t\"G\n\x05Proxy\x12\x10\n\x08proxy_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08restarts\x18\x04 \x01(\r\"\xe8\x01\n\rClusterStatus\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x14\n\x0chttp_address\x18\x02 \x01(\t\x12,\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32\x17.headrace.v1.Deployment\x12,\n\x08replicas\x18\x04 \x03(\x0b\x32\x1a.headrace.v1.PlacedReplica\x12 \n\x05nodes\x18\x05 \x03(\x0b\x32\x11.headrace.v1.Node\x12#\n\x07proxies\x18\x06 \x03(\x0b\x32\x12.headrace.v1.Proxy\x12\x0f\n\x07version\x18\x07 \x01(\t\"\xbb\x01\n\x0c\x43\x61talogEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12%\n\x05model\x18\x03 \x01(\x0b\x32\x16.headrace.v1.ModelSpec\x12)\n\tresources\x18\x04 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x0e\n\x06origin\x18\x05 \x01(\t\x12&\n\x08\x61\x64\x61pters\x18\x06 \x03(\x0b\x32\x14.headrace.v1.Adapter\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.headrace.v1.CatalogEntry\"\"\n\x12RemoveModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13RemoveModelResponse\"I\n\x0fReadLogsRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x12\n\ntail_lines\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"\x17\n\x07LogData\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*u\n\nRouteState\x12\x1b\n\x17ROUTE_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fROUTE_AVAILABLE\x10\x01\x12\x12\n\x0eROUTE_STARTING\x10\x02\x12\x0f\n\x0bROUTE_READY\x10\x03\x12\x10\n\x0cROUTE_FAILED\x10\x04\x32\x96\x01\n\x0cRouteService\x12\x43\n\x05Watch\x12\x1f.headrace.v1.WatchRoutesRequest\x1a\x17.headrace.v1.RouteTable0\x01\x12\x41\n\x06\x45nsure\x12\x1a.headrace.v1.EnsureRequest\x1a\x1b.headrace.v1.EnsureResponse2\x91\x06\n\x0c\x41\x64minService\x12=\n\x06\x44\x65ploy\x12\x1a.headrace.v1.DeployRequest\x1a\x17.headrace.v1.Deployment\x12\x41\n\x06\x44\x65lete\x12\x1a.headrace.v1.DeleteRequest\x1a\x1b.headrace.v1.DeleteResponse\x12;\n\x05Scale\x12\x19.headrace.v1.ScaleRequest\x1a\x17.headrace.v1.Deployment\x12\x45\n\nAddAdapter\x12\x1e.headrace.v1.AddAdapterRequest\x1a\x17.headrace.v1.Deployment\x12K\n\rRemoveAdapter\x12!.headrace.v1.RemoveAdapterRequest\x1a\x17.headrace.v1.Deployment\x12@\n\x06Status\x12\x1a.headrace.v1.StatusRequest\x1a\x1a.headrace.v1.ClusterStatus\x12G\n\x0bWatchStatus\x12\x1a.headrace.v1.StatusRequest\x1a\x1a.headrace.v1.ClusterStatus0\x01\x12M\n\nListModels\x12\x1e.headrace.v1.ListModelsRequest\x1a\x1f.headrace.v1.ListModelsResponse\x12@\n\x08\x41\x64\x64Model\x12\x19.headrace.v1.CatalogEntry\x1a\x19.headrace.v1.CatalogEntry\x12P\n\x0bRemoveModel\x12\x1f.headrace.v1.RemoveModelRequest\x1a .headrace.v1.RemoveModelResponse\x12@\n\x08ReadLogs\x12\x1c.headrace.v1.ReadLogsRequest\x1a\x14.headrace.v1.LogData0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aheadrace/rpc/v1/head.proto\x12\x0bheadrace.v1\x1a\x1bheadrace/rpc/v1/types.proto\"3\n\x12WatchRoutesRequest\x12\x10\n\x08proxy_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\"P\n\nRouteTable\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\"\n\x06routes\x18\x03 \x03(\x0b\x32\x12.headrace.v1.Route\"\xb8\x01\n\x05Route\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.headrace.v1.RouteState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12(\n\tendpoints\x18\x04 \x03(\x0b\x32\x15.headrace.v1.Endpoint\x12\x16\n\x0e\x63reated_unix_s\x18\x05 \x01(\x04\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x07 \x01(\t\"=\n\x08\x45ndpoint\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04lost\x18\x03 \x01(\x08\"\x1e\n\rEnsureRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x10\n\x0e\x45nsureResponse\"\x87\x06\n\rDeployRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x06\x65ngine\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0cmin_replicas\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x19\n\x0cmax_replicas\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x11\n\x04\x63pus\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12\x11\n\x04gpus\x18\x08 \x01(\rH\x05\x88\x01\x01\x12\x1d\n\x10gpu_memory_bytes\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x1b\n\x0e\x63ontext_tokens\x18\n \x01(\rH\x07\x88\x01\x01\x12\x1a\n\rweight_format\x18\x0b \x01(\tH\x08\x88\x01\x01\x12\x1d\n\x10\x65ngine_args_json\x18\x0c \x01(\tH\t\x88\x01\x01\x12\x1c\n\x0fsource_revision\x18\r \x01(\tH\n\x88\x01\x01\x12\x1a\n\rchat_template\x18\x0e \x01(\tH\x0b\x88\x01\x01\x12\x11\n\x04task\x18\x0f \x01(\tH\x0c\x88\x01\x01\x12\x18\n\x0btool_parser\x18\x10 \x01(\tH\r\x88\x01\x01\x12\x1d\n\x10reasoning_parser\x18\x11 \x01(\tH\x0e\x88\x01\x01\x12\x1e\n\x11trust_remote_code\x18\x12 \x01(\x08H\x0f\x88\x01\x01\x12\'\n\x08\x61\x64\x61pters\x18\x13 \x01(\x0b\x32\x15.headrace.v1.AdaptersB\t\n\x07_engineB\x0f\n\r_min_replicasB\x0f\n\r_max_replicasB\x07\n\x05_cpusB\x0f\n\r_memory_bytesB\x07\n\x05_gpusB\x13\n\x11_gpu_memory_bytesB\x11\n\x0f_context_tokensB\x10\n\x0e_weight_formatB\x13\n\x11_engine_args_jsonB\x12\n\x10_source_revisionB\x10\n\x0e_chat_templateB\x07\n\x05_taskB\x0e\n\x0c_tool_parserB\x13\n\x11_reasoning_parserB\x14\n\x12_trust_remote_code\"\x1d\n\rDeleteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x10\n\x0e\x44\x65leteResponse\"H\n\x0cScaleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cmin_replicas\x18\x02 \x01(\r\x12\x14\n\x0cmax_replicas\x18\x03 \x01(\r\"1\n\x0fRollbackRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\"$\n\x14ListRevisionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x15ListRevisionsResponse\x12(\n\trevisions\x18\x01 \x03(\x0b\x32\x15.headrace.v1.Revision\"\x97\x01\n\x08Revision\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12%\n\x05model\x18\x02 \x01(\x0b\x32\x16.headrace.v1.ModelSpec\x12)\n\tresources\x18\x03 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x16\n\x0e\x63reated_unix_s\x18\x04 \x01(\x04\x12\x0f\n\x07repeats\x18\x05 \x01(\x04\"N\n\x11\x41\x64\x64\x41\x64\x61pterRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12%\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x14.headrace.v1.Adapter\"8\n\x14RemoveAdapterRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x0f\n\rStatusRequest\"\xfb\x02\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12%\n\x05model\x18\x03 \x01(\x0b\x32\x16.headrace.v1.ModelSpec\x12)\n\tresources\x18\x04 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x14\n\x0cmin_replicas\x18\x05 \x01(\r\x12\x14\n\x0cmax_replicas\x18\x06 \x01(\r\x12\x10\n\x08replicas\x18\x07 \x01(\r\x12\r\n\x05ready\x18\x08 \x01(\r\x12&\n\x05state\x18\t \x01(\x0e\x32\x17.headrace.v1.RouteState\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x16\n\x0e\x63reated_unix_s\x18\x0b \x01(\x04\x12&\n\x08\x61\x64\x61pters\x18\x0c \x03(\x0b\x32\x14.headrace.v1.Adapter\x12\r\n\x05stuck\x18\r \x01(\x08\x12\x16\n\x0erevised_unix_s\x18\x0e \x01(\x04\x12\x0f\n\x07repeats\x18\x0f \x01(\x04\"L\n\rPlacedReplica\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12*\n\x06status\x18\x02 \x01(\x0b\x32\x1a.headrace.v1.ReplicaStatus\"\xd9\x01\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05\x61live\x18\x04 \x01(\x08\x12\x10\n\x08silent_s\x18\x05 \x01(\x01\x12%\n\x05total\x18\x06 \x01(\x0b\x32\x16.headrace.v1.Resources\x12$\n\x04\x66ree\x18\x07 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x1e\n\x04gpus\x18\x08 \x03(\x0b\x32\x10.headrace.v1.Gpu\x12\x0f\n\x07\x65ngines\x18\t \x03(\t\"G\n\x05Proxy\x12\x10\n\x08proxy_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08restarts\x18\x04 \x01(\r\"\xe8\x01\n\rClusterStatus\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x14\n\x0chttp_address\x18\x02 \x01(\t\x12,\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32\x17.headrace.v1.Deployment\x12,\n\x08replicas\x18\x04 \x03(\x0b\x32\x1a.headrace.v1.PlacedReplica\x12 \n\x05nodes\x18\x05 \x03(\x0b\x32\x11.headrace.v1.Node\x12#\n\x07proxies\x18\x06 \x03(\x0b\x32\x12.headrace.v1.Proxy\x12\x0f\n\x07version\x18\x07 \x01(\t\"\xbb\x01\n\x0c\x43\x61talogEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12%\n\x05model\x18\x03 \x01(\x0b\x32\x16.headrace.v1.ModelSpec\x12)\n\tresources\x18\x04 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x0e\n\x06origin\x18\x05 \x01(\t\x12&\n\x08\x61\x64\x61pters\x18\x06 \x03(\x0b\x32\x14.headrace.v1.Adapter\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.headrace.v1.CatalogEntry\"\"\n\x12RemoveModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13RemoveModelResponse\"I\n\x0fReadLogsRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x12\n\ntail_lines\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"\x17\n\x07LogData\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*u\n\nRouteState\x12\x1b\n\x17ROUTE_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fROUTE_AVAILABLE\x10\x01\x12\x12\n\x0eROUTE_STARTING\x10\x02\x12\x0f\n\x0bROUTE_READY\x10\x03\x12\x10\n\x0cROUTE_FAILED\x10\x04\x32\x96\x01\n\x0cRouteService\x12\x43\n\x05Watch\x12\x1f.headrace.v1.WatchRoutesRequest\x1a\x17.headrace.v1.RouteTable0\x01\x12\x41\n\x06\x45nsure\x12\x1a.headrace.v1.EnsureRequest\x1a\x1b.headrace.v1.EnsureResponse2\xac\x07\n\x0c\x41\x64minService\x12=\n\x06\x44\x65ploy\x12\x1a.headrace.v1.DeployRequest\x1a\x17.headrace.v1.Deployment\x12\x41\n\x06\x44\x65lete\x12\x1a.headrace.v1.DeleteRequest\x1a\x1b.headrace.v1.DeleteResponse\x12;\n\x05Scale\x12\x19.headrace.v1.ScaleRequest\x1a\x17.headrace.v1.Deployment\x12\x41\n\x08Rollback\x12\x1c.headrace.v1.RollbackRequest\x1a\x17.headrace.v1.Deployment\x12V\n\rListRevisions\x12!.headrace.v1.ListRevisionsRequest\x1a\".headrace.v1.ListRevisionsResponse\x12\x45\n\nAddAdapter\x12\x1e.headrace.v1.AddAdapterRequest\x1a\x17.headrace.v1.Deployment\x12K\n\rRemoveAdapter\x12!.headrace.v1.RemoveAdapterRequest\x1a\x17.headrace.v1.Deployment\x12@\n\x06Status\x12\x1a.headrace.v1.StatusRequest\x1a\x1a.headrace.v1.ClusterStatus\x12G\n\x0bWatchStatus\x12\x1a.headrace.v1.StatusRequest\x1a\x1a.headrace.v1.ClusterStatus0\x01\x12M\n\nListModels\x12\x1e.headrace.v1.ListModelsRequest\x1a\x1f.headrace.v1.ListModelsResponse\x12@\n\x08\x41\x64\x64Model\x12\x19.headrace.v1.CatalogEntry\x1a\x19.headrace.v1.CatalogEntry\x12P\n\x0bRemoveModel\x12\x1f.headrace.v1.RemoveModelRequest\x1a .headrace.v1.RemoveModelResponse\x12@\n\x08ReadLogs\x12\x1c.headrace.v1.ReadLogsRequest\x1a\x14.headrace.v1.LogData0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.rpc.v1.head_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROUTESTATE']._serialized_start=2945
-  _globals['_ROUTESTATE']._serialized_end=3062
+  _globals['_ROUTESTATE']._serialized_start=3296
+  _globals['_ROUTESTATE']._serialized_end=3413
   _globals['_WATCHROUTESREQUEST']._serialized_start=72
   _globals['_WATCHROUTESREQUEST']._serialized_end=123
   _globals['_ROUTETABLE']._serialized_start=125
@@ -54,38 +54,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETERESPONSE']._serialized_end=1332
   _globals['_SCALEREQUEST']._serialized_start=1334
   _globals['_SCALEREQUEST']._serialized_end=1406
-  _globals['_ADDADAPTERREQUEST']._serialized_start=1408
-  _globals['_ADDADAPTERREQUEST']._serialized_end=1486
-  _globals['_REMOVEADAPTERREQUEST']._serialized_start=1488
-  _globals['_REMOVEADAPTERREQUEST']._serialized_end=1544
-  _globals['_STATUSREQUEST']._serialized_start=1546
-  _globals['_STATUSREQUEST']._serialized_end=1561
-  _globals['_DEPLOYMENT']._serialized_start=1564
-  _globals['_DEPLOYMENT']._serialized_end=1902
-  _globals['_PLACEDREPLICA']._serialized_start=1904
-  _globals['_PLACEDREPLICA']._serialized_end=1980
-  _globals['_NODE']._serialized_start=1983
-  _globals['_NODE']._serialized_end=2200
-  _globals['_PROXY']._serialized_start=2202
-  _globals['_PROXY']._serialized_end=2273
-  _globals['_CLUSTERSTATUS']._serialized_start=2276
-  _globals['_CLUSTERSTATUS']._serialized_end=2508
-  _globals['_CATALOGENTRY']._serialized_start=2511
-  _globals['_CATALOGENTRY']._serialized_end=2698
-  _globals['_LISTMODELSREQUEST']._serialized_start=2700
-  _globals['_LISTMODELSREQUEST']._serialized_end=2719
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2721
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2784
-  _globals['_REMOVEMODELREQUEST']._serialized_start=2786
-  _globals['_REMOVEMODELREQUEST']._serialized_end=2820
-  _globals['_REMOVEMODELRESPONSE']._serialized_start=2822
-  _globals['_REMOVEMODELRESPONSE']._serialized_end=2843
-  _globals['_READLOGSREQUEST']._serialized_start=2845
-  _globals['_READLOGSREQUEST']._serialized_end=2918
-  _globals['_LOGDATA']._serialized_start=2920
-  _globals['_LOGDATA']._serialized_end=2943
-  _globals['_ROUTESERVICE']._serialized_start=3065
-  _globals['_ROUTESERVICE']._serialized_end=3215
-  _globals['_ADMINSERVICE']._serialized_start=3218
-  _globals['_ADMINSERVICE']._serialized_end=4003
+  _globals['_ROLLBACKREQUEST']._serialized_start=1408
+  _globals['_ROLLBACKREQUEST']._serialized_end=1457
+  _globals['_LISTREVISIONSREQUEST']._serialized_start=1459
+  _globals['_LISTREVISIONSREQUEST']._serialized_end=1495
+  _globals['_LISTREVISIONSRESPONSE']._serialized_start=1497
+  _globals['_LISTREVISIONSRESPONSE']._serialized_end=1562
+  _globals['_REVISION']._serialized_start=1565
+  _globals['_REVISION']._serialized_end=1716
+  _globals['_ADDADAPTERREQUEST']._serialized_start=1718
+  _globals['_ADDADAPTERREQUEST']._serialized_end=1796
+  _globals['_REMOVEADAPTERREQUEST']._serialized_start=1798
+  _globals['_REMOVEADAPTERREQUEST']._serialized_end=1854
+  _globals['_STATUSREQUEST']._serialized_start=1856
+  _globals['_STATUSREQUEST']._serialized_end=1871
+  _globals['_DEPLOYMENT']._serialized_start=1874
+  _globals['_DEPLOYMENT']._serialized_end=2253
+  _globals['_PLACEDREPLICA']._serialized_start=2255
+  _globals['_PLACEDREPLICA']._serialized_end=2331
+  _globals['_NODE']._serialized_start=2334
+  _globals['_NODE']._serialized_end=2551
+  _globals['_PROXY']._serialized_start=2553
+  _globals['_PROXY']._serialized_end=2624
+  _globals['_CLUSTERSTATUS']._serialized_start=2627
+  _globals['_CLUSTERSTATUS']._serialized_end=2859
+  _globals['_CATALOGENTRY']._serialized_start=2862
+  _globals['_CATALOGENTRY']._serialized_end=3049
+  _globals['_LISTMODELSREQUEST']._serialized_start=3051
+  _globals['_LISTMODELSREQUEST']._serialized_end=3070
+  _globals['_LISTMODELSRESPONSE']._serialized_start=3072
+  _globals['_LISTMODELSRESPONSE']._serialized_end=3135
+  _globals['_REMOVEMODELREQUEST']._serialized_start=3137
+  _globals['_REMOVEMODELREQUEST']._serialized_end=3171
+  _globals['_REMOVEMODELRESPONSE']._serialized_start=3173
+  _globals['_REMOVEMODELRESPONSE']._serialized_end=3194
+  _globals['_READLOGSREQUEST']._serialized_start=3196
+  _globals['_READLOGSREQUEST']._serialized_end=3269
+  _globals['_LOGDATA']._serialized_start=3271
+  _globals['_LOGDATA']._serialized_end=3294
+  _globals['_ROUTESERVICE']._serialized_start=3416
+  _globals['_ROUTESERVICE']._serialized_end=3566
+  _globals['_ADMINSERVICE']._serialized_start=3569
+  _globals['_ADMINSERVICE']._serialized_end=4509
 # @@protoc_insertion_point(module_scope)

@@ -166,6 +166,16 @@ class AdminServiceStub:
                 request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ScaleRequest.SerializeToString,
                 response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.FromString,
                 _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/headrace.v1.AdminService/Rollback',
+                request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.FromString,
+                _registered_method=True)
+        self.ListRevisions = channel.unary_unary(
+                '/headrace.v1.AdminService/ListRevisions',
+                request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ListRevisionsRequest.SerializeToString,
+                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ListRevisionsResponse.FromString,
+                _registered_method=True)
         self.AddAdapter = channel.unary_unary(
                 '/headrace.v1.AdminService/AddAdapter',
                 request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.AddAdapterRequest.SerializeToString,
@@ -225,6 +235,20 @@ class AdminServiceServicer:
 
     def Scale(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Back to an earlier revision: a new one with its model and resources. The replicas change over as at any update.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRevisions(self, request, context):
+        """The revisions of a deployment that can be gone back to, newest first; the first is the current one.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -296,6 +320,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Scale,
                     request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ScaleRequest.FromString,
                     response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.RollbackRequest.FromString,
+                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.SerializeToString,
+            ),
+            'ListRevisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevisions,
+                    request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ListRevisionsRequest.FromString,
+                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ListRevisionsResponse.SerializeToString,
             ),
             'AddAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.AddAdapter,
@@ -419,6 +453,60 @@ class AdminService:
             '/headrace.v1.AdminService/Scale',
             headrace_dot_rpc_dot_v1_dot_head__pb2.ScaleRequest.SerializeToString,
             headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.AdminService/Rollback',
+            headrace_dot_rpc_dot_v1_dot_head__pb2.RollbackRequest.SerializeToString,
+            headrace_dot_rpc_dot_v1_dot_head__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.AdminService/ListRevisions',
+            headrace_dot_rpc_dot_v1_dot_head__pb2.ListRevisionsRequest.SerializeToString,
+            headrace_dot_rpc_dot_v1_dot_head__pb2.ListRevisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class AdminServiceStub:
     Deploy: _aio.UnaryUnaryMultiCallable[_head_pb2.DeployRequest, _head_pb2.Deployment]
     Delete: _aio.UnaryUnaryMultiCallable[_head_pb2.DeleteRequest, _head_pb2.DeleteResponse]
     Scale: _aio.UnaryUnaryMultiCallable[_head_pb2.ScaleRequest, _head_pb2.Deployment]
+    Rollback: _aio.UnaryUnaryMultiCallable[_head_pb2.RollbackRequest, _head_pb2.Deployment]
+    """Back to an earlier revision: a new one with its model and resources. The replicas change over as at any update."""
+    ListRevisions: _aio.UnaryUnaryMultiCallable[_head_pb2.ListRevisionsRequest, _head_pb2.ListRevisionsResponse]
+    """The revisions of a deployment that can be gone back to, newest first; the first is the current one."""
     AddAdapter: _aio.UnaryUnaryMultiCallable[_head_pb2.AddAdapterRequest, _head_pb2.Deployment]
     """Gives a deployment one more LoRA adapter, or another source to one it has. Its replicas go on."""
     RemoveAdapter: _aio.UnaryUnaryMultiCallable[_head_pb2.RemoveAdapterRequest, _head_pb2.Deployment]
@@ -75,6 +79,22 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _head_pb2.ScaleRequest,
         context: _aio.ServicerContext[_head_pb2.ScaleRequest, _abc.Awaitable[_head_pb2.Deployment]],
     ) -> _abc.Awaitable[_head_pb2.Deployment]: ...
+
+    @_abc_1.abstractmethod
+    def Rollback(
+        self,
+        request: _head_pb2.RollbackRequest,
+        context: _aio.ServicerContext[_head_pb2.RollbackRequest, _abc.Awaitable[_head_pb2.Deployment]],
+    ) -> _abc.Awaitable[_head_pb2.Deployment]:
+        """Back to an earlier revision: a new one with its model and resources. The replicas change over as at any update."""
+
+    @_abc_1.abstractmethod
+    def ListRevisions(
+        self,
+        request: _head_pb2.ListRevisionsRequest,
+        context: _aio.ServicerContext[_head_pb2.ListRevisionsRequest, _abc.Awaitable[_head_pb2.ListRevisionsResponse]],
+    ) -> _abc.Awaitable[_head_pb2.ListRevisionsResponse]:
+        """The revisions of a deployment that can be gone back to, newest first; the first is the current one."""
 
     @_abc_1.abstractmethod
     def AddAdapter(

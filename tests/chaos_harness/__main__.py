@@ -1,0 +1,94 @@
+"""`python -m chaos_harness`: one long run, then the mutants. SEED, MINUTES, RATE, EVERY, ENGINE and RESULTS say how."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from chaos_harness import report
+from chaos_harness.check_streams import Expected, simulated, uninterrupted, unknown
+from chaos_harness.checker import Verdict, check
+from chaos_harness.faults import KINDS
+from chaos_harness.history import History
+from chaos_harness.load import Mix
+from chaos_harness.mutants import MUTANTS, catch
+from chaos_harness.run import Plan, run
+from chaos_harness.system import Size
+
+_QUESTIONS = (
+    "What is machine learning?", "Explain about Machine Learning?", "What is a token?", "What is a language model?",
+    "How does a replica start?", "What is overfitting?", "What is Headrace?", "What does the head do?",
+)  # fmt: skip
+_ANY_ENGINE = tuple(k for k in KINDS if not k.startswith("engine") and k != "rolling_update")
+
+
+def plan_of(env: Mapping[str, str]) -> Plan:
+    """ENGINE: simulated; openvino, with the demo model; or vllm, with MODEL."""
+    engine = env.get("ENGINE") or "simulated"
+    base = Plan()
+    if engine != "simulated":
+        size = Size(models=1, replicas=3, engine=engine, source=env.get("MODEL") or "builtin:demo")
+        base = Plan(kinds=_ANY_ENGINE, size=size, mix=Mix(prompts=_QUESTIONS))
+    return replace(
+        base,
+        seed=int(env.get("SEED") or 1),
+        minutes=float(env.get("MINUTES") or 5),
+        rate=float(env.get("RATE") or 20),
+        every_s=float(env.get("EVERY") or 5),
+    )
+
+
+def _expected(plan: Plan, history: History) -> Expected:
+    if plan.size.engine == "simulated":
+        return simulated(plan.size.ends())
+    return uninterrupted(history.clients) if plan.size.engine == "openvino" else unknown
+
+
+def judged(plan: Plan, folder: Path, say: bool = True) -> Verdict:
+    """Run, check, report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    asyncio.run(run(plan, folder))
+    history = History.read(folder / "history")
+    verdict = check(history, _expected(plan, history))
+    report.write(verdict, history, folder)
+    if say:
+        print(report.line(verdict), flush=True)
+        print(report.explain(verdict, history), flush=True)
+    return verdict
+
+
+def main() -> int:
+    results = Path(os.environ.get("RESULTS") or "results/chaos").absolute()
+    only = os.environ.get("MUTANTS", "all")
+    failed = False
+    if only in ("all", "none"):
+        plan = plan_of(os.environ)
+        folder = Path(tempfile.mkdtemp(prefix=f"seed{plan.seed}-", dir=_made(results)))
+        verdict = judged(plan, folder)
+        print(f"The report: {folder}/report.html", flush=True)
+        failed = bool(verdict.violations or verdict.void)
+    if only != "none":
+        names = [n for n in MUTANTS if only in ("all", n)]
+        caught = 0
+        for name in names:
+            folder = Path(tempfile.mkdtemp(prefix=f"mutant-{name}-", dir=_made(results)))
+            why = catch(name, folder)
+            caught += bool(why)
+            print(f"  mutant {name}: {'caught: ' + why if why else 'NOT CAUGHT'}", flush=True)
+        print(f"mutants caught {caught}/{len(names)}", flush=True)
+        failed = failed or caught < len(names)
+    return failed
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())
