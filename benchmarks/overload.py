@@ -2,7 +2,7 @@
 
     python benchmarks/overload.py [--seconds 15] [--slots 32]
 
-A real system with the simulated engine. Goodput is answers completed per second; the promise is 90 % of the peak at five
+A real system with the simulated engine. Goodput: answers completed per second; the promise is 90 % of the peak at five
 times the load, and a refusal (429 with Retry-After) within 100 ms. Each client makes a connection, as a new one would.
 """
 
