@@ -324,6 +324,30 @@ async def test_a_replica_that_refuses_because_it_is_full_costs_nothing():
             assert (await ask(w)).status_code == 200
 
 
+async def test_a_replica_that_fails_again_and_again_is_left_out():
+    async with world(2) as w:
+        bad, good = w.replicas
+        bad.finish_error = Failure("internal", "the engine is confused")
+        codes = Counter([(await ask(w)).status_code for _ in range(60)])
+        assert codes[500] <= 6  # five in a row, and one may be on its way
+        assert codes[200] >= 54
+        assert len(good.submits) >= 54
+        bad.finish_error, good.reject = None, Failure("internal", "now this one")
+        codes = Counter([(await ask(w)).status_code for _ in range(20)])
+        assert codes[500] == 20  # of two only one is left out at a time
+        text = (await w.client.get("/metrics")).text
+        assert f'headrace_replica_weight{{model_name="demo",replica="{good.name}"}} 1.0' in text
+
+
+async def test_a_bad_request_is_not_its_replicas_fault():
+    async with world(2) as w:
+        for r in w.replicas:
+            r.reject = Failure("invalid_request", "no", "prompt")
+        for _ in range(15):
+            assert (await ask(w)).status_code == 400
+        assert all(s.pulse.record.failures == 0 for s in w.proxy.sessions)
+
+
 async def test_herd_at_zero_replicas():
     """A thousand at once: one start, a queue up to its cap, the others told at once, and those who wait told too."""
     async with world(0, settings={"max_waiting": 100, "max_streams": 5000}) as w:
