@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-vllm check format bench chaos protos
+.PHONY: help up test test-long test-vllm check format bench chaos protos
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +26,11 @@ up: $(VENV)/.up ## install what is needed and start everything on this machine
 	$(BIN)/headrace up
 
 test: $(VENV)/.test ## install what is needed and run all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 	$(if $(ARGS),,@$(MAKE) --no-print-directory test-vllm)
+
+test-long: $(VENV)/.test ## the tests of faults that take long
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 test-vllm: $(VENV)/.test $(VENV)/.vllm ## the tests with real vLLM, in an environment of their own
 	@if grep -q SKIPPED $(VENV)/.vllm; then cat $(VENV)/.vllm; else \

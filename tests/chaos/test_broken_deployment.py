@@ -13,6 +13,8 @@ from parts import CATALOG, Cluster, Load, cluster, loaded
 from headrace.core.types import ClusterStatus, DeployRequest, Phase
 from headrace.rpc.admin import AdminClient
 
+pytestmark = pytest.mark.long
+
 ARGS = {"step_s": 0.01, "answer_tokens": 40}
 BROKEN = {
     "never loads": ({"fail_load": "The weights are a picture of a cat."}, "The weights are a picture of a cat."),

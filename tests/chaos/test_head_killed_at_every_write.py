@@ -16,6 +16,8 @@ from headrace.core.types import ClusterStatus, DeployRequest
 from headrace.errors import HeadraceError
 from headrace.rpc.admin import AdminClient
 
+pytestmark = pytest.mark.long
+
 DYING = str(Path(__file__).with_name("head_that_dies.py"))
 
 

@@ -10,6 +10,8 @@ import pytest
 from cluster_fixtures import Cluster, Traffic, cluster, ready
 from namespaces import Namespace, ip, link, namespace, why_not
 
+pytestmark = pytest.mark.long
+
 HEAD, NODE = "10.231.1.1", "10.231.1.2"  # the wire that is cut
 SECOND = ("10.231.2.1", "10.231.2.2")  # head and second node
 TO_HEAD = ("10.231.3.1", "10.231.3.2")  # we and the head

@@ -20,6 +20,8 @@ from headrace.process import ProcessRecord
 from headrace.rpc.channel import open_channel
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc
 
+pytestmark = pytest.mark.long
+
 CLEAN_S = 10.0  # from the restart; the promise (I4)
 VICTIMS = ("head", "scheduler", "replica", "child")
 ORDERS = [*itertools.permutations(VICTIMS), ("scheduler", "replica"), ("replica", "scheduler"), ("scheduler", "child")]

@@ -16,6 +16,8 @@ from headrace.core.state import State, apply
 from headrace.head.store import SqliteStore
 from headrace.process import child_env
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 
 

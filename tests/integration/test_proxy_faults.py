@@ -195,6 +195,37 @@ async def test_only_a_replica_of_the_same_kind_takes_a_stream_up():
         await w.clean()
 
 
+async def test_what_has_not_been_sent_begins_again_at_another_kind():
+    async with world(2, tokens=20, step_s=0.005) as w:
+        dies, works = await first_dies(w)
+        works.fingerprint = "another revision"
+        await works.die()
+        await works.start(int(works.address.rpartition(":")[2]))
+        await eventually(lambda: any(s.fingerprint == works.fingerprint for s in w.proxy.sessions))
+        await eventually(lambda: any(s.load.waiting == 50 for s in w.proxy.sessions))
+        r = await w.client.post("/v1/chat/completions", json=CHAT)
+        assert r.json()["choices"][0]["message"]["content"] == answer(20)
+        assert (len(dies.submits), [s.resume for s in works.submits]) == (1, [None])
+        await w.clean()
+
+
+async def test_replicas_that_die_at_one_moment_quarantine_nobody():
+    """A stream that moves to a replica that is dead already, though nobody knows, has killed nothing."""
+    async with world(3, tokens=400, step_s=0.005) as w:
+        asking = [asyncio.create_task(w.client.post("/v1/chat/completions", json=STREAM)) for _ in range(9)]
+        await eventually(lambda: all(r.live and min(x.position for x in r.live.values()) > 9 for r in w.replicas))
+        ports = [int(r.address.rpartition(":")[2]) for r in w.replicas]
+        for r in w.replicas:
+            r.silent = True  # dead, and its connections have yet to break
+        for r in w.replicas:
+            await r.die()
+            await asyncio.sleep(0.05)
+        w.replicas[0].silent = False
+        await w.replicas[0].start(ports[0])
+        for task in asking:
+            assert content((await task).text) == (answer(400), [], True)
+
+
 async def test_replica_death_with_no_other_mid_plain_text_breaks_the_connection():
     async with world(die_at=3, step_s=0.005, patience=replace(PATIENCE, replica_s=0.3)) as w:
         got = b""

@@ -44,7 +44,7 @@ def test_choice_is_one_of_the_candidates_whenever_there_are_any(pool, first, sec
 @given(candidates, draws, draws, ids)
 def test_excluded_only_when_nothing_is_left(pool, first, second, excluded):
     chosen = choose(pool, first, second, excluded)
-    if any(c.replica_id not in excluded for c in pool):
+    if any(c.replica_id not in excluded and not c.suspect for c in pool):
         assert chosen not in excluded
 
 
@@ -54,9 +54,9 @@ def test_lost_suspect_and_draining_come_last(pool, first, second):
     if any(sound(c) for c in pool):
         assert chosen is not None
         assert sound(chosen)
-    elif any(not c.draining for c in pool):
+    elif any(not c.suspect for c in pool):
         assert chosen is not None
-        assert not chosen.draining
+        assert not chosen.suspect
 
 
 @given(candidates, draws, draws)

@@ -55,7 +55,7 @@ def room(c: Candidate) -> float:
 
 
 def _tier(c: Candidate, excluded: Set[ReplicaId]) -> tuple[bool, ...]:
-    return (c.replica_id in excluded, c.draining, c.ejected, c.lost or c.suspect)
+    return (c.suspect, c.replica_id in excluded, c.draining, c.ejected, c.lost)
 
 
 def _best(candidates: Sequence[Candidate], excluded: Set[ReplicaId]) -> list[Candidate]:
@@ -84,8 +84,8 @@ def choose(
     """The replica for the next request, however busy all are; None if there is none at all.
 
     `first` and `second` are random numbers of [0, 1). Only the best tier that has members is drawn from: sound
-    replicas, then lost or suspect ones, then ejected ones, then draining ones; those of `excluded` (tried already) only
-    when nothing else is left. Of a tier the slow ones come last.
+    replicas, then lost ones, ejected ones, draining ones, those of `excluded` (tried already), and suspect ones only
+    when nothing else is left: they may be dead. Of a tier the slow ones come last.
     """
     if not candidates:
         return None

@@ -12,7 +12,7 @@ import structlog
 
 from headrace.core.types import ReplicaId, Route, RouteState
 from headrace.core.waits import expected_wait_s, retry_after_s
-from headrace.errors import HeadraceError, NotFound, Overloaded, RequestTimeout, Unavailable
+from headrace.errors import CannotResume, HeadraceError, NotFound, Overloaded, RequestTimeout, Unavailable
 from headrace.proxy.queue import Entry, Queue
 from headrace.proxy.routes import Routes
 from headrace.proxy.session import Session
@@ -22,6 +22,7 @@ from headrace.proxy.ticket import Ticket
 log = structlog.get_logger()
 
 _MAX_NAMES = 20
+_FRAMES_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +114,22 @@ class Admission:
         on_wait: Callable[[str], None] = lambda what: None,
         like: str = "",
         ticket: Ticket | None = None,
+        heard_after: float = -1.0,
     ) -> Session:
         """A session with a replica of `model`, deploying and awaiting it if need be. To be used with no await between.
 
         `like`: the fingerprint that it must have, of a stream that goes on there. Such a one waits in no queue, nor
         does one whose ticket was admitted: its place was given to it when it began.
+        `heard_after`: for those, something must have come from the replica since then, which shows that it lives.
         `on_wait` is told what is going on, first after a second, then every few. Raises NotFound, Overloaded (the queue
         is full, or too long for the ticket's deadline) or Unavailable (it failed, or the patience is over).
         """
         ticket = ticket or Ticket()
         if like or ticket.admitted:
-            found = self._look(model, excluded, 0.0, like)
-            return found if isinstance(found, Session) else await self._wait(model, excluded, on_wait, like)
+            found = self._look(model, excluded, 0.0, like, heard_after)
+            if isinstance(found, Session):
+                return found
+            return await self._wait(model, excluded, on_wait, like, heard_after=heard_after)
         session = await self._queue_up(model, on_wait, ticket)
         ticket.admitted = True
         return session
@@ -192,10 +197,11 @@ class Admission:
         on_wait: Callable[[str], None],
         like: str,
         queued: tuple[Queue, Entry] | None = None,
+        heard_after: float = -1.0,
     ) -> Session:
         self.waiting[model] += 1
         try:
-            return await self._wait_counted(model, excluded, on_wait, like, queued)
+            return await self._wait_counted(model, excluded, on_wait, like, queued, heard_after)
         finally:
             self.waiting[model] -= 1
 
@@ -206,6 +212,7 @@ class Admission:
         on_wait: Callable[[str], None],
         like: str,
         queued: tuple[Queue, Entry] | None,
+        heard_after: float,
     ) -> Session:
         begun = self._clock()
         next_word = begun + self._patience.first_word_s
@@ -219,7 +226,7 @@ class Admission:
                     return queued[1].turn.result()
                 found = self._state(model)
             else:
-                found = self._look(model, excluded, self._clock() - begun, like)
+                found = self._look(model, excluded, self._clock() - begun, like, heard_after)
                 if isinstance(found, Session):
                     return found
             route = self._routes.table and self._routes.table.routes.get(model)
@@ -240,6 +247,8 @@ class Admission:
             ends = min(begun + self._patience.model_s, since + found.limit_s, next_word)
             if now < begun + self._patience.better_s:
                 ends = min(ends, begun + self._patience.better_s)
+            if heard_after >= 0:
+                ends = min(ends, now + _FRAMES_S)
             await self._routes.changed.wait(max(ends - now, 0.001), *turn)
 
     def _next(self, model: str, waited_s: float) -> Session | _Wait:
@@ -250,15 +259,29 @@ class Admission:
             return session
         return self._state(model)
 
-    def _look(self, model: str, excluded: Set[ReplicaId], waited_s: float, like: str) -> Session | _Wait:
+    def _look(
+        self, model: str, excluded: Set[ReplicaId], waited_s: float, like: str, heard_after: float
+    ) -> Session | _Wait:
         """A session for a request that was admitted already, however busy the replicas are."""
         route = self.route(model)
-        session = self._sessions.pick(route, excluded, like) if route and route.endpoints else None
+        session = None
+        if route and route.endpoints:
+            session = self._sessions.pick(route, excluded, like, heard_after=heard_after)
         if session is not None:
             tried = session.endpoint.replica_id in excluded
             if waited_s >= self._patience.better_s or not (tried or session.draining):
                 return session
-        return self._state(model)
+        state = self._state(model)
+        if like and state.busy and session is None:  # some can be reached, but none that will do
+            text = f"No replica of {model} that could go on with exactly the next token can be reached: ask again."
+            error = CannotResume(text, retry_after_s=2.0)
+            return _Wait("no replica that could go on can be reached", self._patience.replica_s, error)
+        return state
+
+    def has(self, model: str, like: str) -> bool:
+        """Whether a replica of `model` with this fingerprint can be reached now."""
+        route = self.route(model)
+        return route is not None and any(s.ready and s.fingerprint == like for s in self._sessions.of(route).values())
 
     def _state(self, model: str) -> _Wait:
         """What a request without a replica waits for. Unavailable if that is for nothing."""

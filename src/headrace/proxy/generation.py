@@ -110,11 +110,18 @@ class Generation:
             return
         like = waiting[0].fingerprint
         waiting = [s for s in waiting if s.fingerprint == like]  # the others' turn comes in the next round
+        if like and not self._admission.has(self.model, like) and all(s.begin_again() for s in waiting):
+            return  # of another kind will do now
+        heard_after = -1.0
         if suspect := next((s for s in waiting if s.deaths), None):
             waiting = [suspect]
+            # Only at a replica that has lived through the last death: several may die at one moment.
+            heard_after = asyncio.get_running_loop().time()
             await self._moves.turn(suspect)
         excluded: set[ReplicaId] = {r for s in waiting for r in s.tried}
-        session = await self._admission.session_for(self.model, excluded, self._sink.waiting, like, self._ticket)
+        session = await self._admission.session_for(
+            self.model, excluded, self._sink.waiting, like, self._ticket, heard_after
+        )
         route = self._admission.route(self.model)  # the one that the session was found by
         for stream in waiting:
             stream.place(session, route.adapter if route else "")

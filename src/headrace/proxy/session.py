@@ -28,6 +28,7 @@ from headrace.rpc.v1.replica_pb2_grpc import ReplicaServiceStub
 log = structlog.get_logger()
 
 _BACK_OFF_S = (0.1, 1.0)
+_OTHER_KIND = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,13 @@ class Session:
         silence: Silence,
         tls: Tls | None = None,
         *,
-        others: Callable[[Session], bool] = lambda session: False,
+        others: Callable[[Session, bool], bool] = lambda session, same_kind: False,
         on_frame: Callable[[], None] = lambda: None,
     ) -> None:
-        """`others`: whether another replica could take this one's streams. `on_frame`: after every frame."""
+        """`others`: whether there is another sound replica of the model; with True, one of the same kind.
+
+        `on_frame`: called after every frame.
+        """
         self.endpoint = endpoint
         self.load = Load()
         self.pulse = Pulse()
@@ -108,6 +112,11 @@ class Session:
         self._others = others
         self._after_frame = on_frame
         self._loop = asyncio.get_running_loop()
+
+    @property
+    def heard_at(self) -> float:
+        """Loop time of the last frame."""
+        return self._last_frame_at if self.ready else 0.0
 
     @property
     def in_flight(self) -> int:
@@ -235,8 +244,12 @@ class Session:
             stalled = silent + self._stalled_s
             if silent >= s.gone_s:
                 raise _Silent(f"nothing came from it for {s.gone_s:g} s")
-            if stalled >= s.gone_s and self._streams and self._others(self):
-                raise _Silent(f"its engine made no step for {s.gone_s:g} s, with requests to work on")
+            # Where the others are of another kind, what has begun cannot go on there: then it gets more time.
+            if self._streams and (
+                (stalled >= s.gone_s and self._others(self, True))
+                or (stalled >= _OTHER_KIND * s.gone_s and self._others(self, False))
+            ):
+                raise _Silent(f"its engine made no step for {stalled:.0f} s, with requests to work on")
             if stalled >= s.suspect_s and not self.suspect:
                 self.suspect = True
                 log.warning("replica_silent", replica=self.endpoint.replica_id, silent_s=round(stalled, 1))

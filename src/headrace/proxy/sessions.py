@@ -38,6 +38,7 @@ class Sessions:
         self._tls = tls
         self._live: dict[_Key, Session] = {}
         self._running: dict[asyncio.Task[None], Session] = {}
+        self._models: dict[Session, str] = {}
         self._judged: dict[str, float] = {}  # when each model's replicas were last compared
         self._clock = asyncio.get_running_loop().time
         self.on_frame: Callable[[], None] = lambda: None
@@ -45,39 +46,56 @@ class Sessions:
     def apply(self, table: RouteTable) -> None:
         """Make the sessions those of `table`. Streams of a retired session go on to their end."""
         wanted = {(e.replica_id, e.address): e for r in table.routes.values() for e in r.endpoints}
+        models = {(e.replica_id, e.address): r.model for r in table.routes.values() for e in r.endpoints}
         for key in [k for k in self._live if k not in wanted]:
             self._live.pop(key).retire()
         for key, endpoint in wanted.items():
             if key not in self._live:
-                self._live[key] = self._open(endpoint)
+                self._live[key] = self._open(endpoint, models[key])
 
-    def _open(self, endpoint: Endpoint) -> Session:
+    def _open(self, endpoint: Endpoint, model: str) -> Session:
+        def others(one: Session, same_kind: bool) -> bool:
+            return any(
+                s is not one
+                and self._models.get(s) == model
+                and (s.fingerprint == one.fingerprint or not same_kind)
+                and s.ready
+                and not (s.suspect or s.draining)
+                for s in self._live.values()
+            )
+
         session = Session(
             endpoint,
             self._proxy_id,
             self.changed,
             self._silence,
             self._tls,
-            others=self._others,
+            others=others,
             on_frame=lambda: self.on_frame(),
         )
+        self._models[session] = model
         task = self._tasks.create_task(session.run(), name=f"session {endpoint.replica_id}")
         self._running[task] = session
-        task.add_done_callback(lambda done: self._running.pop(done, None))
+        task.add_done_callback(self._ended)
         return session
 
-    def _others(self, one: Session) -> bool:
-        return any(
-            s is not one and s.fingerprint == one.fingerprint and s.ready and not (s.suspect or s.draining)
-            for s in self._live.values()
-        )
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if session := self._running.pop(task, None):
+            self._models.pop(session, None)
 
     def pick(
-        self, route: Route, excluded: Set[ReplicaId], like: str = "", *, with_room: bool = False
+        self,
+        route: Route,
+        excluded: Set[ReplicaId],
+        like: str = "",
+        *,
+        with_room: bool = False,
+        heard_after: float = -1.0,
     ) -> Session | None:
         """The session for the route's next request; None if no replica of it can be reached now.
 
         `like`: only a replica with this fingerprint will do. `with_room`: only one that is not saturated.
+        `heard_after`: only one from which something has come since then.
         """
         mine = self.of(route)
         self._judge(route, mine)
@@ -85,7 +103,7 @@ class Sessions:
         candidates: list[Candidate] = []
         now = self._clock()
         for e, s in mine.items():
-            if s.ready and (not like or s.fingerprint == like):
+            if s.ready and (not like or s.fingerprint == like) and s.heard_at > heard_after:
                 ready[e.replica_id] = s
                 candidates.append(_candidate(e, s, now))
         select = choose_with_room if with_room else choose

@@ -308,6 +308,13 @@ class Stream:
         self.moves += 1
         self._on_change()
 
+    def begin_again(self) -> bool:
+        """Forget what came, if nothing of it has left the proxy; then any replica will do."""
+        if not self._sink.restart(self.index):
+            return False
+        self._restart()
+        return True
+
     def _restart(self) -> None:
         self.tokens = self._chars = self._reasoning_chars = 0
         del self._ids[:]
