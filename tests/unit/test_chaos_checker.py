@@ -277,3 +277,13 @@ def test_a_bystander_of_two_deaths_may_be_quarantined() -> None:
     killed: Event = {"ev": "begin", "kind": "replica_kill", "t": 1.5}
     assert kinds(streams(start(), ended, faults=[killed]).violations) == ["I3 error"]
     assert streams(start(), ended, faults=[killed, killed | {"t": 2.0}]).violations == []
+
+
+def test_an_inexact_end_is_excused_only_where_a_replica_died_in_an_update() -> None:
+    error = {"type": "service_unavailable_error", "message": "x", "code": "stream_cannot_continue"}
+    stopped = end(status="error", text=right_text(9), finishes=[], done=0, tokens=None, error=error, pieces=[])
+    death = {"ev": "begin", "t": 2.0, "number": 1, "kind": "replica_kill"}
+    update = {"ev": "begin", "t": 1.5, "number": 2, "kind": "rolling_update", "model": "m"}
+    assert kinds(streams(start(), stopped, faults=[death, update]).violations) == []
+    for faults in ([death], [update], [death, update | {"model": "other"}], [death | {"t": 9.0}, update]):
+        assert kinds(streams(start(), stopped, faults=faults).violations) == ["I3 error"]

@@ -107,6 +107,14 @@ class Admission:
         session = self._sessions.pick(route, tried) if route else None
         return session if session and session.endpoint.replica_id not in tried else None
 
+    def reaches_all(self, model: str) -> bool:
+        """Whether there is a session with every replica of `model`."""
+        route = self.route(model)
+        if route is None:
+            return False
+        found = self._sessions.of(route)
+        return len(found) == len(route.endpoints) and all(s.ready for s in found.values())
+
     async def session_for(
         self,
         model: str,

@@ -15,6 +15,7 @@ from headrace.proxy.stream import Place, Sink, Stream, fan_out
 from headrace.proxy.ticket import Ticket
 
 _FIRST_TOKEN_WORD_S = 10.0
+_ALL_ASKED_S = 3.0
 WINDOW = 128
 """Streams of one request that are with replicas at a time: all the choices that one may ask for."""
 
@@ -106,7 +107,7 @@ class Generation:
 
     async def _place(self, waiting: list[Stream]) -> None:
         if waiting[0].taking_over:
-            self._ask_next(waiting[0])
+            await self._ask_next(waiting[0])
             return
         like = waiting[0].fingerprint
         waiting = [s for s in waiting if s.fingerprint == like]  # the others' turn comes in the next round
@@ -126,11 +127,15 @@ class Generation:
         for stream in waiting:
             stream.place(session, route.adapter if route else "")
 
-    def _ask_next(self, stream: Stream) -> None:
-        """Ask one more replica whether it keeps the stream."""
-        session = self._admission.untried(self.model, set(stream.tried))
-        if session is None:
-            raise errors.Gone("No replica keeps this stream any more: ask again, without Last-Event-ID.")
+    async def _ask_next(self, stream: Stream) -> None:
+        """Ask one more replica whether it keeps the stream. Gone if none does."""
+        clock = asyncio.get_running_loop().time
+        give_up = clock() + _ALL_ASKED_S
+        while (session := self._admission.untried(self.model, set(stream.tried))) is None:
+            # A proxy that has just started may not have reached all of them yet.
+            if self._admission.reaches_all(self.model) or clock() >= give_up:
+                raise errors.Gone("No replica keeps this stream any more: ask again, without Last-Event-ID.")
+            await asyncio.sleep(0.02)
         route = self._admission.route(self.model)
         stream.place(session, route.adapter if route else "")
 
