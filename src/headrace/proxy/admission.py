@@ -49,7 +49,7 @@ class _Wait:
 
 
 class Admission:
-    """`waiting` counts the requests per model that have no replica yet.
+    """`waiting` counts the requests in the queues, by model.
 
     New requests wait in their model's queue for room; those that were admitted before and have to go elsewhere do not.
     """
@@ -149,7 +149,7 @@ class Admission:
         if isinstance(found, Session):
             return found
         if queue is None:
-            queue = self._queues[route.model if route else model] = Queue(self._max_waiting)
+            queue = self._queues[route.model if route else model] = Queue(self._max_waiting, self.waiting)
         entry = Entry(model, ticket.claim())
         waits = found or self._state(model)
         expected = self._expected_wait_s(queue, entry) if route and waits.busy else None
@@ -206,21 +206,6 @@ class Admission:
         like: str,
         queued: tuple[Queue, Entry] | None = None,
         heard_after: float = -1.0,
-    ) -> Session:
-        self.waiting[model] += 1
-        try:
-            return await self._wait_counted(model, excluded, on_wait, like, queued, heard_after)
-        finally:
-            self.waiting[model] -= 1
-
-    async def _wait_counted(
-        self,
-        model: str,
-        excluded: Set[ReplicaId],
-        on_wait: Callable[[str], None],
-        like: str,
-        queued: tuple[Queue, Entry] | None,
-        heard_after: float,
     ) -> Session:
         begun = self._clock()
         next_word = begun + self._patience.first_word_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 from headrace.core.fair import Claim, FairQueue
 from headrace.errors import HeadraceError
@@ -39,11 +40,27 @@ class Entry:
 
 
 class Queue(FairQueue[Entry]):
-    """Bounded by `most` entries."""
+    """Bounded by `most` entries. `waiting`: counts them by the name that was asked for."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, waiting: Counter[str]) -> None:
         super().__init__()
         self._most = most
+        self._waiting = waiting
+
+    def push(self, item: Entry, claim: Claim) -> None:
+        super().push(item, claim)
+        self._waiting[item.model] += 1
+
+    def pop(self) -> Entry | None:
+        item = super().pop()
+        if item is not None:
+            self._waiting[item.model] -= 1
+        return item
+
+    def remove(self, item: Entry) -> None:
+        if item in self:
+            self._waiting[item.model] -= 1
+        super().remove(item)
 
     def enter(self, entry: Entry, full: HeadraceError) -> None:
         """Take an entry in. When there is no room `full` goes to it, or to one who has more waiting than it."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Set
 
 import structlog
 
-from headrace.core.outliers import Standing, judge
+from headrace.core.outliers import FAILURES, Standing, judge
 from headrace.core.route import Candidate, choose, choose_with_room
 from headrace.core.types import Endpoint, ReplicaId, Route, RouteTable
 from headrace.core.waits import service_rate
@@ -126,7 +126,8 @@ class Sessions:
 
     def _judge(self, route: Route, mine: dict[Endpoint, Session]) -> None:
         now = self._clock()
-        if now < self._judged.get(route.model, 0.0) + _JUDGE_S:
+        failing = any(s.pulse.record.failures >= FAILURES for s in mine.values())
+        if not failing and now < self._judged.get(route.model, 0.0) + _JUDGE_S:
             return
         self._judged[route.model] = now
         records = {e.replica_id: s.pulse.record for e, s in mine.items()}
