@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -312,6 +313,16 @@ async def test_silent_replica_is_avoided_then_given_up():
         assert content((await request).text) == (answer(8), [], True)
         silent.silent = silent.hold = False
         await w.reachable(silent.name)
+        await w.clean()
+
+
+async def test_a_proxy_that_stood_still_blames_no_replica():
+    async with world(2, tokens=60, step_s=0.005, silence=Silence(0.15, 0.4)) as w:
+        request = asyncio.create_task(w.client.post("/v1/chat/completions", json=STREAM))
+        await eventually(lambda: any(x.position > 3 for r in w.replicas for x in r.live.values()))
+        time.sleep(1.0)  # noqa: ASYNC251 - nothing can be read meanwhile
+        assert content((await request).text) == (answer(60), [], True)
+        assert [r.sessions for r in w.replicas] == [1, 1]
         await w.clean()
 
 

@@ -254,7 +254,12 @@ class Session:
                 self.suspect = True
                 log.warning("replica_silent", replica=self.endpoint.replica_id, silent_s=round(stalled, 1))
             limit = s.gone_s if self.suspect else s.suspect_s
-            await asyncio.sleep(min(max(limit - stalled, s.suspect_s / 10), s.gone_s - silent) + 0.001)
+            pause = min(max(limit - stalled, s.suspect_s / 10), s.gone_s - silent) + 0.001
+            asleep_at = self._loop.time()
+            await asyncio.sleep(pause)
+            late = self._loop.time() - asleep_at - pause
+            if late > s.suspect_s / 3:
+                self._last_frame_at += late  # it was us who stood still: what came meanwhile has yet to be read
 
     def _on_frame(self, frame: replica_pb2.Frame) -> None:
         now = self._last_frame_at = self._loop.time()
