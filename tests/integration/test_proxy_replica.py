@@ -95,6 +95,7 @@ async def test_kill_mid_stream_then_another_process(tmp_path: Path):
             streams = [tasks.create_task(stream()) for _ in range(4)]
             await begun.wait()
             os.kill(replica.child.pid, signal.SIGKILL)
+            await eventually(lambda: not any(s.ready for s in w.proxy.sessions))
             waits = tasks.create_task(w.client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 4, "seed": 1}))
             await eventually(lambda: w.proxy.serving.admission.waiting["demo"])
             async with running(a_spec(options={"answer_tokens": 100_000, "step_s": 0.005}), tmp_path / "b") as again:
