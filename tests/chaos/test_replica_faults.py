@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from chaos.test_kills import Streams, expected
 from cli_fixtures import run_cli
 from up_fixtures import Up, eventually, running
@@ -90,6 +91,7 @@ async def test_sigkill(tmp_path: Path) -> None:
         assert await up.end(signal.SIGTERM) == 0
 
 
+@pytest.mark.long
 async def test_a_replica_that_hangs(tmp_path: Path) -> None:
     """SIGSTOP: its streams go on elsewhere, and it is back, or another is, when it is over."""
     async with three(tmp_path, answer_tokens=1000) as (up, url):
@@ -122,6 +124,7 @@ async def test_an_engine_that_dies_in_a_living_process(tmp_path: Path) -> None:
         assert await up.end(signal.SIGTERM) == 0
 
 
+@pytest.mark.long
 async def test_an_engine_that_does_not_step(tmp_path: Path) -> None:
     """Its frames go on coming; it is ended and started again for it."""
     async with three(tmp_path, stall_s=2) as (up, url):

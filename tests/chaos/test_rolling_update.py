@@ -13,6 +13,8 @@ from parts import CATALOG, Cluster, Load, answer, cluster, loaded
 from headrace.core.types import ClusterStatus, DeployRequest, Phase
 from headrace.rpc.admin import AdminClient
 
+pytestmark = pytest.mark.long
+
 
 def of(status: ClusterStatus, revision: int) -> list[Phase]:
     return [r.status.phase for r in status.replicas if r.status.revision == revision]

@@ -20,6 +20,8 @@ from headrace.replica.status import StatusBoard
 from headrace.rpc.channel import bind, new_server
 from headrace.rpc.v1 import replica_pb2_grpc
 
+pytestmark = pytest.mark.long
+
 
 class Foreign(ReplicaServicer):
     """A replica of another cluster, ready to take what comes. Its own code decides whom it lets in."""
