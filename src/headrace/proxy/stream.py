@@ -14,16 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
-import structlog
-
 from headrace import errors
 from headrace.core.failover import MAX_DEATHS, PROVEN_BY, History, Loss, Next, after, can_resume
 from headrace.core.types import Failure, Parsed, ReplicaId, Resume, Submit, TokenLogprob
 from headrace.metrics import Tally
 from headrace.proxy.extras import Echo, Extra, PromptLogprobs
 from headrace.proxy.session import Session
-
-log = structlog.get_logger()
 
 
 class Place(NamedTuple):
