@@ -38,8 +38,10 @@ from simulated_cluster import Node, Watcher
 
 from headrace import __version__
 from headrace.cli.endpoint import HeadEndpoint, read_endpoint
+from headrace.core.route_delta import whole
 from headrace.core.types import DeployRequest, ReplicaId
 from headrace.process import Child, child_env, raise_open_files
+from headrace.rpc import convert
 from headrace.rpc.admin import AdminClient
 
 PER_NODE, NODES_PER_DEPLOYMENT, NODES_PER_PROXY = 10, 5, 20
@@ -144,7 +146,7 @@ async def measure(size: int, args: argparse.Namespace, folder: Path) -> dict[str
                 node.join()
             await until(lambda: all(n.epoch.highest for n in nodes), "the nodes to join")
 
-            begun, cpu = time.monotonic(), head.cpu_s()
+            begun, cpu, ours = time.monotonic(), head.cpu_s(), time.process_time()
             each = [replicas // deployments + (i < replicas % deployments) for i in range(deployments)]
             gate = asyncio.Semaphore(16)
 
@@ -157,6 +159,7 @@ async def measure(size: int, args: argparse.Namespace, folder: Path) -> dict[str
             await asyncio.gather(*(deploy(i, n) for i, n in enumerate(each)))
             await until(lambda: all_have(replicas), "all replicas to be READY everywhere")
             row |= {"cold_s": time.monotonic() - begun, "cold_cpu_s": head.cpu_s() - cpu}
+            row["cold_driver_cpu_s"] = time.process_time() - ours
             await asyncio.sleep(3)
 
             row |= {f"rest_{k}": v for k, v in (await over(args.rest, head, watchers)).items()}
@@ -186,8 +189,6 @@ async def measure(size: int, args: argparse.Namespace, folder: Path) -> dict[str
             await until(lambda: all_have(replicas), "everything to be as it was")
 
             await head.kill()
-            for w in watchers:
-                w.largest_bytes = 0
             epochs = {w.table.epoch for w in watchers}
             begun = time.monotonic()
             await head.start()
@@ -196,7 +197,7 @@ async def measure(size: int, args: argparse.Namespace, folder: Path) -> dict[str
                 "the next head to show everything",
             )
             row |= {"restart_s": time.monotonic() - begun, "restart_cpu_s": head.cpu_s()}
-            row["table_bytes"] = watchers[0].largest_bytes
+            row["table_bytes"] = convert.route_delta_to_pb(whole(watchers[0].table)).ByteSize()
             if any(w.gaps for w in watchers):
                 raise SystemExit("A delta did not follow the one before it.")
             return row

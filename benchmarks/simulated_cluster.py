@@ -115,7 +115,7 @@ class Watcher:
     def __init__(self, address: str, number: int, on_gone: Callable[[ReplicaId], None]) -> None:
         self.address, self.number, self._on_gone = address, number, on_gone
         self.table = NOTHING
-        self.received_bytes = self.messages = self.largest_bytes = self.gaps = 0
+        self.received_bytes = self.messages = self.gaps = 0
 
     def endpoints(self) -> int:
         return sum(not e.lost for r in self.table.routes.values() for e in r.endpoints)
@@ -127,10 +127,8 @@ class Watcher:
             while True:
                 try:
                     async for message in RouteServiceStub(channel).Watch(request):
-                        size = message.ByteSize()
                         self.messages += 1
-                        self.received_bytes += size
-                        self.largest_bytes = max(self.largest_bytes, size)
+                        self.received_bytes += message.ByteSize()
                         if not self._take(convert.route_delta_from_pb(message)):
                             self.gaps += 1
                             break

@@ -34,6 +34,10 @@ class _Node:
     statuses: Mapping[ReplicaId, ReplicaStatus] = field(default_factory=dict)
     loads: dict[ReplicaId, Load] = field(default_factory=dict)
 
+    def view(self) -> NodeView:
+        live = self.session is not None and not self.lost
+        return NodeView(self.info, live, self.lost, self.heard_at, self.reported_at, self.statuses)
+
 
 class Cluster:
     """The nodes. Every change worth a thought notifies `changed`."""
@@ -41,11 +45,14 @@ class Cluster:
     def __init__(self, clock: Clock, lease_s: float, changed: Topic) -> None:
         self._clock, self._lease_s, self._changed = clock, lease_s, changed
         self._nodes: dict[NodeId, _Node] = {}
+        self._views: Mapping[NodeId, NodeView] = {}  # by id; those of `_stale` are to be made anew
+        self._stale: set[NodeId] = set()
 
     def expect(self, node_ids: Iterable[NodeId]) -> None:
         """Nodes that have replicas by the store: their leases run from now."""
         for node_id in node_ids:
             self._nodes.setdefault(node_id, _Node(NodeInfo(node_id, 0, "", "", Resources()), self._clock()))
+            self._stale.add(node_id)
 
     def join(self, info: NodeInfo, held_gpus: Collection[int] = ()) -> NodeSession:
         """A scheduler says hello: it gets the node's session. Fenced if one that started later holds the node's lease.
@@ -68,6 +75,7 @@ class Cluster:
             )
         node.info = as_if_empty(info, held_gpus)
         node.session = NodeSession(node.info, now)
+        self._stale.add(info.node_id)
         # One that was lost is so until its first report: what it said before may be true no longer, and replicas that
         # made up for it must not go for the sake of some that have died meanwhile.
         node.heard_at = now
@@ -82,6 +90,7 @@ class Cluster:
         node = self._nodes.get(session.info.node_id)
         if node is not None and node.session is session:
             node.session = None
+            self._stale.add(session.info.node_id)
             log.info("node_left", node=session.info.node_id)
             self._changed.notify()
 
@@ -101,6 +110,7 @@ class Cluster:
         differs = bool(news or gone is None or gone) and self._take(node, news, gone)
         node.heard_at = node.reported_at = self._clock()
         node.lost, session.reported = False, True
+        self._stale.add(session.info.node_id)
         if was_lost:
             log.info("node_returned", node=session.info.node_id)
         if first or was_lost or differs:
@@ -136,12 +146,14 @@ class Cluster:
         node = self._nodes.get(node_id)
         return node.session if node else None
 
-    def views(self) -> dict[NodeId, NodeView]:
-        """All nodes as they are now."""
-        return {
-            k: NodeView(n.info, n.session is not None and not n.lost, n.lost, n.heard_at, n.reported_at, n.statuses)
-            for k, n in sorted(self._nodes.items())
-        }
+    def views(self) -> Mapping[NodeId, NodeView]:
+        """All nodes as they are now, by id; a value that does not change."""
+        if self._stale:
+            views = {**self._views, **{k: n.view() for k in self._stale if (n := self._nodes.get(k))}}
+            new = len(views) > len(self._views)
+            self._views = {k: views[k] for k in sorted(self._nodes)} if new else views
+            self._stale.clear()
+        return self._views
 
     def forget(self, keep: Collection[NodeId], after_s: float) -> None:
         """Drop nodes that have been silent for `after_s` and have no replica, which is to say are not in `keep`."""
@@ -153,6 +165,8 @@ class Cluster:
         ]
         for k in gone:
             del self._nodes[k]
+        if gone:
+            self._views = {k: v for k, v in self._views.items() if k in self._nodes}
 
     async def run_leases(self, tick_s: float = 1.0) -> None:
         """Declare nodes lost whose lease runs out, until cancelled.
@@ -170,6 +184,7 @@ class Cluster:
                 log.warning("head_stood_still", seconds=round(late, 1))
                 for node in self._nodes.values():
                     node.heard_at += late
+                self._stale.update(self._nodes)
             self._expire()
 
     def _expire(self) -> None:
@@ -177,5 +192,6 @@ class Cluster:
         for node_id, node in self._nodes.items():
             if not node.lost and now >= node.heard_at + self._lease_s:
                 node.lost = True
+                self._stale.add(node_id)
                 log.warning("node_lost", node=node_id, silent_s=round(now - node.heard_at, 1))
                 self._changed.notify()

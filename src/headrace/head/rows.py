@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -154,10 +155,18 @@ def revision_of_row(row: Row) -> Revision:
     return Revision(row["deployment"], row["revision"], model, resources, row["created_unix_s"], row["repeats"])
 
 
+_INTENT = tuple(f.name for f in fields(Intent))
+
+
+@functools.lru_cache(256)
+def _resources_json(r: Resources) -> str:
+    return _json(asdict(r))
+
+
 def row_of_intent(i: Intent) -> dict[str, Any]:
     return {
-        **asdict(i),
-        "resources": _json(asdict(i.resources)),
+        **{name: getattr(i, name) for name in _INTENT},
+        "resources": _resources_json(i.resources),
         "gpu_indices": _json(list(i.gpu_indices)),
         "goal": i.goal.value,
     }

@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 STATUS_INTERVAL_S = 0.2
+REPORT_S = 2.0  # at most this long between a node's reports; what changes is reported at once, but for the load
 
 
 class NodeService(node_pb2_grpc.NodeServiceServicer):
@@ -50,7 +51,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             await context.write(self._message(ns.Fence(e.message)))
             return
         try:
-            welcome = node_pb2.Welcome(lease_s=self._lease_s, report_interval_s=min(1.0, self._lease_s / 5))
+            welcome = node_pb2.Welcome(lease_s=self._lease_s, report_interval_s=min(REPORT_S, self._lease_s / 5))
             await context.write(node_pb2.HeadMessage(epoch=self._ledger.epoch, welcome=welcome))
             await self._converse(session, requests, context)
         finally:

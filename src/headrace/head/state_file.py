@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -22,6 +23,7 @@ from headrace.core import state as s
 from headrace.core.intents import Intents
 from headrace.errors import UserError
 from headrace.head import rows
+from headrace.head.seals import Key, Seals
 
 log = structlog.get_logger()
 
@@ -74,11 +76,10 @@ def create(path: Path, state: s.State | None = None, epoch: int = 0) -> None:
     try:
         with engine.begin() as connection:
             rows.metadata.create_all(connection)
-            put(connection, rows.meta, {"key": "schema", "value": str(rows.SCHEMA_VERSION)}, "key")
+            _put_meta(connection, "schema", str(rows.SCHEMA_VERSION))
             _set_epoch(connection, max(epoch, int(time.time())))
-            for change in () if state is None else _all_of(state):
-                write(connection, change)
-            seal_whole(connection)
+            write(connection, () if state is None else _all_of(state))
+            seal_whole(connection, seals(connection))
     finally:
         engine.dispose()
     partial.with_name(partial.name + "-journal").unlink(missing_ok=True)
@@ -115,7 +116,7 @@ def check(c: sa.Connection, path: Path) -> int:
             f"The state file {path} has schema {schema}, this version of headrace knows up to {rows.SCHEMA_VERSION};"
             " start the version that wrote it, or choose another --state-dir. `headrace doctor` tells more."
         )
-    if int(schema) >= 3 and meta(c, "whole") != (now := rows.whole(_seals(c))):
+    if int(schema) >= 3 and meta(c, "whole") != (now := seals(c).whole()):
         raise rows.Damaged(f"it had {meta(c, 'whole').split()[0]} rows and has {now.split()[0]}, or others")
     return int(schema)
 
@@ -128,7 +129,7 @@ def begin_epoch(engine: sa.Engine, path: Path) -> int:
             _migrate(c, schema, path)
         epoch = epoch_in(c) + 1
         _set_epoch(c, epoch)
-        seal_whole(c)
+        seal_whole(c, seals(c))
     return epoch
 
 
@@ -147,45 +148,84 @@ def load(c: sa.Connection) -> s.State:
     return s.State({d.name: d for d in deployments}, revisions, Intents(intents), {e.name: e for e in entries})
 
 
-def write(c: sa.Connection, change: s.Change | s.Revision) -> None:
-    """One change; a revision alone where there is no deployment to bring it."""
-    match change:
-        case s.PutDeployment(d):
-            put(c, rows.deployments, rows.row_of_deployment(d), "name")
-            write(c, s.revision_of(d))
-        case s.Revision():
-            put(c, rows.revisions, rows.row_of_revision(change), "deployment", "revision")
-        case s.DropDeployment(name):
-            c.execute(sa.delete(rows.deployments).where(rows.deployments.c.name == name))
-        case s.PutIntent(intent):
-            put(c, rows.intents, rows.row_of_intent(intent), "replica_id")
-        case s.DropIntent(replica_id):
-            c.execute(sa.delete(rows.intents).where(rows.intents.c.replica_id == replica_id))
-        case s.PutEntry(entry):
-            put(c, rows.entries, rows.row_of_entry(entry), "name")
-        case s.DropEntry(name):
-            c.execute(sa.delete(rows.entries).where(rows.entries.c.name == name))
+def write(c: sa.Connection, changes: Iterable[s.Change | s.Revision]) -> dict[Key, str | None]:
+    """Changes in their order, in two statements for each table that they concern; what became of the seals."""
+    wanted: dict[sa.Table, dict[Key, rows.Row | None]] = {}
+    for change in changes:
+        for table, key, row in _rows_of(change):
+            wanted.setdefault(table, {})[key] = row
+    news: dict[Key, str | None] = {}
+    for table, found in wanted.items():
+        _delete(c, table, found)
+        if made := [rows.sealed(table, row) for row in found.values() if row is not None]:
+            c.execute(sa.insert(table), made)
+        seals = iter(made)
+        news |= {(table.name, *k): None if row is None else next(seals)["seal"] for k, row in found.items()}
+    return news
 
 
-def prune(c: sa.Connection) -> None:
+def prune(c: sa.Connection) -> dict[Key, str | None]:
     """Drop the revisions that core.state.apply drops."""
     r, d, i = rows.revisions.c, rows.deployments.c, rows.intents.c
     there = {(row[0], row[1]) for row in c.execute(sa.select(r.deployment, r.revision))}
     newest = {row[0]: row[1] for row in c.execute(sa.select(d.name, d.revision))}
     used = {(row[0], row[1]) for row in c.execute(sa.select(i.deployment, i.revision).distinct())}
-    for name, number in there - s.kept(there, newest, used):
-        c.execute(sa.delete(rows.revisions).where(r.deployment == name, r.revision == number))
+    if gone := there - s.kept(there, newest, used):
+        _delete(c, rows.revisions, gone)
+    return {(rows.revisions.name, *key): None for key in gone}
 
 
-def put(c: sa.Connection, table: sa.Table, row: rows.Row, *key: str) -> None:
+def may_prune(changes: Iterable[s.Change]) -> bool:
+    """Whether a revision may be needed no more after these."""
+    return any(isinstance(change, s.PutDeployment | s.DropDeployment | s.DropIntent) for change in changes)
+
+
+def _rows_of(change: s.Change | s.Revision) -> Iterator[tuple[sa.Table, Key, rows.Row | None]]:
+    """The rows that a change puts in their places; None: drops. A revision alone is one that no deployment brings."""
+    match change:
+        case s.PutDeployment(d):
+            yield rows.deployments, (d.name,), rows.row_of_deployment(d)
+            yield from _rows_of(s.revision_of(d))
+        case s.Revision():
+            yield rows.revisions, (change.deployment, change.revision), rows.row_of_revision(change)
+        case s.DropDeployment(name):
+            yield rows.deployments, (name,), None
+        case s.PutIntent(intent):
+            yield rows.intents, (intent.replica_id,), rows.row_of_intent(intent)
+        case s.DropIntent(replica_id):
+            yield rows.intents, (replica_id,), None
+        case s.PutEntry(entry):
+            yield rows.entries, (entry.name,), rows.row_of_entry(entry)
+        case s.DropEntry(name):
+            yield rows.entries, (name,), None
+
+
+def _delete(c: sa.Connection, table: sa.Table, keys: Iterable[Key]) -> None:
+    columns = [column.name for column in table.primary_key.columns]
+    these = (table.c[name] == sa.bindparam(f"this_{name}") for name in columns)
+    given = [{f"this_{name}": v for name, v in zip(columns, key, strict=True)} for key in keys]
+    c.execute(sa.delete(table).where(*these), given)
+
+
+def _put_meta(c: sa.Connection, key: str, value: str) -> None:
     # Not an upsert: those differ between databases.
-    c.execute(sa.delete(table).where(*(table.c[k] == row[k] for k in key)))
-    c.execute(sa.insert(table).values(rows.sealed(table, row)))
+    _delete(c, rows.meta, [(key,)])
+    c.execute(sa.insert(rows.meta).values(rows.sealed(rows.meta, {"key": key, "value": value})))
 
 
-def seal_whole(c: sa.Connection) -> None:
+def seals(c: sa.Connection) -> Seals:
+    """Those that the file has, but for that of the whole."""
+    found: dict[Key, str] = {}
+    for table in rows.metadata.tables.values():
+        for *key, seal in c.execute(sa.select(*table.primary_key.columns, table.c.seal)):
+            found[table.name, *key] = seal
+    found.pop((rows.meta.name, "whole"), None)
+    return Seals(found)
+
+
+def seal_whole(c: sa.Connection, now: Seals) -> None:
     """The last thing that a transaction writes."""
-    put(c, rows.meta, {"key": "whole", "value": rows.whole(_seals(c))}, "key")
+    _put_meta(c, "whole", now.whole())
 
 
 def epoch_in(c: sa.Connection) -> int:
@@ -216,16 +256,8 @@ def refused(path: Path, why: str) -> UserError:
     )
 
 
-def _seals(c: sa.Connection) -> list[str]:
-    found: list[str] = []
-    for table in rows.metadata.tables.values():
-        wanted = sa.select(table.c.seal)
-        found += c.execute(wanted.where(rows.meta.c.key != "whole") if table is rows.meta else wanted).scalars()
-    return found
-
-
 def _set_epoch(c: sa.Connection, epoch: int) -> None:
-    put(c, rows.meta, {"key": "epoch", "value": str(epoch)}, "key")
+    _put_meta(c, "epoch", str(epoch))
 
 
 def _all_of(state: s.State) -> list[s.Change | s.Revision]:
@@ -252,5 +284,5 @@ def _migrate(c: sa.Connection, schema: int, path: Path) -> None:
                 values = rows.sealed(table, {**row, **new})
                 marks = ", ".join(f":{k}" for k in values)
                 c.execute(sa.text(f"INSERT INTO {name} ({', '.join(values)}) VALUES ({marks})"), values)
-    put(c, rows.meta, {"key": "schema", "value": str(rows.SCHEMA_VERSION)}, "key")
+    _put_meta(c, "schema", str(rows.SCHEMA_VERSION))
     log.info("state_file_migrated", path=str(path), before=schema, now=rows.SCHEMA_VERSION)

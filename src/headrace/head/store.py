@@ -20,6 +20,7 @@ from sqlalchemy import exc as sa_exc
 from headrace.core import state as s
 from headrace.errors import Fenced, HeadraceError, Unavailable, UserError
 from headrace.head import state_file
+from headrace.head.seals import Seals
 
 log = structlog.get_logger()
 
@@ -51,6 +52,7 @@ class SqliteStore:
 
     def __init__(self, path: Path, engine: sa.Engine, thread: ThreadPoolExecutor, epoch: int) -> None:
         self._path, self._engine, self._thread, self._epoch = path, engine, thread, epoch
+        self._seals: Seals | None = None  # of the file as we left it; nobody else writes it in our epoch
 
     @property
     def epoch(self) -> int:
@@ -97,10 +99,14 @@ class SqliteStore:
             with self._engine.begin() as c:
                 if state_file.epoch_in(c) != self._epoch:
                     raise Fenced("A newer head has taken over this state; nothing was changed.")
-                for change in changes:
-                    state_file.write(c, change)
-                state_file.prune(c)
-                state_file.seal_whole(c)
+                # Read again after a commit of which nobody knows what became.
+                before, self._seals = self._seals or state_file.seals(c), None
+                news = state_file.write(c, changes)
+                if state_file.may_prune(changes):
+                    news |= state_file.prune(c)
+                after = before.after(news)
+                state_file.seal_whole(c, after)
+            self._seals = after
         except sa_exc.DBAPIError as e:
             log.error("store_write_failed", path=str(self._path), error=str(e.orig))
             raise Unavailable(
