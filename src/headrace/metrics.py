@@ -44,9 +44,10 @@ def _room_in(folder: Path) -> bool:
 class Tally:
     """What the streams of one model have done since the last `Metrics.flush`."""
 
-    __slots__ = ("gap_sum", "gaps", "moved", "retries", "tokens")
+    __slots__ = ("_bucket", "_each_s", "gap_sum", "gaps", "moved", "retries", "tokens")
 
     def __init__(self) -> None:
+        self._each_s, self._bucket = 0.0, 0
         self.tokens = 0
         self.retries = 0
         self.gaps = [0] * (len(_GAPS) + 1)
@@ -56,8 +57,11 @@ class Tally:
     def gap(self, seconds: float, count: int) -> None:
         """`count` tokens came together, `seconds` after the ones before them."""
         if count:
+            each_s = seconds if count == 1 else seconds / count
+            if each_s != self._each_s:  # the rows of a frame mostly have the same
+                self._each_s, self._bucket = each_s, bisect_left(_GAPS, each_s)
             self.tokens += count
-            self.gaps[bisect_left(_GAPS, seconds / count)] += count
+            self.gaps[self._bucket] += count
             self.gap_sum += seconds
 
 

@@ -17,6 +17,7 @@ from headrace.errors import Forbidden, HeadraceError, InvalidRequest, Overloaded
 from headrace.metrics import Metrics
 from headrace.proxy.admission import Admission
 from headrace.proxy.changed import Changed
+from headrace.proxy.coalescer import NEVER, Coalescer
 from headrace.proxy.generation import WINDOW, Generation
 from headrace.proxy.moves import Moves
 from headrace.proxy.server import CONNECTION
@@ -52,6 +53,7 @@ class Serving:
     draining: bool = False
     idle: Changed = field(default_factory=Changed)
     moves: Moves = field(default_factory=Moves)
+    coalescer: Coalescer = NEVER
 
     def fail_all(self, error: HeadraceError) -> None:
         """End what is left, each with the same error."""

@@ -150,7 +150,8 @@ class _Endpoints:
 
         def make(writer: Writer) -> Answer:
             if parsed.stream:
-                return Events(writer, shape, count, parsed.wants_usage(), [], taken_over=place is not None)
+                usage, coalescer = parsed.wants_usage(), self._serving.coalescer
+                return Events(writer, shape, count, usage, [], taken_over=place is not None, coalescer=coalescer)
             return Collected(writer, shape, count, [])
 
         keep_s = self._serving.settings.keep_s if single else 0.0

@@ -18,6 +18,7 @@ from headrace.process import raise_open_files, told_to_stop
 from headrace.proxy import api
 from headrace.proxy.admission import Admission, Patience
 from headrace.proxy.answering import Serving
+from headrace.proxy.coalescer import Coalescer
 from headrace.proxy.edge import Edge
 from headrace.proxy.routes import Routes
 from headrace.proxy.security import Keys, check_bind
@@ -111,11 +112,12 @@ async def serving(
         routes.on_table = sessions.apply
         patience = patience or Patience(model_s=settings.wait_s, busy_s=settings.busy_s)
         admission = Admission(tasks, routes, sessions, settings.max_waiting, patience)
-        shared = Serving(settings, admission, metrics)
+        shared = Serving(settings, admission, metrics, coalescer=Coalescer(settings.coalesce_s))
         server = new_server(Edge(api.build(shared, routes), keys, metrics))
         background = [
             tasks.create_task(routes.run(), name="routes"),
             tasks.create_task(_report(metrics, admission, routes, sessions), name="metrics"),
+            tasks.create_task(shared.coalescer.run(), name="pressure"),
         ]
         web = tasks.create_task(server.serve(sockets=[sock]), name="http")
         log.info("proxy_listening", address=address, proxy_id=proxy_id, pid=os.getpid(), head=settings.head_address)
