@@ -218,6 +218,19 @@ class Stream:
             self._given.add(type(item))
         self._sink.extra(self.index, item, self if self._keep_s else None)
 
+    def token(self, now: float, position: int, token_id: int, text: str) -> None:
+        """As `delta`, without what only the first token and a stream that has moved need."""
+        if not position or position != self.tokens or self._lost_at:
+            self.delta(now, position, (token_id,), text, None)
+            return
+        self._tally.gap(now - self._last_at, 1)
+        self._last_at = now
+        self.tokens = position + 1
+        self._ids.append(token_id)
+        if text:
+            self.chars += len(text)
+            self._sink.delta(self.index, text, None, self if self._keep_s else None)
+
     def delta(
         self, now: float, position: int, ids: Sequence[int], text: str, logprobs: Sequence[TokenLogprob] | None
     ) -> None:
