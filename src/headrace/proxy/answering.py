@@ -191,9 +191,9 @@ class Answering(Response):
         metrics.in_flight.inc()
         try:
             usage = await while_connected(receive, generation.run())
-            metrics.prompt_tokens.labels(label).inc(usage.prompt_tokens)
+            tally.prompt_tokens += usage.prompt_tokens
             metrics.success.labels(label, generation.streams[0].reason).inc()
-            metrics.e2e.labels(label).observe(asyncio.get_running_loop().time() - scope[RECEIVED_AT])
+            tally.e2e.saw(asyncio.get_running_loop().time() - scope[RECEIVED_AT])
             answer.complete(usage)
             await writer.ended()
         except ClientLeft:
@@ -216,7 +216,7 @@ class Answering(Response):
             if alarm is not None:
                 alarm.cancel()
             if generation.first_at:
-                metrics.ttft.labels(label).observe(generation.first_at - scope[RECEIVED_AT])
+                tally.ttft.saw(generation.first_at - scope[RECEIVED_AT])
             metrics.in_flight.dec()
             serving.active.discard(generation)
             if not serving.active:
