@@ -106,6 +106,9 @@ class Metrics:
         self.unplaced = gauge("headrace_requests_unplaced", "Requests that wait for a replica.", m, "livesum")
         self.failed = counter("headrace_requests_failed", "Requests ended by an error.", [*m, "kind"])
         self.cancelled = counter("headrace_requests_cancelled", "Requests whose client left.", m)
+        self.routed = counter("headrace_routed", "Choices of a replica, and why.", [*m, "reason"])
+        self.prefix_queries = counter("vllm:prefix_cache_queries", "Prompt tokens that a prefix cache may have had.", m)
+        self.prefix_hits = counter("vllm:prefix_cache_hits", "Prompt tokens that a prefix cache had.", m)
         self.retries = counter("headrace_retries", "Streams tried on another replica.", m)
         self.moved = histogram(
             "headrace_failover_gap_seconds", "Last token of a replica that is gone to the next one.", m, _SECONDS
