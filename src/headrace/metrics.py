@@ -59,14 +59,24 @@ class Tally:
     """What the requests and streams of one model have done since the last `Metrics.flush`."""
 
     __slots__ = (
-        "_bucket", "_each_s", "e2e", "gap_sum", "gaps", "moved", "prompt_tokens", "retries", "tokens", "ttft",
-    )  # fmt: skip
+        "_bucket",
+        "_each_s",
+        "cached_tokens",
+        "e2e",
+        "gap_sum",
+        "gaps",
+        "moved",
+        "prompt_tokens",
+        "retries",
+        "tokens",
+        "ttft",
+    )
 
     def __init__(self) -> None:
         self._each_s, self._bucket = 0.0, 0
         self.tokens = 0
         self.retries = 0
-        self.prompt_tokens = 0
+        self.prompt_tokens = self.cached_tokens = 0
         self.ttft, self.e2e = Seconds(), Seconds()
         self.gaps = [0] * (len(_GAPS) + 1)
         self.gap_sum = 0.0
@@ -128,6 +138,9 @@ class Metrics:
         self.unplaced = gauge("headrace_requests_unplaced", "Requests that wait for a replica.", m, "livesum")
         self.failed = counter("headrace_requests_failed", "Requests ended by an error.", [*m, "kind"])
         self.cancelled = counter("headrace_requests_cancelled", "Requests whose client left.", m)
+        self.routed = counter("headrace_routed", "Choices of a replica, and why.", [*m, "reason"])
+        self.prefix_queries = counter("vllm:prefix_cache_queries", "Prompt tokens that a prefix cache may have had.", m)
+        self.prefix_hits = counter("vllm:prefix_cache_hits", "Prompt tokens that a prefix cache had.", m)
         self.retries = counter("headrace_retries", "Streams tried on another replica.", m)
         self.moved = histogram(
             "headrace_failover_gap_seconds", "Last token of a replica that is gone to the next one.", m, _SECONDS
@@ -169,7 +182,9 @@ class Metrics:
             t.moved.clear()
             if t.prompt_tokens:
                 self.prompt_tokens.labels(model).inc(t.prompt_tokens)
-                t.prompt_tokens = 0
+                self.prefix_queries.labels(model).inc(t.prompt_tokens)
+                self.prefix_hits.labels(model).inc(t.cached_tokens)
+                t.prompt_tokens = t.cached_tokens = 0
             for histogram, seen in ((self.ttft, t.ttft), (self.e2e, t.e2e)):
                 _add(histogram.labels, model, seen.counts, seen.sum_s)
                 seen.sum_s = 0.0

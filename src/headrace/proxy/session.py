@@ -19,6 +19,7 @@ from headrace.core.types import Endpoint, Failure, Load, Parsed, Submit
 from headrace.errors import HeadraceError, ReplicaGone
 from headrace.proxy.changed import Changed
 from headrace.proxy.extras import Extra, PromptLogprobs
+from headrace.proxy.prefixes import Prefixes
 from headrace.proxy.pulse import Pulse
 from headrace.rpc import convert, convert_streams
 from headrace.rpc.channel import Tls, from_rpc, open_channel
@@ -95,6 +96,7 @@ class Session:
         self.endpoint = endpoint
         self.load = Load()
         self.pulse = Pulse()
+        self.prefixes = Prefixes()
         self.reserved = 0  # streams that are about to be submitted here
         self.fingerprint = ""
         self.ready = False
@@ -136,6 +138,7 @@ class Session:
         message.submit.stream = number
         self._streams[number] = receiver
         self.pulse.sent(number, self._loop.time())
+        self.prefixes.sent(number, submit.prefix)
         self._out.put_nowait(message)
         return number
 
@@ -143,6 +146,7 @@ class Session:
         """Tell the replica to stop a stream, and hear no more of it. Idempotent."""
         if self._streams.pop(number, None) is not None:
             self.pulse.ended(number, self._loop.time())
+            self.prefixes.ended(number)
             self._out.put_nowait(replica_pb2.SessionRequest(abort=replica_pb2.Abort(stream=number)))
             self._check_idle()
 
@@ -202,6 +206,7 @@ class Session:
         self.ready = self.suspect = self.draining = False
         self._out = asyncio.Queue()
         self.pulse.lost(failed=not (self.retired or self._closed))
+        self.prefixes.clear()
         streams, self._streams = self._streams, {}
         for receiver in streams.values():
             try:
@@ -276,7 +281,10 @@ class Session:
             self._changed.notify()
         if not self.ready:
             self.ready, self.fingerprint = True, frame.fingerprint
+            self.prefixes.kept = frame.keeps_prefixes
             self._changed.notify()
+        if frame.prefix_added or frame.prefix_removed:
+            self.prefixes.told(frame.prefix_added, frame.prefix_removed)
         streams = self._streams
         self.pulse.frame(now, frame, self.load)
         for s in frame.started:
@@ -297,11 +305,13 @@ class Session:
             if receiver := streams.pop(f.stream, None):
                 failure = convert_streams.failure_from_pb(f.error) if f.HasField("error") else None
                 self.pulse.ended(f.stream, now, failed=_blames(failure))
+                self.prefixes.ended(f.stream)
                 self._tell(f.stream, receiver.finished, f.reason, f.cached_tokens, failure)
         for r in frame.rejected:
             if receiver := streams.pop(r.stream, None):
                 failure = convert_streams.failure_from_pb(r.error)
                 self.pulse.ended(r.stream, now, failed=_blames(failure) or None)
+                self.prefixes.ended(r.stream)
                 self._tell(r.stream, receiver.rejected, failure)
         if self.retired:
             self._check_idle()

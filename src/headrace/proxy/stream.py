@@ -82,6 +82,7 @@ class Stream:
         "_may_move",
         "_number",
         "_on_change",
+        "_on_move",
         "_placed_at",
         "_session",
         "_sink",
@@ -112,10 +113,12 @@ class Stream:
         may_move: Callable[[], bool] = lambda: True,
         keep_s: float = 0.0,
         place: Place | None = None,
+        on_move: Callable[[str, int], None] = lambda cause, tokens: None,
     ) -> None:
         """`keep_s`: tell the client its places, and have the replica keep the stream so long should this proxy be lost.
 
         `place`: where a client is that comes from a proxy which was lost; the stream is taken over from there.
+        `on_move`: told why it has to go to another replica, and after how many tokens.
         """
         self.index = index
         self.submit = submit
@@ -138,6 +141,7 @@ class Stream:
         self._sink = sink
         self._tally = tally
         self._on_change = on_change
+        self._on_move = on_move
         self._may_move = may_move
         self._session: Session | None = None
         self._keep_s = keep_s
@@ -328,6 +332,7 @@ class Stream:
         self._tally.retries += 1
         self._lost_at = self._lost_at or self._last_at
         self.moves += 1
+        self._on_move(error.message, self.tokens)
         self._on_change()
 
     def begin_again(self) -> bool:

@@ -18,6 +18,10 @@ class RouteServiceStub:
     """The route table now, and again whenever it changes. A table replaces the one before it."""
     Ensure: _aio.UnaryUnaryMultiCallable[_head_pb2.EnsureRequest, _head_pb2.EnsureResponse]
     """Makes sure that a catalogued model has a deployment. Returns at once; progress comes with the routes."""
+    Questions: _aio.UnaryStreamMultiCallable[_head_pb2.QuestionsRequest, _head_pb2.Question]
+    """Questions that people have for this proxy, as they come. A proxy holds it open, beside Watch."""
+    Answer: _aio.UnaryUnaryMultiCallable[_head_pb2.AnswerRequest, _head_pb2.AnswerResponse]
+    """What the proxy knows about one of them; also if that is nothing."""
 
 class RouteServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -35,6 +39,22 @@ class RouteServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_head_pb2.EnsureRequest, _abc.Awaitable[_head_pb2.EnsureResponse]],
     ) -> _abc.Awaitable[_head_pb2.EnsureResponse]:
         """Makes sure that a catalogued model has a deployment. Returns at once; progress comes with the routes."""
+
+    @_abc_1.abstractmethod
+    def Questions(
+        self,
+        request: _head_pb2.QuestionsRequest,
+        context: _aio.ServicerContext[_head_pb2.QuestionsRequest, _abc.AsyncIterator[_head_pb2.Question]],
+    ) -> _abc.AsyncIterator[_head_pb2.Question]:
+        """Questions that people have for this proxy, as they come. A proxy holds it open, beside Watch."""
+
+    @_abc_1.abstractmethod
+    def Answer(
+        self,
+        request: _head_pb2.AnswerRequest,
+        context: _aio.ServicerContext[_head_pb2.AnswerRequest, _abc.Awaitable[_head_pb2.AnswerResponse]],
+    ) -> _abc.Awaitable[_head_pb2.AnswerResponse]:
+        """What the proxy knows about one of them; also if that is nothing."""
 
 def add_RouteServiceServicer_to_server(servicer: RouteServiceServicer, server: _aio.Server) -> None: ...
 
@@ -57,6 +77,8 @@ class AdminServiceStub:
     AddModel: _aio.UnaryUnaryMultiCallable[_head_pb2.CatalogEntry, _head_pb2.CatalogEntry]
     RemoveModel: _aio.UnaryUnaryMultiCallable[_head_pb2.RemoveModelRequest, _head_pb2.RemoveModelResponse]
     ReadLogs: _aio.UnaryStreamMultiCallable[_head_pb2.ReadLogsRequest, _head_pb2.LogData]
+    Explain: _aio.UnaryUnaryMultiCallable[_head_pb2.ExplainRequest, _head_pb2.ExplainResponse]
+    """What became of a request: asks all proxies that are there, and waits a second for them."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -153,5 +175,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _head_pb2.ReadLogsRequest,
         context: _aio.ServicerContext[_head_pb2.ReadLogsRequest, _abc.AsyncIterator[_head_pb2.LogData]],
     ) -> _abc.AsyncIterator[_head_pb2.LogData]: ...
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _head_pb2.ExplainRequest,
+        context: _aio.ServicerContext[_head_pb2.ExplainRequest, _abc.Awaitable[_head_pb2.ExplainResponse]],
+    ) -> _abc.Awaitable[_head_pb2.ExplainResponse]:
+        """What became of a request: asks all proxies that are there, and waits a second for them."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _aio.Server) -> None: ...
