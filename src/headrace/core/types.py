@@ -439,6 +439,7 @@ class Submit:
     keep_s: float = 0.0
     take_over: int | None = None
     moves: int = 0
+    owner: str = ""  # a digest of who called
 
 
 @dataclass(frozen=True, slots=True)

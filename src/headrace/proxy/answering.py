@@ -165,7 +165,7 @@ class Answering(Response):
         answer = self._make(writer)
         tally = metrics.tally(label)
         now = unix_now()
-        submits = [replace(s, received_unix_s=now) for s in self._submits]
+        submits = [replace(s, received_unix_s=now, owner=ticket.caller.owner) for s in self._submits]
         generation = Generation(
             self._model,
             submits,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from headrace.core.fair import Claim
 
@@ -19,6 +20,11 @@ class Caller:
     weight: float = 1.0
     priority: int = 0
     max_streams: int = 0
+
+    @property
+    def owner(self) -> str:
+        """What replicas know it by; "" of nobody."""
+        return blake2b(self.name.encode(), digest_size=16).hexdigest() if self.name else ""
 
 
 ANYONE = Caller(priority=PRIORITIES[0])
