@@ -24,8 +24,9 @@ from peers import environments, plots, report
 from peers.environments import Absent
 from peers.generator import Generator
 from peers.measure import NEVER, Cell, Row, machine, run
+from peers.ours import headrace
 from peers.processes import DidNotStart
-from peers.targets import START, Target, Upstream, cheap_upstream, headrace
+from peers.targets import START, Target, Upstream, cheap_upstream
 
 from headrace import __version__
 

@@ -52,15 +52,12 @@ class Answers:
 
     ttft_s: Sequence[float]
     gap_s: Sequence[float]  # between one stream's tokens; those that came together are 0 apart
-    token_at: Sequence[float]  # all streams', ascending
+    token_at: Sequence[float]  # all streams', ascending; where only usage counts, of events with text
+    tokens: int
     reads: int
     cpu_s: float
     begun_at: float
     ended_at: float
-
-    @property
-    def tokens(self) -> int:
-        return len(self.token_at)
 
     def tokens_between(self, begin: float, end: float) -> int:
         return bisect(self.token_at, end) - bisect(self.token_at, begin)
@@ -180,7 +177,7 @@ def read_all(load: Load, streams: list[_Stream], begun_at: float, ended_at: floa
         gaps.extend(b - a for a, b in itertools.pairwise(at))
         times.extend(at)
     reads = sum(len(s.reads) for s in streams)
-    return Answers(first, gaps, array("d", sorted(times)), reads, cpu_s, begun_at, ended_at)
+    return Answers(first, gaps, array("d", sorted(times)), load.streams * load.tokens, reads, cpu_s, begun_at, ended_at)
 
 
 def read(load: Load, s: _Stream) -> list[float]:

@@ -1,33 +1,26 @@
-"""What is measured: each peer in front of the cheap upstream, and Headrace in front of its simulated engine."""
+"""The peers, each in front of the cheap upstream."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from headrace.cli.endpoint import HeadEndpoint, read_endpoint
-from headrace.core.types import DeployRequest, Phase
-from headrace.rpc.admin import AdminClient
 from peers import upstream
 from peers.environments import environment
 from peers.meter import Members, family
 from peers.processes import DidNotStart, free_port, logged, process, wait_until_it_answers
 
 HERE = Path(__file__).resolve().parent
-START_S = 120.0
-CONTEXT_TOKENS = 4_000_000
+START_S = 240.0
 # Every token of it is a word, so that every token has text.
 TEXT = " the head of water turns every wheel of the model"
-_WORDS = [" " + word for word in TEXT.split()]
 
 
 @dataclass(frozen=True)
@@ -142,74 +135,6 @@ def ray(source: Upstream, folder: Path) -> Iterator[Target]:
         if not (proxies and replicas):
             raise DidNotStart("Ray's actors are not among its children")
         yield Target(ready.name, port, lambda: proxies, source.step, upstream=ready.upstream, beside=lambda: replicas)
-
-
-def headrace(
-    name: str, steps: Sequence[float], replicas: int, head_args: Sequence[str], folder: Path
-) -> Iterator[Target]:
-    """Head, one proxy, scheduler, and a model of the simulated engine for each length of a step."""
-    state = folder / "state"
-    models = {_model(step): _simulated(step) for step in steps}
-    catalog = folder / "catalog.yaml"
-    folder.mkdir(exist_ok=True)
-    catalog.write_text(json.dumps({"models": models}))
-    run = [sys.executable, "-m", "headrace"]
-    ports = ["--http_port=0", "--node_port=0", "--grpc_port=0", "--num_proxies=1", f"--catalog={catalog}"]
-    with ExitStack() as stack:
-        log = folder / "headrace.log"
-        head = stack.enter_context(logged([*run, "head", *ports, f"--state_dir={state}", *head_args], log))
-        endpoint = _seen(state, head, log)
-        at = [f"--port={endpoint.node.rpartition(':')[2]}", "--num_cpus=2", "--num_gpus=0", f"--state_dir={state}"]
-        stack.enter_context(logged([*run, "scheduler", *at], folder / "scheduler.log"))
-        proxy, replica_pids = asyncio.run(_deploy(endpoint.grpc, list(models), replicas))
-        port = int(endpoint.http.rpartition(":")[2])
-        for model in models:
-            if model != _model(float("inf")):
-                body = chat(model, 1, stream=False)
-                wait_until_it_answers(head, port, "/v1/chat/completions", log, START_S, body)
-        members, behind = [psutil.Process(proxy)], [psutil.Process(pid) for pid in replica_pids]
-        yield Target(name, port, lambda: members, _model, _said, lambda: behind)
-
-
-def _model(step_s: float) -> str:
-    return f"sim-{'held' if step_s > 1e6 else f'{step_s * 1000:g}ms'}"
-
-
-def _said(tokens: int) -> str:
-    return "".join(_WORDS[i % len(_WORDS)] for i in range(tokens))
-
-
-def _simulated(step_s: float) -> dict[str, object]:
-    options: dict[str, object] = {"text": TEXT, "max_running": 8192, "kv_tokens": 10**9, "answer_tokens": 10**6}
-    # One that never says anything takes in a prompt's tokens one by one.
-    held = {"step_s": 0.5, "prefill_chunk": 1}
-    options |= held if step_s > 1e6 else {"step_s": step_s, "prefill_chunk": 10**9}
-    about = {"source": "builtin:demo", "engine": "simulated", "context_tokens": CONTEXT_TOKENS}
-    return about | {"engine_args": options, "resources": {"cpus": 0.01}}
-
-
-def _seen(state: Path, head: subprocess.Popen[bytes], log: Path) -> HeadEndpoint:
-    until = time.monotonic() + START_S
-    while time.monotonic() < until and head.poll() is None:
-        if (endpoint := read_endpoint(state)) is not None:
-            return endpoint
-        time.sleep(0.05)
-    raise DidNotStart(log.read_text(errors="replace")[-1500:])
-
-
-async def _deploy(address: str, models: Sequence[str], replicas: int) -> tuple[int, list[int]]:
-    """The proxy's and the replicas' process ids, once all replicas are READY."""
-    async with AdminClient(address) as admin, asyncio.timeout(START_S):
-        while not any(node.alive for node in (await admin.status()).nodes):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-        for model in models:
-            await admin.deploy(DeployRequest(model, min_replicas=replicas, max_replicas=replicas))
-        while True:
-            status = await admin.status()
-            ready = [r.status.pid for r in status.replicas if r.status.phase is Phase.READY]
-            if len(ready) == len(models) * replicas and status.proxies:
-                return status.proxies[0].pid, ready
-            await asyncio.sleep(0.1)
 
 
 START: dict[str, Callable[[Upstream, Path], Iterator[Target]]] = {
