@@ -1,6 +1,6 @@
 """Which HTTP server costs a proxy least: one tiny app that streams a token per event, on each of them in turns.
 
-    python benchmarks/http_servers.py [--streams 256] [--tokens 300] [--rounds 5] [--output FILE]
+    python benchmarks/http_servers.py [--streams 256] [--tokens 300] [--rounds 3] [--output FILE]
 
 The app (peers/server_app.py) ticks in one task and writes an event to every stream, as the proxy's frame reader does:
 with ASGI's `send` driven by hand from that task ("driven"), and as ordinary apps do, with a task per stream that is
@@ -81,7 +81,7 @@ def measure(s: Server, generator: Generator, streams: int, tokens: int) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("streams", 256), ("tokens", 300), ("rounds", 5)):
+    for name, default in (("streams", 256), ("tokens", 300), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--step_s", type=float, default=0.02)
     parser.add_argument("--output", type=Path, help="JSON; without it results/http_servers-TIME.json")

@@ -30,7 +30,7 @@ from peers.targets import START, Target, Upstream, cheap_upstream
 
 from headrace import __version__
 
-LIGHT, DEAR = ("direct", "smg", "vllm-router", "headrace"), ("ray", "litellm")
+LIGHT, DEAR = ("direct", "floor", "smg", "vllm-router", "headrace"), ("ray", "litellm")
 # At most about twelve thousand tokens a second, so that time is left on two cores; but for "pressure", which is more
 # than they can do, and "saturation", which is more than anybody can. Calls go to an engine that needs 1 ms.
 CELLS = (
@@ -48,6 +48,7 @@ CELLS = (
     Cell("64 × 4 replicas", "streams", 64, 200, replicas=4, dear=60),
     Cell("256 × 4 replicas", "streams", 256, 300, replicas=4),
 )
+WARM = Cell("warm", "streams", 8, 50)
 
 Starter = Callable[[Upstream, Path], Iterator[Target]]
 
@@ -63,7 +64,7 @@ def variants(given: Sequence[str]) -> dict[str, list[str]]:
 
 
 def starters(names: Sequence[str], cells: Sequence[Cell], given: Sequence[str]) -> dict[str, Starter]:
-    steps = sorted({c.step_s for c in cells})
+    steps = sorted({c.step_s for c in (WARM, *cells)})
     replicas = cells[0].replicas if cells else 1
     found: dict[str, Starter] = {}
     for name in names:
@@ -109,13 +110,17 @@ class Bench:
         if name in self.absent:
             return None
         try:
-            return stack.enter_context(contextmanager(starter)(source, self._folder))
+            target = stack.enter_context(contextmanager(starter)(source, self._folder))
+            run(WARM, target, self._generator)
+            return target
         except (Absent, DidNotStart, TimeoutError) as e:
             self.absent[name] = str(e) or "it did not start in time"
             print(f"{name}: absent: {self.absent[name]}", file=sys.stderr)
             return None
 
     def _run(self, number: int, cell: Cell, target: Target, *, dear: bool) -> None:
+        if target.name == "floor" and cell.kind != "streams":
+            return
         row = run(cell, target, self._generator, dear=dear) | {"round": number}
         self.rows.append(row)
         figure = row.get("error") or " ".join(f"{k} {row[k]:.1f}" for k in ("us", "ms", "kb") if k in row)

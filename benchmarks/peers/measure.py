@@ -45,11 +45,12 @@ class Busy:
 
     generator: float
     upstream: float
+    proxy: float
     machine: float  # of all cores
 
     @property
     def limits(self) -> list[str]:
-        names = [n for n in ("generator", "upstream") if getattr(self, n) > BUSY]
+        names = [n for n in ("generator", "upstream", "proxy") if getattr(self, n) > BUSY]
         return names + (["machine"] if self.machine > 0.95 else [])
 
 
@@ -80,7 +81,7 @@ def _streams(cell: Cell, target: Target, generator: Generator, dear: bool) -> Ro
     assert isinstance(said, Answers)
     cost = ended - before
     wall = said.ended_at - said.begun_at
-    busy = Busy(said.cpu_s / wall, (behind_ended - behind_before).cpu_s / wall, machine)
+    busy = Busy(said.cpu_s / wall, (behind_ended - behind_before).cpu_s / wall, cost.cpu_s / wall, machine)
     ticks = cost.user_s + cost.system_s or 1.0
     row: Row = {
         "tokens": said.tokens,
@@ -95,7 +96,7 @@ def _streams(cell: Cell, target: Target, generator: Generator, dear: bool) -> Ro
         "itl_p99_ms": quantile(said.gap_s, 0.99) * 1e3,
         "tokens_s": said.tokens / (said.token_at[-1] - said.begun_at),
         "tokens_per_read": said.tokens / said.reads,
-        "busy": [busy.generator, busy.upstream, busy.machine],
+        "busy": vars(busy),
         "limits": busy.limits,
     }
     if {"begun", "ending"} <= marks.keys() and marks["ending"].at - marks["begun"].at > 0.5:
@@ -115,14 +116,15 @@ def _calls(cell: Cell, target: Target, generator: Generator, dear: bool) -> Row:
     said = generator.next()
     assert isinstance(said, Called)
     cost, behind_cost = sample(members) - before, sample(behind) - behind_before
-    busy = Busy(said.cpu_s / said.wall_s, behind_cost.cpu_s / said.wall_s, psutil.cpu_percent() / 100)
+    wall = said.wall_s
+    busy = Busy(said.cpu_s / wall, behind_cost.cpu_s / wall, cost.cpu_s / wall, psutil.cpu_percent() / 100)
     return {
         "calls": count,
         "ms": cost.cpu_s / count * 1e3,
         "calls_s": count / said.wall_s,
         "took_p50_ms": quantile(said.took_s, 0.5) * 1e3,
         "took_p99_ms": quantile(said.took_s, 0.99) * 1e3,
-        "busy": [busy.generator, busy.upstream, busy.machine],
+        "busy": vars(busy),
         "limits": busy.limits,
     }
 

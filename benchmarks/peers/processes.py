@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from peers.generator import KEY
+
 END_S = 20.0
 
 
@@ -86,7 +88,7 @@ def wait_until_it_answers(
     while time.monotonic() < until and child.poll() is None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         try:
-            headers = {"Content-Type": "application/json", "Authorization": "Bearer none"}
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
             connection.request("POST" if body else "GET", path, body, headers)
             answer = connection.getresponse()
             said = answer.read()

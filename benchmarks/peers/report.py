@@ -87,7 +87,9 @@ def latency(result: Result) -> str:
         for q in ("p50", "p99"):
 
             def cell(t: str, c: str, key: str = f"{key}_{q}_ms") -> str:
-                return show(added(result, t, c, key)) if t != "direct" else show(values(result, t, c, key)) + " in all"
+                found = values(result, t, c, key) if t == "direct" else added(result, t, c, key)
+                of = " in all" if t == "direct" else ""
+                return show(found) + of + limited(result, t, c) if found else "–"
 
             title = f"Added {what}, ms, {q}"
             parts.append(grid(title, result, cells(result, "streams", wall=False), cell))

@@ -14,6 +14,7 @@ import psutil
 
 from peers import upstream
 from peers.environments import environment
+from peers.generator import KEY
 from peers.meter import Members, family
 from peers.processes import DidNotStart, free_port, logged, process, wait_until_it_answers
 
@@ -75,6 +76,14 @@ def direct(source: Upstream, folder: Path) -> Iterator[Target]:
     yield Target("direct", source.ports[0], lambda: [source.process], source.step)
 
 
+def floor(source: Upstream, folder: Path) -> Iterator[Target]:
+    """The least that anything can spend that writes an event per token."""
+    argv = [sys.executable, "-m", "peers.floor", "0.02"]
+    with process(argv, folder / "floor.log", {"PYTHONPATH": str(HERE.parent)}) as child:
+        sender = Upstream(child)
+        yield Target("floor", sender.ports[0], lambda: [sender.process], sender.step)
+
+
 def router(name: str, argv: Callable[[str, int, int, Sequence[str]], list[str]]) -> Callable[..., Iterator[Target]]:
     def run(source: Upstream, folder: Path) -> Iterator[Target]:
         has = environment(name)
@@ -115,6 +124,7 @@ def litellm(source: Upstream, folder: Path) -> Iterator[Target]:
     config.write_text(json.dumps({"model_list": models, "litellm_settings": {"telemetry": False}}))
     # Its table of prices would be fetched otherwise.
     env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "LITELLM_LOG": "ERROR"}
+    env["LITELLM_MASTER_KEY"] = KEY
     argv = [f"{has.bin}/litellm", "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     with logged([*argv, "--num_workers", "1"], log, env) as child:
         yield _ready("litellm", child, port, log, source)
@@ -139,6 +149,7 @@ def ray(source: Upstream, folder: Path) -> Iterator[Target]:
 
 START: dict[str, Callable[[Upstream, Path], Iterator[Target]]] = {
     "direct": direct,
+    "floor": floor,
     "smg": router("smg", _smg),
     "vllm-router": router("vllm-router", _vllm_router),
     "litellm": litellm,
