@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -54,13 +53,10 @@ Starter = Callable[[Upstream, Path], Iterator[Target]]
 
 
 def variants(given: Sequence[str]) -> dict[str, list[str]]:
-    """Headrace's names in the tables, and the head's arguments for each."""
+    """Headrace's names in the tables, and for each the head's flags and variables, which its proxies inherit."""
     if given:
         return {name: args.split() for name, _, args in (one.partition("=") for one in given)}
-    told = subprocess.run([sys.executable, "-m", "headrace", "head", "--help"], capture_output=True, text=True)
-    if "coalesce_ms" in told.stdout:
-        return {"headrace": ["--coalesce_ms=0"], "headrace, coalescing": []}
-    return {"headrace": []}
+    return {"headrace": ["HEADRACE_COALESCE_S=0"], "headrace, coalescing": []}
 
 
 def starters(names: Sequence[str], cells: Sequence[Cell], given: Sequence[str]) -> dict[str, Starter]:
@@ -133,7 +129,9 @@ def main() -> None:
     parser.add_argument("--streams", help="numbers of streams: 1,16,64,256,1024")
     parser.add_argument("--cells", help=f"some of: {'; '.join(c.name for c in CELLS)} (separated by ;)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--headrace", action="append", default=[], metavar="NAME=ARGS", help="a variant: head's flags")
+    parser.add_argument(
+        "--headrace", action="append", default=[], metavar="NAME=ARGS", help="a variant: flags and variables"
+    )
     parser.add_argument("--output", type=Path, help="JSON; without it results/proxies-TIME.json")
     parser.add_argument("--plots", type=Path, help="folder for PNG plots (needs the extra bench)")
     parser.add_argument("--from_json", type=Path, help="show the figures of an earlier run")

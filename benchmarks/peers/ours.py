@@ -36,16 +36,18 @@ class System:
 def system(
     models: Mapping[str, Any], replicas: int, head_args: Sequence[str], folder: Path, python: str = sys.executable
 ) -> Iterator[System]:
-    """A catalog of models, each deployed with so many replicas, and READY."""
+    """A catalog of models, each deployed with so many replicas, and READY. `head_args`: flags, and variables as A=B."""
     state = folder / "state"
     catalog = folder / "catalog.yaml"
     folder.mkdir(parents=True, exist_ok=True)
     catalog.write_text(json.dumps({"models": models}))
     run = [python, "-m", "headrace"]
     ports = ["--http_port=0", "--node_port=0", "--grpc_port=0", "--num_proxies=1", f"--catalog={catalog}"]
+    flags = [arg for arg in head_args if arg.startswith("-")]
+    env = dict(arg.split("=", 1) for arg in head_args if not arg.startswith("-"))
     with ExitStack() as stack:
         log = folder / "headrace.log"
-        head = stack.enter_context(logged([*run, "head", *ports, f"--state_dir={state}", *head_args], log))
+        head = stack.enter_context(logged([*run, "head", *ports, f"--state_dir={state}", *flags], log, env))
         endpoint = _seen(state, head, log)
         at = [f"--port={endpoint.node.rpartition(':')[2]}", "--num_cpus=2", "--num_gpus=0", f"--state_dir={state}"]
         stack.enter_context(logged([*run, "scheduler", *at, f"--cache_dir={folder}/cache"], folder / "scheduler.log"))
