@@ -39,7 +39,7 @@ CELLS = (
     Cell("64", "streams", 64, 200, dear=60),
     Cell("256", "streams", 256, 300),
     Cell("1024", "streams", 1024, 100, step_s=0.08),
-    Cell("pressure", "streams", 1024, 100, wall=True),
+    Cell("pressure", "streams", 512, 300, step_s=0.01, wall=True),
     Cell("saturation", "streams", 256, 300, step_s=0.002, wall=True),
     Cell("calls", "calls", 16, step_s=0.001, calls=1000, dear=100, wall=True),
     Cell("calls, 16 KB", "calls", 16, step_s=0.001, calls=400, prompt_bytes=16_000, dear=50, wall=True),
