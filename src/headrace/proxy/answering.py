@@ -37,6 +37,7 @@ log = structlog.get_logger()
 RAW_SEND = "headrace.send"  # the scope's keys
 REQUEST_ID = "headrace.request_id"
 RECEIVED_AT = "headrace.received_at"
+STARTED = "headrace.started"  # there once the response has begun
 CALLER = "headrace.caller"
 T = TypeVar("T")
 
