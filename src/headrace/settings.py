@@ -96,6 +96,7 @@ class ProxySettings:
     stall_s: float = 60.0  # a client that reads nothing for so long is cut
     routing: str = "auto"
     keep_s: float = 10.0  # replicas keep a stream so long for its client to come back, when this proxy is lost
+    coalesce_s: float = 0.02  # under pressure a token waits so long for the next, so that both travel in one write
     drain_s: float = 30.0
     metrics_dir: Path | None = None  # shared by the proxies of one port, so that /metrics sums them
     log_level: str = "INFO"

@@ -48,6 +48,7 @@ PORT = _called(click.IntRange(0, 65535), "port")
 SIZE = _Size()
 FILE = _File()
 SECONDS = _called(click.FloatRange(min=0), "seconds")
+HOLD = _called(click.FloatRange(min=0, max=1), "seconds")
 COUNT = _called(click.IntRange(min=0), "n")
 AMOUNT = _called(click.FloatRange(min=0), "x")
 LEVEL = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False)
@@ -119,6 +120,10 @@ FLAGS: dict[str, Flag] = {
     "stall_s": Flag("Seconds after which a client that reads nothing is cut.", SECONDS),
     "keep_s": Flag(
         "Seconds for which replicas keep a stream whose proxy was lost, for its client to come back.", SECONDS
+    ),
+    "coalesce_s": Flag(
+        "Seconds that a token may wait for the next one while the proxy has no time to spare; 0: none ever waits.",
+        HOLD,
     ),
     "metrics_dir": Flag("Folder in which the proxies of one port share their metrics.", FILE),
 }

@@ -20,6 +20,7 @@ from headrace.errors import Forbidden, HeadraceError, InvalidRequest, Overloaded
 from headrace.metrics import Metrics
 from headrace.proxy.admission import Admission
 from headrace.proxy.changed import Changed
+from headrace.proxy.coalescer import NEVER, Coalescer
 from headrace.proxy.generation import WINDOW, Generation
 from headrace.proxy.moves import Moves
 from headrace.proxy.record import Record, Records
@@ -58,6 +59,7 @@ class Serving:
     draining: bool = False
     idle: Changed = field(default_factory=Changed)
     moves: Moves = field(default_factory=Moves)
+    coalescer: Coalescer = NEVER
     records: Records = field(default_factory=Records)
     wishes: Wishes = field(default_factory=lambda: Wishes(Policy.AUTO))
 
@@ -226,12 +228,11 @@ class Answering(Response):
         metrics.in_flight.inc()
         try:
             usage = await while_connected(receive, generation.run())
-            metrics.prompt_tokens.labels(label).inc(usage.prompt_tokens)
+            tally.prompt_tokens += usage.prompt_tokens
+            tally.cached_tokens += usage.cached_tokens
             how = generation.streams[0].reason or how
             metrics.success.labels(label, how).inc()
-            metrics.prefix_queries.labels(label).inc(usage.prompt_tokens)
-            metrics.prefix_hits.labels(label).inc(usage.cached_tokens)
-            metrics.e2e.labels(label).observe(asyncio.get_running_loop().time() - scope[RECEIVED_AT])
+            tally.e2e.saw(asyncio.get_running_loop().time() - scope[RECEIVED_AT])
             answer.complete(usage)
             await writer.ended()
         except ClientLeft:
@@ -257,7 +258,7 @@ class Answering(Response):
             if alarm is not None:
                 alarm.cancel()
             if generation.first_at:
-                metrics.ttft.labels(label).observe(generation.first_at - scope[RECEIVED_AT])
+                tally.ttft.saw(generation.first_at - scope[RECEIVED_AT])
             metrics.in_flight.dec()
             serving.active.discard(generation)
             if not serving.active:

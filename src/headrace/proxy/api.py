@@ -150,7 +150,8 @@ class _Endpoints:
 
         def make(writer: Writer, headers: Headers) -> Answer:
             if parsed.stream:
-                return Events(writer, shape, count, parsed.wants_usage(), headers, taken_over=place is not None)
+                usage, coalescer = parsed.wants_usage(), self._serving.coalescer
+                return Events(writer, shape, count, usage, headers, taken_over=place is not None, coalescer=coalescer)
             return Collected(writer, shape, count, headers)
 
         keep_s = self._serving.settings.keep_s if single else 0.0

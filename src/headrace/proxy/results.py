@@ -12,7 +12,7 @@ from headrace.errors import HeadraceError
 from headrace.proxy.extras import Extra
 from headrace.proxy.generation import Usage
 from headrace.proxy.shapes import dumps
-from headrace.proxy.stream import Place
+from headrace.proxy.stream import HasPlace
 from headrace.proxy.tasks import EmbeddingRequest, RerankRequest
 from headrace.proxy.writer import Headers, Writer
 
@@ -28,10 +28,10 @@ class Results:
         self._body = body
         self._results = [Result(0) for _ in range(count)]
 
-    def delta(self, index: int, text: str, logprobs: Any, place: Place | None = None) -> None:
+    def delta(self, index: int, text: str, logprobs: Any, place: HasPlace | None = None) -> None:
         """There is none."""
 
-    def extra(self, index: int, item: Extra, place: Place | None = None) -> None:
+    def extra(self, index: int, item: Extra, place: HasPlace | None = None) -> None:
         if isinstance(item, Result):
             self._results[index] = item
 

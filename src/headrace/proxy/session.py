@@ -50,6 +50,10 @@ class Receiver(Protocol):
     def started(self, prompt_tokens: int, echo: str = "", delivered: Sequence[int] = ()) -> None: ...
     def extra(self, item: Extra) -> None: ...
     def delta(self, now: float, position: int, ids: Sequence[int], text: str, logprobs: Any) -> None: ...
+    def token(self, now: float, position: int, token_id: int, text: str) -> None:
+        """A delta of one token, which is what most are."""
+        ...
+
     def finished(self, reason: str, cached_tokens: int, failure: Failure | None) -> None: ...
     def rejected(self, failure: Failure) -> None: ...
     def gone(self, error: HeadraceError) -> None: ...
@@ -289,16 +293,8 @@ class Session:
         parsed = [convert_streams.parsed_from_pb(x) for x in frame.parsed] if frame.parsed else ()
         if parsed or frame.prompt_logprobs:
             self._before_rows(frame, parsed)
-        logprobs = dict(convert_streams.frame_logprobs_from_pb(frame)) if frame.logprobs else {}
-        ids, at = list(frame.token_id), 0
-        for number, position, count, text in zip(frame.stream, frame.position, frame.count, frame.text, strict=True):
-            receiver = streams.get(number)
-            if receiver is not None:
-                try:
-                    receiver.delta(now, position, ids[at : at + count], text, logprobs.get(number))
-                except Exception:
-                    self._broken(number, receiver)
-            at += count
+        if frame.stream:
+            self._rows(now, frame)
         for p in parsed:
             if p.tool_calls and (receiver := streams.get(p.stream)):
                 self._tell(p.stream, receiver.extra, replace(p, reasoning=""))
@@ -320,6 +316,26 @@ class Session:
         if self.retired:
             self._check_idle()
         self._after_frame()
+
+    def _rows(self, now: float, frame: replica_pb2.Frame) -> None:
+        streams, ids, counts = self._streams, list(frame.token_id), list(frame.count)
+        if len(ids) == len(counts) and min(counts) == 1 and not frame.logprobs:
+            for number, position, token_id, text in zip(frame.stream, frame.position, ids, frame.text, strict=True):
+                if (receiver := streams.get(number)) is not None:
+                    try:
+                        receiver.token(now, position, token_id, text)
+                    except Exception:
+                        self._broken(number, receiver)
+            return
+        logprobs = dict(convert_streams.frame_logprobs_from_pb(frame)) if frame.logprobs else {}
+        at = 0
+        for number, position, count, text in zip(frame.stream, frame.position, counts, frame.text, strict=True):
+            if (receiver := streams.get(number)) is not None:
+                try:
+                    receiver.delta(now, position, ids[at : at + count], text, logprobs.get(number))
+                except Exception:
+                    self._broken(number, receiver)
+            at += count
 
     def _before_rows(self, frame: replica_pb2.Frame, parsed: Sequence[Parsed]) -> None:
         """What stands before the text of the same frame: the prompt, and reasoning."""
