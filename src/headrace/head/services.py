@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 import structlog
 
-from headrace.core.types import ClusterStatus, ReplicaId
+from headrace.core.route_delta import NOTHING, diff
+from headrace.core.types import ClusterStatus, ReplicaId, RouteTable
 from headrace.errors import Fenced, InvalidRequest, NotFound, Unavailable
 from headrace.head import node_session as ns
 from headrace.head.cluster import Cluster
@@ -112,19 +113,28 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
 class RouteService(head_pb2_grpc.RouteServiceServicer):
     def __init__(self, overview: Overview, commands: Commands, questions: Questions) -> None:
         self._overview, self._commands, self._questions = overview, commands, questions
+        self._deltas: dict[tuple[int, int], head_pb2.RouteDelta] = {}  # to the newest table, by the versions' numbers
 
     @rpc_errors
-    async def Watch(self, request: head_pb2.WatchRoutesRequest, context: Context) -> AsyncIterator[head_pb2.RouteTable]:
-        """The newest table whenever there is one; a slow watcher misses those between."""
-        sent = 0
+    async def Watch(self, request: head_pb2.WatchRoutesRequest, context: Context) -> AsyncIterator[head_pb2.RouteDelta]:
+        """All of the table, then what changed since the last delta that this watcher took."""
+        sent = NOTHING
         with self._overview.routes_changed.listen() as news, self._overview.watched_by(request.proxy_id, request.pid):
             while True:
                 await news.wait()
                 news.clear()
                 table = self._overview.table
-                if table is not None and table.version > sent:
-                    sent = table.version
-                    yield convert.route_table_to_pb(table)
+                if table is not None and table.version > sent.version:
+                    before, sent = sent, table
+                    yield self._delta(before, table)
+
+    def _delta(self, old: RouteTable, new: RouteTable) -> head_pb2.RouteDelta:
+        """Made once for all watchers that have got equally far."""
+        key = old.version, new.version
+        if key not in self._deltas:
+            self._deltas = {k: d for k, d in self._deltas.items() if k[1] == new.version}
+            self._deltas[key] = convert.route_delta_to_pb(diff(old, new))
+        return self._deltas[key]
 
     @rpc_errors
     async def Ensure(self, request: head_pb2.EnsureRequest, context: Context) -> head_pb2.EnsureResponse:

@@ -116,7 +116,7 @@ async def serving(
     async with open_channel(settings.head_address, tls) as channel, asyncio.TaskGroup() as tasks:
         routes = Routes(channel, settings.head_address, proxy_id, least_epoch=settings.least_epoch)
         sessions = Sessions(tasks, proxy_id, routes.changed, silence or Silence(), tls, policy)
-        routes.on_table = sessions.apply
+        routes.on_change = sessions.apply
         patience = patience or Patience(model_s=settings.wait_s, busy_s=settings.busy_s)
         admission = Admission(tasks, routes, sessions, settings.max_waiting, patience)
         shared = Serving(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ import structlog
 from headrace.core.affinity import NOTHING, Decision, Policy, Wish, decide
 from headrace.core.outliers import FAILURES, Standing, judge
 from headrace.core.route import Candidate
-from headrace.core.types import Endpoint, ReplicaId, Route, RouteTable
+from headrace.core.route_delta import RouteDelta
+from headrace.core.types import Endpoint, ReplicaId, Route
 from headrace.core.waits import service_rate
 from headrace.proxy.changed import Changed
 from headrace.proxy.session import Session, Silence
@@ -34,7 +36,7 @@ class Picked(NamedTuple):
 
 
 class Sessions:
-    """Opens a session when a table names a replica, retires it when a later one does not.
+    """Opens a session when a route names a replica, retires it when no route does any more.
 
     `changed` tells when a session became ready, broke or began to drain; `on_frame` is called after every frame.
     """
@@ -56,21 +58,35 @@ class Sessions:
         self._policy = policy
         self._turns = itertools.count()
         self._live: dict[_Key, Session] = {}
+        self._named: dict[str, dict[ReplicaId, _Key]] = {}  # by route
+        self._uses: Counter[_Key] = Counter()  # how many routes name it
         self._running: dict[asyncio.Task[None], Session] = {}
         self._models: dict[Session, str] = {}
         self._judged: dict[str, float] = {}  # when each model's replicas were last compared
         self._clock = asyncio.get_running_loop().time
         self.on_frame: Callable[[], None] = lambda: None
 
-    def apply(self, table: RouteTable) -> None:
-        """Make the sessions those of `table`. Streams of a retired session go on to their end."""
-        wanted = {(e.replica_id, e.address): e for r in table.routes.values() for e in r.endpoints}
-        models = {(e.replica_id, e.address): r.model for r in table.routes.values() for e in r.endpoints}
-        for key in [k for k in self._live if k not in wanted]:
-            self._live.pop(key).retire()
-        for key, endpoint in wanted.items():
-            if key not in self._live:
-                self._live[key] = self._open(endpoint, models[key])
+    def apply(self, change: RouteDelta) -> None:
+        """Make the sessions those of the table after `change`. Streams of a retired session go on to their end."""
+        gone = [key for name in change.removed for key in self._named.pop(name, {}).values()]
+        for c in change.changed:
+            named = self._named.setdefault(c.route.name, {})
+            gone += [named.pop(replica_id) for replica_id in c.gone if replica_id in named]
+            for e in c.route.endpoints:
+                key, before = (e.replica_id, e.address), named.get(e.replica_id)
+                if key == before:
+                    continue
+                if before:
+                    gone.append(before)
+                named[e.replica_id] = key
+                self._uses[key] += 1
+                if key not in self._live:
+                    self._live[key] = self._open(e, c.route.model)
+        for key in gone:
+            self._uses[key] -= 1
+            if not self._uses[key]:
+                del self._uses[key]
+                self._live.pop(key).retire()
 
     def _open(self, endpoint: Endpoint, model: str) -> Session:
         def others(one: Session, same_kind: bool) -> bool:

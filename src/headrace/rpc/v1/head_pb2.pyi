@@ -321,31 +321,73 @@ class WatchRoutesRequest(_message.Message):
 Global___WatchRoutesRequest: _TypeAlias = WatchRoutesRequest  # noqa: Y015
 
 @_typing.final
-class RouteTable(_message.Message):
+class RouteDelta(_message.Message):
+    """From one version of the route table to a later one."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     EPOCH_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
-    ROUTES_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     version: _builtins.int
-    """Grows with every change; meaningful within an epoch."""
+    """That of the table after it. Grows with every change; meaningful within an epoch."""
+    base: _builtins.int
+    """That of the table, of the same epoch, which this builds upon; 0: none, and what is changed is all there is."""
     @_builtins.property
-    def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Route]: ...
+    def changed(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteChange]: ...
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of routes that are no more."""
+
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         version: _builtins.int = ...,
-        routes: _abc.Iterable[Global___Route] | None = ...,
+        base: _builtins.int = ...,
+        changed: _abc.Iterable[Global___RouteChange] | None = ...,
+        removed: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "routes", b"routes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "changed", b"changed", "epoch", b"epoch", "removed", b"removed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RouteTable: _TypeAlias = RouteTable  # noqa: Y015
+Global___RouteDelta: _TypeAlias = RouteDelta  # noqa: Y015
+
+@_typing.final
+class RouteChange(_message.Message):
+    """A route that is new or differs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTE_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def route(self) -> Global___Route:
+        """As it is now, but with only those endpoints that are new or differ."""
+
+    @_builtins.property
+    def gone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Replica ids of endpoints that are no more."""
+
+    def __init__(
+        self,
+        *,
+        route: Global___Route | None = ...,
+        gone: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["route", b"route"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gone", b"gone", "route", b"route"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RouteChange: _TypeAlias = RouteChange  # noqa: Y015
 
 @_typing.final
 class Route(_message.Message):

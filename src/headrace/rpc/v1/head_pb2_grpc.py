@@ -37,7 +37,7 @@ class RouteServiceStub:
         self.Watch = channel.unary_stream(
                 '/headrace.v1.RouteService/Watch',
                 request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.WatchRoutesRequest.SerializeToString,
-                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.RouteTable.FromString,
+                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.RouteDelta.FromString,
                 _registered_method=True)
         self.Ensure = channel.unary_unary(
                 '/headrace.v1.RouteService/Ensure',
@@ -60,7 +60,8 @@ class RouteServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Watch(self, request, context):
-        """The route table now, and again whenever it changes. A table replaces the one before it.
+        """The route table now, all of it, then what changes. Each delta builds upon the one before it; a watcher that was slow
+        gets all that changed meanwhile as one. One that has another table than a delta builds upon asks again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,7 +94,7 @@ def add_RouteServiceServicer_to_server(servicer, server):
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
                     request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.WatchRoutesRequest.FromString,
-                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.RouteTable.SerializeToString,
+                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.RouteDelta.SerializeToString,
             ),
             'Ensure': grpc.unary_unary_rpc_method_handler(
                     servicer.Ensure,
@@ -137,7 +138,7 @@ class RouteService:
             target,
             '/headrace.v1.RouteService/Watch',
             headrace_dot_rpc_dot_v1_dot_head__pb2.WatchRoutesRequest.SerializeToString,
-            headrace_dot_rpc_dot_v1_dot_head__pb2.RouteTable.FromString,
+            headrace_dot_rpc_dot_v1_dot_head__pb2.RouteDelta.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,8 +14,10 @@ GRPC_VERSION: str
 
 class RouteServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Watch: _aio.UnaryStreamMultiCallable[_head_pb2.WatchRoutesRequest, _head_pb2.RouteTable]
-    """The route table now, and again whenever it changes. A table replaces the one before it."""
+    Watch: _aio.UnaryStreamMultiCallable[_head_pb2.WatchRoutesRequest, _head_pb2.RouteDelta]
+    """The route table now, all of it, then what changes. Each delta builds upon the one before it; a watcher that was slow
+    gets all that changed meanwhile as one. One that has another table than a delta builds upon asks again.
+    """
     Ensure: _aio.UnaryUnaryMultiCallable[_head_pb2.EnsureRequest, _head_pb2.EnsureResponse]
     """Makes sure that a catalogued model has a deployment. Returns at once; progress comes with the routes."""
     Questions: _aio.UnaryStreamMultiCallable[_head_pb2.QuestionsRequest, _head_pb2.Question]
@@ -28,9 +30,11 @@ class RouteServiceServicer(metaclass=_abc_1.ABCMeta):
     def Watch(
         self,
         request: _head_pb2.WatchRoutesRequest,
-        context: _aio.ServicerContext[_head_pb2.WatchRoutesRequest, _abc.AsyncIterator[_head_pb2.RouteTable]],
-    ) -> _abc.AsyncIterator[_head_pb2.RouteTable]:
-        """The route table now, and again whenever it changes. A table replaces the one before it."""
+        context: _aio.ServicerContext[_head_pb2.WatchRoutesRequest, _abc.AsyncIterator[_head_pb2.RouteDelta]],
+    ) -> _abc.AsyncIterator[_head_pb2.RouteDelta]:
+        """The route table now, all of it, then what changes. Each delta builds upon the one before it; a watcher that was slow
+        gets all that changed meanwhile as one. One that has another table than a delta builds upon asks again.
+        """
 
     @_abc_1.abstractmethod
     def Ensure(
