@@ -49,14 +49,15 @@ from headrace.core.affinity import Policy
 from headrace.core.types import Endpoint, Phase, ReplicaId, Route, RouteState
 
 MODEL = "small"
-START_S = 400.0
+START_S = 400.0  # of a replica
+ROUTER_S = 60.0
 KV_TOKENS = 12_000  # of a replica: not all conversations fit into one
 WORDS = [
     "a", "headrace", "brings", "water", "under", "control", "to", "every", "wheel", "of", "one", "mill", "head", "many",
     "the", "quick", "brown", "fox", "jumps", "dog",
 ]  # fmt: skip
-CONVERSATIONS, TURNS, THINK_S = 24, 5, 0.5
-SHARED_PROMPTS, SHARED_S = 12, 30.0
+CONVERSATIONS, TURNS, THINK_S = 18, 5, 0.5
+SHARED_PROMPTS, SHARED_S = 12, 20.0
 
 
 def text(random: Random, size: int) -> str:
@@ -172,7 +173,7 @@ def cpu_s(replicas: Sequence[RunningReplica]) -> float:
 
 def wait_for(child: subprocess.Popen[bytes], port: int, log: Path) -> None:
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 1}
-    wait_until_it_answers(child, port, "/v1/chat/completions", log, START_S, json.dumps(body).encode())
+    wait_until_it_answers(child, port, "/v1/chat/completions", log, ROUTER_S, json.dumps(body).encode())
 
 
 def proxy(
@@ -185,7 +186,15 @@ def proxy(
 
 PEERS = {
     "smg": ["smg", "launch", "--policy", "cache_aware", "--max-concurrent-requests", "-1"],
-    "vllm-router": ["vllm-router", "--policy", "cache_aware", "--max-concurrent-requests", "16384"],
+    "vllm-router": [
+        "vllm-router",
+        "--policy",
+        "cache_aware",
+        "--max-concurrent-requests",
+        "16384",
+        "--worker-startup-check-interval",
+        "1",
+    ],
 }
 
 
@@ -203,6 +212,8 @@ async def replicas_of(o: argparse.Namespace, model: Path, folder: Path) -> Async
     if o.engine == "vllm":
         options: dict[str, object] = {"dtype": "float32", "enforce_eager": True, "max_num_batched_tokens": 1024}
         options |= {"kv_cache_memory_bytes": KV_TOKENS * KV_TOKEN_VALUES * 4, "max_model_len": 4096}
+    elif o.engine == "simulated":
+        options = {"kv_tokens": KV_TOKENS, "step_s": 0.02, "prefill_chunk": 256}
     else:
         options = {"kv_cache_mib": KV_TOKENS * KV_TOKEN_VALUES * 2 // 2**20}
     async with AsyncExitStack() as stack:
@@ -245,12 +256,13 @@ async def measure(o: argparse.Namespace, model: Path, folder: Path) -> dict[tupl
             except Absent as e:
                 print(f"{name} is absent: {e}", file=sys.stderr)
         for name, (child, port, log) in list(started.items()):
+            print(f"waiting for {name}", file=sys.stderr, flush=True)
             try:
                 await asyncio.to_thread(wait_for, child, port, log)
             except DidNotStart as e:
                 print(f"{name} did not start: {e}", file=sys.stderr)
                 del started[name]
-        order = Random(1)
+        order = Random(o.seed)
         for round_ in range(o.rounds):
             for kind in ("chat", "shared"):
                 names = list(started)
@@ -289,15 +301,17 @@ def table(rows: dict[tuple[str, str], list[dict[str, float]]], engine: str) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=("openvino", "vllm"), default="openvino")
+    parser.add_argument("--engine", choices=("openvino", "vllm", "simulated"), default="openvino")
     parser.add_argument("--replicas", type=int, default=0, help="0: 4 of OpenVINO, 2 of vLLM")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=8, help="conversations at a time")
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second of the shared prompts")
     parser.add_argument("--without", nargs="*", default=[], choices=tuple(PEERS), help="peers to leave out")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--add", action="store_true", help="to the rounds of the output that is there")
     parser.add_argument("--output", type=Path, default=None)
     o = parser.parse_args()
-    o.replicas = o.replicas or (4 if o.engine == "openvino" else 2)
+    o.replicas = o.replicas or (2 if o.engine == "vllm" else 4)
     if o.engine == "vllm":
         python = environments.vllm().python
         if os.path.realpath(sys.prefix) != os.path.realpath(Path(python).parent.parent):
@@ -306,13 +320,16 @@ def main() -> None:
         model = Path(folder, "model")
         subprocess.run([sys.executable, str(ROOT / "benchmarks" / "make_llama.py"), str(model)], check=True)
         rows = asyncio.run(measure(o, model, Path(folder)))
+    output = o.output or ROOT / "results" / f"routing_{o.engine}.json"
+    if o.add and output.exists():
+        for row in json.loads(output.read_text())["rows"]:
+            rows.setdefault((row["workload"], row["policy"]), []).extend(row["rounds"])
     table(rows, o.engine)
     said = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "arguments": {k: str(v) for k, v in vars(o).items()},
         "rows": [{"workload": k, "policy": p, "rounds": x} for (k, p), x in sorted(rows.items())],
     }
-    output = o.output or ROOT / "results" / f"routing_{o.engine}.json"
     output.parent.mkdir(exist_ok=True)
     output.write_text(json.dumps(said, indent=1))
     print(f"written: {output}")

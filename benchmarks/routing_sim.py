@@ -400,7 +400,7 @@ class Run:
 
 
 # Requests per second and replica: so many that the engines are busy without any cache, and none is overwhelmed.
-WORKLOADS = {"chat": 5.5, "shared prompts": 4.5, "nothing shared": 9.0, "hot spot": 8.0, "long answers": 9.0}
+WORKLOADS = {"chat": 5.5, "shared prompts": 4.5, "nothing shared": 9.0, "hot spot": 8.0, "long answers": 6.0}
 
 
 def table(rows: Mapping[tuple[str, str], list[Outcome]]) -> None:
