@@ -24,7 +24,7 @@ from headrace.core.types import ReplicaId
 
 # Found with benchmarks/routing_sim.py; docs/routing.md says how they matter.
 WORTH = 16.0
-SPREAD = 0.5
+SPREAD = 0.25
 SLACK = 2.0
 
 
