@@ -207,6 +207,14 @@ def peer(stack: ExitStack, name: str, urls: Sequence[str], folder: Path) -> Star
     return stack.enter_context(logged([str(has.bin / program), *flags, *at], log)), port, log
 
 
+def shims(stack: ExitStack, urls: Sequence[str], folder: Path) -> list[str]:
+    """The same, without what Headrace's proxy refuses (see routing_shim.py)."""
+    ports = {free_port(): url.rpartition(":")[2] for url in urls}
+    argv = [sys.executable, str(ROOT / "benchmarks" / "routing_shim.py")]
+    stack.enter_context(logged([*argv, *(str(p) for pair in ports.items() for p in pair)], folder / "shim.log"))
+    return [f"http://127.0.0.1:{port}" for port in ports]
+
+
 @contextlib.asynccontextmanager
 async def replicas_of(o: argparse.Namespace, model: Path, folder: Path) -> AsyncIterator[list[RunningReplica]]:
     if o.engine == "vllm":
@@ -252,7 +260,8 @@ async def measure(o: argparse.Namespace, model: Path, folder: Path) -> dict[tupl
             urls.append(f"http://127.0.0.1:{port}")
         for name in PEERS.keys() - set(o.without):
             try:
-                started[name] = peer(processes, name, urls, folder)
+                at = shims(processes, urls, folder) if name == "vllm-router" else urls
+                started[name] = peer(processes, name, at, folder)
             except Absent as e:
                 print(f"{name} is absent: {e}", file=sys.stderr)
         for name, (child, port, log) in list(started.items()):

@@ -454,7 +454,8 @@ def main() -> None:
     }
     results = Path(__file__).parent.parent / "results"
     results.mkdir(exist_ok=True)
-    file = results / f"routing_sim{'_sweep' if o.sweep else ''}.json"
+    only = f"_{o.only.replace(' ', '_')}" if o.only else ""
+    file = results / f"routing_sim{'_sweep' if o.sweep else ''}{only}.json"
     file.write_text(json.dumps(said, indent=1))
     print(f"written: {file}")
 
