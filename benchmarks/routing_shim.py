@@ -1,7 +1,7 @@
 """Takes out of requests what Headrace's proxy refuses: python benchmarks/routing_shim.py PORT UPSTREAM_PORT …
 
-vllm-router writes parameters of other servers into every request (no_stop_trim, …), whatever the client said. In the way
-of the other routers there is no such thing, so what it costs (about a millisecond) is counted against vllm-router.
+vllm-router writes parameters of other servers into every request (no_stop_trim, …), whatever the client said. In the
+way of the other routers there is no such thing, so what it costs (a millisecond or two) is counted against vllm-router.
 """
 
 from __future__ import annotations
