@@ -169,6 +169,7 @@ async def the_prefix_cache_is_reported(p: ProxySide) -> None:
     assert seen.finished is not None
     assert seen.finished.cached_tokens > 300
     assert p.load.prefix_hit_tokens > 300
+    assert p.frames[0].keeps_prefixes
 
 
 async def idle_steps_stand_still(replica: RunningReplica) -> None:

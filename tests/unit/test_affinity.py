@@ -98,7 +98,7 @@ PROMPT = Wish(tuple(range(10)), 10.0)
 
 def test_a_match_is_worth_some_requests_and_no_more():
     assert str(decide([at("a", 3, 10), at("b", 0)], 0.0, 0.0, wish=PROMPT)) == "prefix; matched=10/10"
-    busy = decide([at("a", 30, 10), at("b", 20)], 0.0, 0.0, wish=PROMPT)
+    busy = decide([at("a", 45, 10), at("b", 20)], 0.0, 0.0, wish=PROMPT)
     assert str(busy) == "least-load; matched=0/10; passed-over=10/10"
 
 

@@ -23,9 +23,9 @@ from headrace.core.route import Candidate, cost, less_busy, pool, pool_with_room
 from headrace.core.types import ReplicaId
 
 # Found with benchmarks/routing_sim.py; docs/routing.md says how they matter.
-WORTH = 4.0
-SPREAD = 0.5
-SLACK = 4.0
+WORTH = 16.0
+SPREAD = 0.25
+SLACK = 2.0
 
 
 class Policy(StrEnum):

@@ -65,8 +65,9 @@ def _tier(c: Candidate, excluded: Set[ReplicaId]) -> tuple[bool, ...]:
 
 
 def _best(candidates: Sequence[Candidate], excluded: Set[ReplicaId]) -> list[Candidate]:
-    best = min(_tier(c, excluded) for c in candidates)
-    return [c for c in candidates if _tier(c, excluded) == best]
+    tiers = [_tier(c, excluded) for c in candidates]
+    best = min(tiers)
+    return [c for c, tier in zip(candidates, tiers, strict=True) if tier == best]
 
 
 def pool(candidates: Sequence[Candidate], excluded: Set[ReplicaId] = frozenset()) -> list[Candidate]:
