@@ -45,8 +45,8 @@ class _Routes(head_pb2_grpc.RouteServiceServicer):
     def __init__(self, recorder: Recorder, epoch: int, highest: int) -> None:
         self._recorder, self._epoch, self._highest = recorder, epoch, highest
 
-    async def Watch(self, request: head_pb2.WatchRoutesRequest, context: Any) -> AsyncIterator[head_pb2.RouteTable]:  # pyright: ignore
-        yield head_pb2.RouteTable(epoch=self._epoch, version=1)
+    async def Watch(self, request: head_pb2.WatchRoutesRequest, context: Any) -> AsyncIterator[head_pb2.RouteDelta]:  # pyright: ignore
+        yield head_pb2.RouteDelta(epoch=self._epoch, version=1)
         accepted = True
         try:
             await asyncio.sleep(1.5)

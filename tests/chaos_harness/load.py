@@ -135,7 +135,7 @@ class Load:
         rng = random.Random(f"load {self.seed}")
         due = self.recorder.now()
         async with asyncio.TaskGroup() as tasks:
-            while True:
+            while not self.stopping.is_set():  # what is overdue does not wait, and would not see it
                 due += rng.expovariate(self.rate)
                 try:
                     await asyncio.wait_for(self.stopping.wait(), max(0.0, due - self.recorder.now()))

@@ -143,7 +143,7 @@ def wrong_position(part: str) -> None:
         def to_submit(self: Any, adapter: str) -> Any:
             if len(self._ids) > 2 and not self.taking_over:
                 del self._ids[-2:]
-                self._chars = max(0, self._chars - 6)
+                self.chars = max(0, self.chars - 6)
             return submit(self, adapter)
 
         def delta(self: Any, now: float, position: int, *rest: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from headrace.core.route_delta import NOTHING, RouteDelta, apply, follows
 from headrace.core.types import (
     Adapter,
     AdapterStatus,
@@ -218,9 +219,16 @@ class Admin:
         raise AssertionError("the watch ended")
 
     async def tables(self, proxy_id: str = "p") -> AsyncIterator[RouteTable]:
+        table = NOTHING
+        async for delta in self.deltas(proxy_id):
+            assert follows(delta, table)
+            table = apply(delta, table)
+            yield table
+
+    async def deltas(self, proxy_id: str = "p") -> AsyncIterator[RouteDelta]:
         request = head_pb2.WatchRoutesRequest(proxy_id=proxy_id, pid=1)
         async for message in self.routes.Watch(request, wait_for_ready=True):
-            yield convert.route_table_from_pb(message)
+            yield convert.route_delta_from_pb(message)
 
     async def table_when(self, what: Callable[[RouteTable], object]) -> RouteTable:
         """The first route table for which `what` is true."""

@@ -13,6 +13,7 @@ import grpc
 import httpx
 
 from headrace.core import types as t
+from headrace.core.route_delta import NOTHING, diff
 from headrace.errors import HeadraceError
 from headrace.proxy.admission import Patience
 from headrace.proxy.app import Proxy, serving
@@ -226,6 +227,7 @@ class Head(RouteServiceServicer):
     on_ensure: Any = None
     fail_ensure: HeadraceError | None = None
     watchers: int = 0
+    lost_deltas: int = 0  # so many of the next ones are not sent
     _server: grpc.aio.Server | None = None
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -259,15 +261,23 @@ class Head(RouteServiceServicer):
         self.show(t.Route(name, state, reason))
 
     @rpc_errors
-    async def Watch(self, request: Any, context: Any) -> AsyncIterator[head_pb2.RouteTable]:
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[head_pb2.RouteDelta]:
         self.watchers += 1
+        sent = NOTHING
         try:
             while True:
-                news = self._news
-                yield convert.route_table_to_pb(self.table)
+                news, before, sent = self._news, sent, self.table
+                if self.lost_deltas:
+                    self.lost_deltas -= 1
+                else:
+                    yield convert.route_delta_to_pb(diff(before if before.epoch == sent.epoch else NOTHING, sent))
                 await news.wait()
         finally:
             self.watchers -= 1
+
+    async def Questions(self, request: Any, context: Any) -> AsyncIterator[head_pb2.Question]:
+        await asyncio.Event().wait()  # it has none
+        yield head_pb2.Question()
 
     @rpc_errors
     async def Ensure(self, request: Any, context: Any) -> head_pb2.EnsureResponse:

@@ -8,20 +8,36 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from head_fixtures import STAND_IN, Admin, HeadProcess, free_port, head_process, head_settings, until
+from head_fixtures import (
+    STAND_IN,
+    Admin,
+    HeadProcess,
+    SchedulerDouble,
+    free_port,
+    head_process,
+    head_settings,
+    until,
+)
 
-from headrace.core.types import ClusterStatus
+from headrace.core.route_delta import NOTHING, RouteChange, RouteDelta, apply
+from headrace.core.types import ClusterStatus, Phase, Route, RouteState, RouteTable
 from headrace.errors import UserError
 from headrace.head import proxies
 from headrace.head.controller import serving
 from headrace.head.http_port import reserve
+from headrace.head.services import RouteService
 from headrace.head.spare import Spare
+from headrace.head.topic import Topic
 from headrace.process import ProcessRecord, environment, signal_group
+from headrace.rpc import convert
+from headrace.rpc.v1 import head_pb2
 
 HEAD = (
     sys.executable,
@@ -88,6 +104,46 @@ async def test_proxies_share_a_port_are_restarted_and_end_with_the_head(tmp_path
             break
     assert not any(ProcessRecord.of(p) for p in pids(after))
     assert list((tmp_path / "head" / "proxies").glob("*.json")) == []
+
+
+async def test_a_watcher_gets_the_table_once_and_then_what_changes(tmp_path: Path) -> None:
+    async with (
+        serving(head_settings(tmp_path)) as head,
+        Admin(head.grpc) as admin,
+        SchedulerDouble(head.node) as node,
+    ):
+        await admin.deploy("demo", min_replicas=3)
+        before = await admin.table_when(lambda t: len(t.routes["demo"].endpoints) == 3)
+        watch = aiter(admin.deltas())
+        first = await anext(watch)
+        assert apply(first, NOTHING) == before
+        victim = max(node.replicas)
+        await node.move(victim, Phase.PENDING, "it died")
+        delta = await anext(watch)
+        assert (delta.epoch, delta.base) == (first.epoch, first.version)
+        change = RouteChange(replace(before.routes["demo"], endpoints=()), (victim,))
+        assert (delta.changed, delta.removed) == ((change,), ())
+
+
+async def test_a_slow_watcher_gets_one_delta_for_all_that_it_missed() -> None:
+    overview: Any = SimpleNamespace(routes_changed=Topic(), watched_by=lambda *_: nullcontext(), table=None)
+    service = RouteService(overview, cast("Any", None))
+
+    def show(version: int, *names: str) -> None:
+        overview.table = RouteTable(1, version, {n: Route(n, RouteState.STARTING) for n in names})
+        overview.routes_changed.notify()
+
+    show(1, "a", "b")
+    watch = service.Watch(head_pb2.WatchRoutesRequest(), cast("Any", None))
+    other = service.Watch(head_pb2.WatchRoutesRequest(), cast("Any", None))
+    assert len((await anext(watch)).changed) == len((await anext(other)).changed) == 2
+    show(2, "a")
+    assert convert.route_delta_from_pb(await anext(other)) == RouteDelta(1, 2, 1, (), ("b",))
+    show(3, "a", "c")
+    show(4, "c")
+    change = RouteChange(Route("c", RouteState.STARTING))
+    assert convert.route_delta_from_pb(await anext(watch)) == RouteDelta(1, 4, 1, (change,), ("a", "b"))
+    assert convert.route_delta_from_pb(await anext(other)) == RouteDelta(1, 4, 2, (change,), ("a",))
 
 
 async def test_a_spare_takes_the_place_of_a_dead_proxy_and_ends_with_the_head(

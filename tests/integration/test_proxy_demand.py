@@ -8,6 +8,7 @@ from dataclasses import replace
 import httpx
 from integration.proxy_fixtures import PATIENCE, Replica, World, answer, eventually, world
 
+from headrace.core.route_delta import whole
 from headrace.core.types import RouteState, RouteTable
 from headrace.errors import NotFound
 from headrace.proxy.routes import Routes
@@ -163,6 +164,34 @@ async def test_head_away():
         assert "asked" in (await ask(w)).text
 
 
+async def test_a_proxy_that_missed_a_change_asks_for_the_whole_table():
+    async with world(2) as w:
+        w.head.lost_deltas = 1
+        w.head.state("other", RouteState.STARTING, "loading")
+        await asyncio.sleep(0)
+        w.head.ready("demo", w.replicas[1])
+        await eventually(lambda: w.proxy.routes.table and w.proxy.routes.table.version == w.head.table.version)
+        assert w.proxy.routes.table == w.head.table
+        assert [s.endpoint.replica_id for s in w.proxy.sessions] == ["demo-1-1"]
+
+
+async def test_a_replica_is_kept_while_any_route_names_it():
+    async with world(2) as w:
+        adapted = replace(w.head.table.routes["demo"], name="demo:x", adapter="x")
+        w.head.show(adapted)
+        w.head.state("demo", RouteState.STARTING, "updating")
+        await eventually(lambda: w.proxy.routes.table == w.head.table)
+        assert {s.endpoint.replica_id for s in w.proxy.sessions if s.ready} == {"demo-1-0", "demo-1-1"}
+        w.head.show(replace(adapted, endpoints=adapted.endpoints[1:]))
+        await eventually(lambda: [s.endpoint.replica_id for s in w.proxy.sessions] == ["demo-1-1"])
+        moved = replace(adapted.endpoints[1], address=w.replicas[0].endpoint.address)
+        w.head.show(replace(adapted, endpoints=(moved,)))
+        await eventually(lambda: [s.endpoint for s in w.proxy.sessions] == [moved])
+        w.head.table = replace(w.head.table, routes={})
+        w.head.show()
+        await eventually(lambda: not list(w.proxy.sessions))
+
+
 async def test_lower_epoch_is_refused():
     async with world(1) as w:
         w.head.show(epoch=5)
@@ -181,8 +210,8 @@ async def test_lower_epoch_is_refused():
 async def test_a_proxy_refuses_a_head_older_than_the_one_that_started_it():
     async with open_channel("127.0.0.1:1") as channel:
         routes = Routes(channel, "127.0.0.1:1", "p", least_epoch=7)
-        assert not routes.accept(RouteTable(6, 1, {}))
+        assert not routes.accept(whole(RouteTable(6, 1, {})))
         assert routes.table is None
-        assert routes.accept(RouteTable(7, 1, {}))
-        assert routes.accept(RouteTable(8, 1, {}))
-        assert not routes.accept(RouteTable(7, 2, {}))
+        assert routes.accept(whole(RouteTable(7, 1, {})))
+        assert routes.accept(whole(RouteTable(8, 1, {})))
+        assert not routes.accept(whole(RouteTable(7, 2, {})))

@@ -15,6 +15,7 @@ from integration.proxy_fixtures import PATIENCE, Replica, World, answer, eventua
 
 from headrace.core import types as t
 from headrace.core.failover import MAX_DEATHS, PROVEN_BY
+from headrace.core.route_delta import whole
 from headrace.core.types import Failure
 from headrace.proxy.changed import Changed
 from headrace.proxy.session import Session, Silence
@@ -511,6 +512,6 @@ async def test_closing_ends_a_session_that_breaks_at_the_same_moment(monkeypatch
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         sessions = Sessions(tasks, "p", Changed(), Silence())
         route = t.Route("demo", t.RouteState.READY, "", (t.Endpoint(t.ReplicaId("r"), "127.0.0.1:1"),))
-        sessions.apply(t.RouteTable(1, 1, {"demo": route}))
+        sessions.apply(whole(t.RouteTable(1, 1, {"demo": route})))
         await tried.wait()
         sessions.close()

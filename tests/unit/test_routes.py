@@ -96,7 +96,7 @@ def test_a_replica_that_is_to_stop_gets_nothing_new() -> None:
 
 def test_replicas_of_a_lost_node_come_last_and_only_while_they_are_needed() -> None:
     cut = world(("r1a", "1", Phase.READY), ("r1b", "2", Phase.READY), wanted=2, lost="1")
-    assert endpoints(route(*cut)) == [("r1b", "new:r1b", False), ("r1a", "old:r1a", True)]
+    assert endpoints(route(*cut)) == [("r1a", "old:r1a", True), ("r1b", "new:r1b", False)]
     made_up = world(("r1a", "1", Phase.READY), ("r1b", "2", Phase.READY), wanted=1, lost="1")
     assert endpoints(route(*made_up)) == [("r1b", "new:r1b", False)]
 

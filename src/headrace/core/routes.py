@@ -94,7 +94,10 @@ def _see(intents: Iterable[Intent], nodes: Nodes) -> list[_Seen]:
 
 
 def _endpoints(d: Deployment, seen: Sequence[_Seen]) -> tuple[Endpoint, ...]:
-    """Replicas that are READY; with fewer of those than wanted also those last seen READY on a node that was lost."""
+    """Replicas that are READY; with fewer of those than wanted also those last seen READY on a node that was lost.
+
+    In the order of their ids.
+    """
     good = [s for s in seen if s.status and s.status.phase is Phase.READY and s.status.address]
     found = [Endpoint(s.intent.replica_id, s.status.address) for s in good if s.status]
     if len(found) >= max(1, d.replicas):
@@ -105,7 +108,7 @@ def _endpoints(d: Deployment, seen: Sequence[_Seen]) -> tuple[Endpoint, ...]:
         # None: not heard of since the head's start; then its last address is all there is.
         if s.intent.address and s.before_lost in (Phase.READY, None):
             found.append(Endpoint(s.intent.replica_id, s.intent.address, lost=True))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda e: e.replica_id))
 
 
 def _context_tokens(seen: Sequence[_Seen]) -> int:

@@ -25,7 +25,7 @@ from headrace.proxy.routes import Routes
 from headrace.proxy.shapes import Shape
 from headrace.proxy.sinks import Answer, Collected, Events, Text
 from headrace.proxy.stream import Place
-from headrace.proxy.writer import Writer
+from headrace.proxy.writer import Headers, Writer
 
 log = structlog.get_logger()
 
@@ -148,10 +148,11 @@ class _Endpoints:
             )
         place = Place.read(last) if last is not None else None
 
-        def make(writer: Writer) -> Answer:
+        def make(writer: Writer, headers: Headers) -> Answer:
             if parsed.stream:
-                return Events(writer, shape, count, parsed.wants_usage(), [], taken_over=place is not None)
-            return Collected(writer, shape, count, [])
+                usage, coalescer = parsed.wants_usage(), self._serving.coalescer
+                return Events(writer, shape, count, usage, headers, taken_over=place is not None, coalescer=coalescer)
+            return Collected(writer, shape, count, headers)
 
         keep_s = self._serving.settings.keep_s if single else 0.0
         return Answering(
@@ -192,7 +193,7 @@ class _Endpoints:
             raise InvalidRequest("'logprobs' cannot be part of a plain text answer; ask with JSON.", param="logprobs")
         submits = parsed.submits(request.scope[REQUEST_ID])
         priority = parsed.priority or 0
-        return Answering(self._serving, model, submits, 1, lambda writer: Text(writer, []), priority=priority)
+        return Answering(self._serving, model, submits, 1, Text, priority=priority)
 
     async def models(self, request: Request) -> Response:
         """All models that can be called."""

@@ -1,4 +1,4 @@
-"""The route table, as the head last sent it. It outlives the head."""
+"""The route table: what the head last sent of it, change by change. It outlives the head."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 import grpc
 import structlog
 
+from headrace.core.route_delta import NOTHING, RouteDelta, apply, diff, follows
 from headrace.core.types import RouteTable
 from headrace.errors import HeadraceError
 from headrace.proxy.changed import Changed
@@ -27,7 +28,7 @@ _BACK_OFF_S = (0.1, 1.0)
 class Routes:
     """Watches the head's routes, forever. `table` is None until the first one has come; `changed` tells of news.
 
-    `on_table` is called with every table that is taken, before anyone is woken.
+    `on_change` is called with what each table that is taken changes of the one before it, before anyone is woken.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Routes:
         channel: grpc.aio.Channel,
         head_address: str,
         proxy_id: str,
-        on_table: Callable[[RouteTable], None] = lambda table: None,
+        on_change: Callable[[RouteDelta], None] = lambda change: None,
         least_epoch: int = 0,
     ) -> None:
         """`least_epoch`: that of the head that started this proxy, which is the highest seen at first."""
@@ -46,7 +47,7 @@ class Routes:
         self._stub = RouteServiceStub(channel)
         self._proxy_id = proxy_id
         self._highest_epoch = least_epoch
-        self.on_table = on_table
+        self.on_change = on_change
         self._ensuring: dict[str, asyncio.Future[None]] = {}
 
     async def run(self) -> None:
@@ -57,8 +58,8 @@ class Routes:
                 call = self._stub.Watch(head_pb2.WatchRoutesRequest(proxy_id=self._proxy_id, pid=os.getpid()))
                 async for message in call:
                     delay = _BACK_OFF_S[0]
-                    if not self.accept(convert.route_table_from_pb(message)):
-                        call.cancel()  # a head that lost its leadership; ask again, the leader may answer
+                    if not self.accept(convert.route_delta_from_pb(message)):
+                        call.cancel()  # ask again: for all of the table, or for that of the leader
                         break
             except grpc.RpcError as e:
                 log.debug("routes_watch_ended", error=str(from_rpc(e, f"the head at {self.head_address}")))
@@ -71,22 +72,26 @@ class Routes:
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, _BACK_OFF_S[1])
 
-    def accept(self, table: RouteTable) -> bool:
-        """Take a table that the head sent, unless its epoch is below the highest seen."""
-        if table.epoch < self._highest_epoch:
+    def accept(self, delta: RouteDelta) -> bool:
+        """Take what the head sent, unless its epoch is below the highest seen or it builds upon another table."""
+        if delta.epoch < self._highest_epoch:
             log.warning(
                 "stale_routes_refused",
-                epoch=table.epoch,
+                epoch=delta.epoch,
                 seen=self._highest_epoch,
                 hint="an older leader, or a head whose state was deleted: then start this proxy again",
             )
             return False
-        self._highest_epoch = table.epoch
+        before = self.table or NOTHING
+        if not follows(delta, before):
+            log.warning("routes_gap", epoch=delta.epoch, base=delta.base, have=(before.epoch, before.version))
+            return False
+        self._highest_epoch = delta.epoch
         if not self.connected:
-            log.info("routes_connected", head=self.head_address, epoch=table.epoch, version=table.version)
+            log.info("routes_connected", head=self.head_address, epoch=delta.epoch, version=delta.version)
         self.connected = True
-        self.table = table
-        self.on_table(table)
+        self.table = apply(delta, before)
+        self.on_change(delta if delta.base else diff(before, self.table))
         self.changed.notify()
         return True
 

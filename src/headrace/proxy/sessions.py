@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
-from collections.abc import Callable, Iterator, Set
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import NamedTuple
 
 import structlog
 
+from headrace.core.affinity import NOTHING, Decision, Policy, Wish, decide
 from headrace.core.outliers import FAILURES, Standing, judge
-from headrace.core.route import Candidate, choose, choose_with_room
-from headrace.core.types import Endpoint, ReplicaId, Route, RouteTable
+from headrace.core.route import Candidate
+from headrace.core.route_delta import RouteDelta
+from headrace.core.types import Endpoint, ReplicaId, Route
 from headrace.core.waits import service_rate
 from headrace.proxy.changed import Changed
 from headrace.proxy.session import Session, Silence
@@ -22,36 +27,66 @@ _JUDGE_S = 0.25
 _Key = tuple[ReplicaId, str]  # a replica that was started again has another address
 
 
+class Picked(NamedTuple):
+    """A session, why that one, and what it was chosen from."""
+
+    session: Session
+    decision: Decision
+    candidates: Sequence[Candidate]
+
+
 class Sessions:
-    """Opens a session when a table names a replica, retires it when a later one does not.
+    """Opens a session when a route names a replica, retires it when no route does any more.
 
     `changed` tells when a session became ready, broke or began to drain; `on_frame` is called after every frame.
     """
 
     def __init__(
-        self, tasks: asyncio.TaskGroup, proxy_id: str, changed: Changed, silence: Silence, tls: Tls | None = None
+        self,
+        tasks: asyncio.TaskGroup,
+        proxy_id: str,
+        changed: Changed,
+        silence: Silence,
+        tls: Tls | None = None,
+        policy: Policy = Policy.AUTO,
     ) -> None:
         self.changed = changed
         self._tasks = tasks
         self._proxy_id = proxy_id
         self._silence = silence
         self._tls = tls
+        self._policy = policy
+        self._turns = itertools.count()
         self._live: dict[_Key, Session] = {}
+        self._named: dict[str, dict[ReplicaId, _Key]] = {}  # by route
+        self._uses: Counter[_Key] = Counter()  # how many routes name it
         self._running: dict[asyncio.Task[None], Session] = {}
         self._models: dict[Session, str] = {}
         self._judged: dict[str, float] = {}  # when each model's replicas were last compared
         self._clock = asyncio.get_running_loop().time
         self.on_frame: Callable[[], None] = lambda: None
 
-    def apply(self, table: RouteTable) -> None:
-        """Make the sessions those of `table`. Streams of a retired session go on to their end."""
-        wanted = {(e.replica_id, e.address): e for r in table.routes.values() for e in r.endpoints}
-        models = {(e.replica_id, e.address): r.model for r in table.routes.values() for e in r.endpoints}
-        for key in [k for k in self._live if k not in wanted]:
-            self._live.pop(key).retire()
-        for key, endpoint in wanted.items():
-            if key not in self._live:
-                self._live[key] = self._open(endpoint, models[key])
+    def apply(self, change: RouteDelta) -> None:
+        """Make the sessions those of the table after `change`. Streams of a retired session go on to their end."""
+        gone = [key for name in change.removed for key in self._named.pop(name, {}).values()]
+        for c in change.changed:
+            named = self._named.setdefault(c.route.name, {})
+            gone += [named.pop(replica_id) for replica_id in c.gone if replica_id in named]
+            for e in c.route.endpoints:
+                key, before = (e.replica_id, e.address), named.get(e.replica_id)
+                if key == before:
+                    continue
+                if before:
+                    gone.append(before)
+                named[e.replica_id] = key
+                self._uses[key] += 1
+                if key not in self._live:
+                    self._live[key] = self._open(e, c.route.model)
+        for key in gone:
+            self._uses[key] -= 1
+            if not self._uses[key]:
+                del self._uses[key]
+                self._live.pop(key).retire()
 
     def _open(self, endpoint: Endpoint, model: str) -> Session:
         def others(one: Session, same_kind: bool) -> bool:
@@ -91,7 +126,8 @@ class Sessions:
         *,
         with_room: bool = False,
         heard_after: float = -1.0,
-    ) -> Session | None:
+        wish: Wish = NOTHING,
+    ) -> Picked | None:
         """The session for the route's next request; None if no replica of it can be reached now.
 
         `like`: only a replica with this fingerprint will do. `with_room`: only one that is not saturated.
@@ -105,10 +141,18 @@ class Sessions:
         for e, s in mine.items():
             if s.ready and (not like or s.fingerprint == like) and s.heard_at > heard_after:
                 ready[e.replica_id] = s
-                candidates.append(_candidate(e, s, now))
-        select = choose_with_room if with_room else choose
-        chosen = select(candidates, random.random(), random.random(), excluded)
-        return ready[chosen] if chosen is not None else None
+                candidates.append(_candidate(e, s, now, wish))
+        decision = decide(
+            candidates,
+            random.random(),
+            random.random(),
+            excluded,
+            with_room=with_room,
+            wish=wish,
+            policy=self._policy,
+            turn=next(self._turns),
+        )
+        return Picked(ready[decision.replica_id], decision, candidates) if decision else None
 
     def of(self, route: Route) -> dict[Endpoint, Session]:
         """The sessions with a route's replicas, also with those that cannot be reached now."""
@@ -147,7 +191,7 @@ class Sessions:
             task.cancel()
 
 
-def _candidate(e: Endpoint, s: Session, now: float) -> Candidate:
+def _candidate(e: Endpoint, s: Session, now: float, wish: Wish) -> Candidate:
     record = s.pulse.record
     return Candidate(
         e.replica_id,
@@ -163,4 +207,5 @@ def _candidate(e: Endpoint, s: Session, now: float) -> Candidate:
         slow=record.standing in (Standing.SLOW, Standing.PROBED),
         probe=record.standing is Standing.PROBED,
         weight=record.weight(now),
+        matched=s.prefixes.matched(wish.blocks),
     )

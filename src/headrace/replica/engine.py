@@ -129,6 +129,7 @@ class Engine(Protocol):
     eos_ids: tuple[int, ...]
     defaults: Sampling  # from the model's generation_config.json
     stall_s: float  # so long without a step, with requests to work on, means that it is dead
+    prefix_tokens: int  # that its prefix cache can hold; 0: it has none
 
     def parser(self, parsing: Parsing) -> OutputParser | None:
         """A new answer's parser, as the deployment's tool_parser and reasoning_parser say; None if neither applies."""

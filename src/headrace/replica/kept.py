@@ -18,7 +18,9 @@ _Key = tuple[str, str]
 class Limbo(Session):
     """Where a stream is whose proxy was lost: what it brings is in its ids, the frames are nobody's."""
 
-    def send(self, load: Load | None, draining: bool, now: float, fingerprint: str = "") -> None:
+    def send(
+        self, load: Load | None, draining: bool, now: float, fingerprint: str = "", keeps_prefixes: bool = False
+    ) -> None:
         self.discard()
 
 
@@ -65,7 +67,7 @@ class Kept:
             return
         ids = array("I", submit.resume.token_ids if submit.resume else ())
         stream.ids = ids
-        entry = Entry(replace(submit, resume=None), stream, prompt_tokens, ids)
+        entry = Entry(replace(submit, resume=None, prefix=()), stream, prompt_tokens, ids)
         self._entries[_key(submit)] = self._by_engine_id[stream.engine_id] = entry
 
     def detach(self, stream: Stream) -> bool:
@@ -128,4 +130,4 @@ def _key(s: Submit) -> _Key:
 
 def _essence(s: Submit) -> Submit:
     """What makes two submits the same request."""
-    return replace(s, stream=0, resume=None, take_over=None, received_unix_s=0, keep_s=0.0)
+    return replace(s, stream=0, resume=None, take_over=None, received_unix_s=0, keep_s=0.0, prefix=())

@@ -6,6 +6,7 @@ Those of streams are in convert_streams. Nothing else in Headrace takes protobuf
 from __future__ import annotations
 
 from headrace.core import types as t
+from headrace.core.route_delta import RouteChange, RouteDelta
 from headrace.core.state import Revision
 from headrace.rpc.v1 import head_pb2, node_pb2, types_pb2
 
@@ -228,43 +229,42 @@ _ROUTE_STATES = {
 _ROUTE_STATES_BACK = {v: k for k, v in _ROUTE_STATES.items()}
 
 
-def route_table_to_pb(table: t.RouteTable) -> head_pb2.RouteTable:
-    return head_pb2.RouteTable(
-        epoch=table.epoch,
-        version=table.version,
-        routes=[
-            head_pb2.Route(
-                name=r.name,
-                state=_ROUTE_STATES[r.state],
-                reason=r.reason,
-                endpoints=[
-                    head_pb2.Endpoint(replica_id=e.replica_id, address=e.address, lost=e.lost) for e in r.endpoints
-                ],
-                created_unix_s=r.created_unix_s,
-                context_tokens=r.context_tokens,
-                adapter=r.adapter,
-            )
-            for r in table.routes.values()
-        ],
+def route_delta_to_pb(d: RouteDelta) -> head_pb2.RouteDelta:
+    return head_pb2.RouteDelta(
+        epoch=d.epoch,
+        version=d.version,
+        base=d.base,
+        changed=[head_pb2.RouteChange(route=_route_to_pb(c.route), gone=c.gone) for c in d.changed],
+        removed=d.removed,
     )
 
 
-def route_table_from_pb(m: head_pb2.RouteTable) -> t.RouteTable:
-    return t.RouteTable(
-        epoch=m.epoch,
-        version=m.version,
-        routes={
-            r.name: t.Route(
-                name=r.name,
-                state=_ROUTE_STATES_BACK[r.state],
-                reason=r.reason,
-                endpoints=tuple(t.Endpoint(t.ReplicaId(e.replica_id), e.address, e.lost) for e in r.endpoints),
-                created_unix_s=r.created_unix_s,
-                context_tokens=r.context_tokens,
-                adapter=r.adapter,
-            )
-            for r in m.routes
-        },
+def route_delta_from_pb(m: head_pb2.RouteDelta) -> RouteDelta:
+    changed = (RouteChange(_route_from_pb(c.route), tuple(map(t.ReplicaId, c.gone))) for c in m.changed)
+    return RouteDelta(m.epoch, m.version, m.base, tuple(changed), tuple(m.removed))
+
+
+def _route_to_pb(r: t.Route) -> head_pb2.Route:
+    return head_pb2.Route(
+        name=r.name,
+        state=_ROUTE_STATES[r.state],
+        reason=r.reason,
+        endpoints=[head_pb2.Endpoint(replica_id=e.replica_id, address=e.address, lost=e.lost) for e in r.endpoints],
+        created_unix_s=r.created_unix_s,
+        context_tokens=r.context_tokens,
+        adapter=r.adapter,
+    )
+
+
+def _route_from_pb(m: head_pb2.Route) -> t.Route:
+    return t.Route(
+        name=m.name,
+        state=_ROUTE_STATES_BACK[m.state],
+        reason=m.reason,
+        endpoints=tuple(t.Endpoint(t.ReplicaId(e.replica_id), e.address, e.lost) for e in m.endpoints),
+        created_unix_s=m.created_unix_s,
+        context_tokens=m.context_tokens,
+        adapter=m.adapter,
     )
 
 

@@ -113,7 +113,10 @@ class VllmEngine:
             self._llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._stat_logger], disable_log_stats=True)
         except Exception as e:
             raise HeadraceError(f"vLLM failed to start: {vllm_processes.last_error() or brief(e)}") from e
-        model = config.model_config
+        model, cache = config.model_config, config.cache_config
+        # The engine's processes have found out how many blocks there is memory for.
+        caches = bool(cache.enable_prefix_caching) and spec.task not in ("embed", "score")
+        self.prefix_tokens = int(cache.num_gpu_blocks or 0) * int(cache.block_size or 0) if caches else 0
         self._adapters_on = bool(given.get("enable_lora"))
         self.defaults, eos = read_generation_config(folder)
         self.eos_ids = eos or tuple(_ids(model.hf_text_config.eos_token_id))

@@ -37,12 +37,22 @@ class RouteServiceStub:
         self.Watch = channel.unary_stream(
                 '/headrace.v1.RouteService/Watch',
                 request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.WatchRoutesRequest.SerializeToString,
-                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.RouteTable.FromString,
+                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.RouteDelta.FromString,
                 _registered_method=True)
         self.Ensure = channel.unary_unary(
                 '/headrace.v1.RouteService/Ensure',
                 request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.EnsureRequest.SerializeToString,
                 response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.EnsureResponse.FromString,
+                _registered_method=True)
+        self.Questions = channel.unary_stream(
+                '/headrace.v1.RouteService/Questions',
+                request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.QuestionsRequest.SerializeToString,
+                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Question.FromString,
+                _registered_method=True)
+        self.Answer = channel.unary_unary(
+                '/headrace.v1.RouteService/Answer',
+                request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.AnswerRequest.SerializeToString,
+                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.AnswerResponse.FromString,
                 _registered_method=True)
 
 
@@ -50,7 +60,8 @@ class RouteServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Watch(self, request, context):
-        """The route table now, and again whenever it changes. A table replaces the one before it.
+        """The route table now, all of it, then what changes. Each delta builds upon the one before it; a watcher that was slow
+        gets all that changed meanwhile as one. One that has another table than a delta builds upon asks again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -63,18 +74,42 @@ class RouteServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Questions(self, request, context):
+        """Questions that people have for this proxy, as they come. A proxy holds it open, beside Watch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Answer(self, request, context):
+        """What the proxy knows about one of them; also if that is nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouteServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
                     request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.WatchRoutesRequest.FromString,
-                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.RouteTable.SerializeToString,
+                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.RouteDelta.SerializeToString,
             ),
             'Ensure': grpc.unary_unary_rpc_method_handler(
                     servicer.Ensure,
                     request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.EnsureRequest.FromString,
                     response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.EnsureResponse.SerializeToString,
+            ),
+            'Questions': grpc.unary_stream_rpc_method_handler(
+                    servicer.Questions,
+                    request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.QuestionsRequest.FromString,
+                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Question.SerializeToString,
+            ),
+            'Answer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Answer,
+                    request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.AnswerRequest.FromString,
+                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.AnswerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -103,7 +138,7 @@ class RouteService:
             target,
             '/headrace.v1.RouteService/Watch',
             headrace_dot_rpc_dot_v1_dot_head__pb2.WatchRoutesRequest.SerializeToString,
-            headrace_dot_rpc_dot_v1_dot_head__pb2.RouteTable.FromString,
+            headrace_dot_rpc_dot_v1_dot_head__pb2.RouteDelta.FromString,
             options,
             channel_credentials,
             insecure,
@@ -131,6 +166,60 @@ class RouteService:
             '/headrace.v1.RouteService/Ensure',
             headrace_dot_rpc_dot_v1_dot_head__pb2.EnsureRequest.SerializeToString,
             headrace_dot_rpc_dot_v1_dot_head__pb2.EnsureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Questions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/headrace.v1.RouteService/Questions',
+            headrace_dot_rpc_dot_v1_dot_head__pb2.QuestionsRequest.SerializeToString,
+            headrace_dot_rpc_dot_v1_dot_head__pb2.Question.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Answer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.RouteService/Answer',
+            headrace_dot_rpc_dot_v1_dot_head__pb2.AnswerRequest.SerializeToString,
+            headrace_dot_rpc_dot_v1_dot_head__pb2.AnswerResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -215,6 +304,11 @@ class AdminServiceStub:
                 '/headrace.v1.AdminService/ReadLogs',
                 request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ReadLogsRequest.SerializeToString,
                 response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.LogData.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/headrace.v1.AdminService/Explain',
+                request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ExplainResponse.FromString,
                 _registered_method=True)
 
 
@@ -303,6 +397,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """What became of a request: asks all proxies that are there, and waits a second for them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -370,6 +471,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ReadLogs,
                     request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ReadLogsRequest.FromString,
                     response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.LogData.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ExplainRequest.FromString,
+                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -723,6 +829,33 @@ class AdminService:
             '/headrace.v1.AdminService/ReadLogs',
             headrace_dot_rpc_dot_v1_dot_head__pb2.ReadLogsRequest.SerializeToString,
             headrace_dot_rpc_dot_v1_dot_head__pb2.LogData.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.AdminService/Explain',
+            headrace_dot_rpc_dot_v1_dot_head__pb2.ExplainRequest.SerializeToString,
+            headrace_dot_rpc_dot_v1_dot_head__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,
