@@ -236,7 +236,7 @@ class Faults:
         """While the head is away, an older one speaks at its address and wants all replicas gone."""
         async with self.control:
             status = await self.system.status()
-            if status is None:
+            if status is None or not await self._proxies_have(status.epoch):
                 return False
             note(epoch=status.epoch - 1)
             self.system.kill_head()
@@ -245,6 +245,17 @@ class Faults:
             self.system.start_head()
             await self._well_again()
             return True
+
+    async def _proxies_have(self, epoch: int, patience_s: float = 10.0) -> bool:
+        """Whether all proxies have had routes of this head: one that has not cannot know that another is older."""
+        give_up = self.recorder.now() + patience_s
+        while self.recorder.now() < give_up:
+            status = await self.system.status()
+            running = {p.pid for p in status.proxies if p.state == "running"} if status else {0}
+            if running <= await asyncio.to_thread(self.system.proxies_with, epoch):
+                return True
+            await asyncio.sleep(0.2)
+        return False
 
     async def _proxy_kill(self, note: Callable[..., None]) -> bool:
         status = await self.system.status()

@@ -30,6 +30,7 @@ class Mix:
     usage: float = 0.5
     prompts: tuple[str, ...] = ()  # only these, decoded greedily, each as long as one of `lengths`
     lengths: tuple[int, ...] = (20, 90)
+    endless: tuple[int, ...] = ()  # those of `lengths` that are reached whatever the model says
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Ask:
     leaves_after: int = 0  # characters
     usage: bool = False
     greedy: bool = False
+    ignore_eos: bool = False
 
     def body(self) -> dict[str, Any]:
         asked: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens, "stream": self.stream}
@@ -56,6 +58,8 @@ class Ask:
             asked["prompt"] = self.prompt
         if self.greedy:
             asked["temperature"] = 0
+        if self.ignore_eos:
+            asked["ignore_eos"] = True
         if self.seed is not None:
             asked["seed"] = self.seed
         if self.stream and self.usage:
@@ -90,6 +94,7 @@ def draw(rng: random.Random, number: int, models: tuple[str, ...], mix: Mix) -> 
         leaves_after=rng.randint(1, 200),
         usage=rng.random() < mix.usage,
         greedy=bool(mix.prompts),
+        ignore_eos=tokens in mix.endless,
     )
 
 
@@ -104,7 +109,10 @@ def _mood(drawn: float, stream: bool, mix: Mix) -> str:
 def baseline(models: tuple[str, ...], mix: Mix) -> list[Ask]:
     """Every request that `draw` can make of a mix with fixed prompts."""
     kinds = itertools.product(models, ("chat", "completions"), mix.prompts, mix.lengths)
-    return [Ask(f"b{i}", m, a, False, p, None, n, "baseline", greedy=True) for i, (m, a, p, n) in enumerate(kinds)]
+    return [
+        Ask(f"b{i}", m, a, False, p, None, n, "baseline", greedy=True, ignore_eos=n in mix.endless)
+        for i, (m, a, p, n) in enumerate(kinds)
+    ]
 
 
 @dataclass
