@@ -24,7 +24,7 @@ from peers.environments import Absent
 from peers.generator import Generator
 from peers.measure import NEVER, Cell, Row, machine, run
 from peers.ours import headrace
-from peers.processes import DidNotStart
+from peers.processes import DidNotStart, end_on_term
 from peers.targets import START, Target, Upstream, cheap_upstream
 
 from headrace import __version__
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, help="folder for PNG plots (needs the extra bench)")
     parser.add_argument("--from_json", type=Path, help="show the figures of an earlier run")
     args = parser.parse_args()
+    end_on_term()
     if args.from_json:
         result = json.loads(args.from_json.read_text())
     else:
