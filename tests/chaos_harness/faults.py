@@ -35,9 +35,12 @@ _KINDS: dict[str, int] = {
     "rolling_update": 1,
     "scale": 1,
 }
-HITS_STREAMS = (
-    "replica_kill", "model_kill", "replica_stop", "engine_dies", "engine_hangs", "scheduler_and_replica_kill",
-)  # fmt: skip
+HITS_STREAMS = {
+    "replica_kill": "killed", "engine_dies": "killed", "scheduler_and_replica_kill": "killed",
+    "replica_stop": "hung", "engine_hangs": "hung",
+    "model_kill": "none left",  # streams wait until one is back
+}  # fmt: skip
+"""What a replica looks like to its streams after each kind of fault that they must notice."""
 KINDS = tuple(_KINDS)
 
 

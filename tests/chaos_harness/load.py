@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from chaos_harness.client import Exchange, Seen, exchange
+from chaos_harness.client import Exchange, Seen, exchange, exchange_returning
 from chaos_harness.history import Recorder
 
 _SUBJECTS = ("water", "wheels", "the head of a mill", "learning machines", "größere Modelle", "日本語", "rivers 🌊")
@@ -25,6 +25,7 @@ class Mix:
     long: float = 0.1
     leaves: float = 0.05
     slow: float = 0.04
+    returns: float = 0.3  # of those that stream
     seeded: float = 0.5
     usage: float = 0.5
     prompts: tuple[str, ...] = ()  # only these, decoded greedily, each as long as one of `lengths`
@@ -42,7 +43,7 @@ class Ask:
     prompt: str
     seed: int | None
     max_tokens: int
-    mood: str = "steady"  # steady, leaves, slow; baseline: asked before anything is broken
+    mood: str = "steady"  # steady, leaves, slow, returns (when its proxy is lost); baseline: before anything is broken
     leaves_after: int = 0  # characters
     usage: bool = False
     greedy: bool = False
@@ -85,11 +86,19 @@ def draw(rng: random.Random, number: int, models: tuple[str, ...], mix: Mix) -> 
         prompt=prompt,
         seed=seed,
         max_tokens=tokens,
-        mood="leaves" if mood < mix.leaves else "slow" if stream and mood < mix.leaves + mix.slow else "steady",
+        mood=_mood(mood, stream, mix),
         leaves_after=rng.randint(1, 200),
         usage=rng.random() < mix.usage,
         greedy=bool(mix.prompts),
     )
+
+
+def _mood(drawn: float, stream: bool, mix: Mix) -> str:
+    if drawn < mix.leaves:
+        return "leaves"
+    if stream and drawn < mix.leaves + mix.slow:
+        return "slow"
+    return "returns" if stream and drawn < mix.leaves + mix.slow + mix.returns else "steady"
 
 
 def baseline(models: tuple[str, ...], mix: Mix) -> list[Ask]:
@@ -143,7 +152,8 @@ class Load:
                 loop.call_later(0.3 + 2 * chance, e.transport.resume_reading)
 
         clock = self.recorder.now
-        asking = asyncio.ensure_future(exchange(self.address, path, ask.body(), ask.id, clock, on_piece))
+        follow = exchange_returning if ask.mood == "returns" else exchange
+        asking = asyncio.ensure_future(follow(self.address, path, ask.body(), ask.id, clock, on_piece))
         if ask.mood == "leaves" and not ask.stream:  # it sees no piece that it could leave at
             done, _ = await asyncio.wait({asking}, timeout=3 * chance)
             if not done:
@@ -156,8 +166,7 @@ class Load:
         self.states[seen.status] += 1
         pieces = [(round(t, 3), n, moves) for t, n, moves in seen.pieces]
         places = sorted(seen.places) == seen.places
-        more = {
-            k: getattr(seen, k) for k in ("http", "text", "finishes", "done", "after_end", "error", "tokens", "why")
-        }
+        seen_of_it = ("http", "text", "finishes", "done", "after_end", "error", "tokens", "why", "returns")
+        more = {k: getattr(seen, k) for k in seen_of_it}
         self.recorder.write("clients", "end", id=ask.id, status=seen.status, pieces=pieces, in_order=places, **more)
         return seen
