@@ -3,9 +3,9 @@
     python benchmarks/http_servers.py [--streams 256] [--tokens 300] [--rounds 3] [--output FILE]
 
 The app (peers/server_app.py) ticks in one task and writes an event to every stream, as the proxy's frame reader does:
-with ASGI's `send` driven by hand from that task ("driven"), and as ordinary apps do, with a task per stream that is
-woken ("tasks"). CPU time of all the server's processes over tokens delivered. Servers are installed on first use, in
-an environment of their own.
+with ASGI's `send` driven by hand from that task ("driven"); as ordinary apps do, with a task per stream that is woken
+("tasks"); and, where a server lets one reach the connection, past its `send` ("past"). CPU time of all the server's
+processes over tokens delivered. Servers are installed on first use, in an environment of their own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from peers.environments import REQUIREMENTS, Absent, Environment, environment
 from peers.generator import Answers, Failed, Generator, Load
 from peers.measure import machine, quantile
 from peers.meter import family, sample
-from peers.processes import DidNotStart, free_port, logged, wait_until_it_answers
+from peers.processes import DidNotStart, end_on_term, free_port, logged, wait_until_it_answers
 
 APP = Path(server_app.__file__)
 BODY = b'{"max_tokens":%d}'
@@ -45,12 +45,11 @@ def commands(has: Environment, port: int) -> dict[str, tuple[list[str], tuple[st
     at = ["--host", "127.0.0.1", "--port", str(port)]
     bin, both = has.bin, ("driven", "tasks")
     granian = [f"{bin}/granian", "--interface", "asginl", *at, "--loop", "uvloop", "--log-level", "error"]
-    quiet = ["--no-access-log", "--log-level", "error", "--lifespan", "off"]
     return {
-        "uvicorn": ([f"{bin}/uvicorn", *at, "--loop", "uvloop", "--http", "httptools", *quiet, "server_app:app"], both),
+        "uvicorn": ([has.python, str(APP), "uvicorn", str(port)], ("past", *both)),
         "granian": ([*granian, "server_app:app"], both),
         "hypercorn": ([f"{bin}/hypercorn", "--bind", f"127.0.0.1:{port}", "-k", "uvloop", "server_app:app"], both),
-        "aiohttp": ([has.python, str(APP), str(port)], both),
+        "aiohttp": ([has.python, str(APP), "aiohttp", str(port)], ("past", *both)),
     }
 
 
@@ -86,6 +85,7 @@ def main() -> None:
     parser.add_argument("--step_s", type=float, default=0.02)
     parser.add_argument("--output", type=Path, help="JSON; without it results/http_servers-TIME.json")
     args = parser.parse_args()
+    end_on_term()
     rows: dict[str, list[dict[str, float]]] = {}
     absent: list[str] = []
     with (

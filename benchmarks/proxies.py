@@ -24,11 +24,13 @@ from peers.environments import Absent
 from peers.generator import Generator
 from peers.measure import NEVER, Cell, Row, machine, run
 from peers.ours import headrace
-from peers.processes import DidNotStart
+from peers.processes import DidNotStart, end_on_term
 from peers.targets import START, Target, Upstream, cheap_upstream
 
 from headrace import __version__
 
+COALESCING = "headrace, coalescing"
+DEAR_ROUNDS = 2  # they are so much dearer that more would say nothing
 LIGHT, DEAR = ("direct", "floor", "smg", "vllm-router", "headrace"), ("ray", "litellm")
 # At most about twelve thousand tokens a second, so that time is left on two cores; but for "pressure", which is more
 # than they can do, and "saturation", which is more than anybody can. Calls go to an engine that needs 1 ms.
@@ -37,15 +39,15 @@ CELLS = (
     Cell("1", "streams", 1, 150, dear=100),
     Cell("16", "streams", 16, 200, dear=100),
     Cell("64", "streams", 64, 200, dear=60),
-    Cell("256", "streams", 256, 300),
-    Cell("1024", "streams", 1024, 100, step_s=0.08),
-    Cell("pressure", "streams", 512, 300, step_s=0.01, wall=True),
-    Cell("saturation", "streams", 256, 300, step_s=0.002, wall=True),
+    Cell("256", "streams", 256, 300, pressed=True),
+    Cell("1024", "streams", 1024, 80, step_s=0.08, pressed=True),
+    Cell("pressure", "streams", 512, 300, step_s=0.01, pressed=True, wall=True),
+    Cell("saturation", "streams", 256, 300, step_s=0.002, pressed=True, wall=True),
     Cell("calls", "calls", 16, step_s=0.001, calls=1000, dear=100, wall=True),
     Cell("calls, 16 KB", "calls", 16, step_s=0.001, calls=400, prompt_bytes=16_000, dear=50, wall=True),
     Cell("calls, 1 MB", "calls", 4, step_s=0.001, calls=24, prompt_bytes=1_000_000, dear=8, wall=True),
     Cell("64 × 4 replicas", "streams", 64, 200, replicas=4, dear=60),
-    Cell("256 × 4 replicas", "streams", 256, 300, replicas=4),
+    Cell("256 × 4 replicas", "streams", 256, 300, replicas=4, pressed=True),
 )
 WARM = Cell("warm", "streams", 8, 50)
 
@@ -56,7 +58,7 @@ def variants(given: Sequence[str]) -> dict[str, list[str]]:
     """Headrace's names in the tables, and for each the head's flags and variables, which its proxies inherit."""
     if given:
         return {name: args.split() for name, _, args in (one.partition("=") for one in given)}
-    return {"headrace": ["HEADRACE_COALESCE_S=0"], "headrace, coalescing": []}
+    return {"headrace": ["HEADRACE_COALESCE_S=0"], COALESCING: []}
 
 
 def starters(names: Sequence[str], cells: Sequence[Cell], given: Sequence[str]) -> dict[str, Starter]:
@@ -95,7 +97,7 @@ class Bench:
                         continue  # what was freed once is not taken from the system again
                     for target in targets if number % 2 == 0 else reversed(targets):
                         self._run(number, cell, target, dear=False)
-                for name, starter in dear.items():
+                for name, starter in dear.items() if number < DEAR_ROUNDS else ():
                     with ExitStack() as one:
                         if target := self._started(one, name, starter, source):
                             for cell in cells:
@@ -117,6 +119,8 @@ class Bench:
     def _run(self, number: int, cell: Cell, target: Target, *, dear: bool) -> None:
         if target.name == "floor" and cell.kind != "streams":
             return
+        if target.name == COALESCING and not cell.pressed:
+            return  # it would be the same as without
         row = run(cell, target, self._generator, dear=dear) | {"round": number}
         self.rows.append(row)
         figure = row.get("error") or " ".join(f"{k} {row[k]:.1f}" for k in ("us", "ms", "kb") if k in row)
@@ -136,6 +140,7 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, help="folder for PNG plots (needs the extra bench)")
     parser.add_argument("--from_json", type=Path, help="show the figures of an earlier run")
     args = parser.parse_args()
+    end_on_term()
     if args.from_json:
         result = json.loads(args.from_json.read_text())
     else:
@@ -160,8 +165,11 @@ def measure(cells: Sequence[Cell], names: Sequence[str], rounds: int, given: Seq
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder, Generator() as generator:
         bench = Bench(Path(folder), generator, rounds, given)
-        for replicas in sorted({c.replicas for c in cells}):
-            bench.all_of(names, [c for c in cells if c.replicas == replicas])
+        try:
+            for replicas in sorted({c.replicas for c in cells}):
+                bench.all_of(names, [c for c in cells if c.replicas == replicas])
+        except (KeyboardInterrupt, SystemExit):
+            print("interrupted; these are the figures until now", file=sys.stderr)
     return {
         "machine": machine(),
         "headrace": __version__,

@@ -28,7 +28,7 @@ from peers.generator import Answers, Failed, Generator, Load
 from peers.measure import machine, quantile
 from peers.meter import sample
 from peers.ours import system
-from peers.processes import DidNotStart, free_port, logged, wait_until_it_answers
+from peers.processes import DidNotStart, end_on_term, free_port, logged, wait_until_it_answers
 from peers.targets import TEXT
 
 import headrace
@@ -151,6 +151,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--output", type=Path, help="JSON; without it results/vllm_front-TIME.json")
     args = parser.parse_args()
+    end_on_term()
     try:
         has = environments.vllm()
         rows = run(has, args.streams, args.tokens, args.rounds)

@@ -24,7 +24,7 @@ BUSY = 0.85  # of a core: whoever is busier than that may be what limits a wall-
 class Cell:
     """kind: "streams", "calls" (short, without streaming) or "held" (streams that wait for their first token).
 
-    dear: how much slow proxies get of it: tokens of a stream, or calls; 0: none.
+    dear: how much slow proxies get of it: tokens of a stream, or calls; 0: none. pressed: coalescing may be at work.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Cell:
     prompt_bytes: int = 0
     calls: int = 0
     dear: int = 0
+    pressed: bool = False
     wall: bool = False  # it is as fast as it can be: its wall-clock figures count
 
 

@@ -14,6 +14,7 @@ COLOURS = {
     "ray[serve]": "#888888",
     "litellm": "#bbbbbb",
     "direct": "#555555",
+    "floor": "#555555",
 }
 OURS = ("#0b6e99", "#3fb6d3", "#0a3d62")
 
@@ -64,9 +65,14 @@ def _cost(result: Result, path: Path) -> None:
             [m - min(p[1]) for m, p in zip(y, points, strict=True)],
             [max(p[1]) - m for m, p in zip(y, points, strict=True)],
         ]
-        axes.errorbar(x, y, spread, marker="o", markersize=4, capsize=2, label=t, color=_colour(t, result))
+        style = "--" if t == "floor" else "-"
+        axes.errorbar(
+            x, y, spread, linestyle=style, marker="o", markersize=4, capsize=2, label=t, color=_colour(t, result)
+        )
     axes.set_xscale("log", base=4)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[0] in "25" else "")
     axes.set_xticks([c["streams"] for c in columns], [str(c["streams"]) for c in columns])
     axes.set_xlabel("streams")
     axes.set_ylabel("µs per token (log)")
@@ -77,7 +83,7 @@ def _cost(result: Result, path: Path) -> None:
 
 def _latency(result: Result, path: Path) -> None:
     columns = [c for c in cells(result, "streams", wall=False) if c["replicas"] == 1 and c["streams"] in (16, 64, 256)]
-    shown = [t for t in targets(result) if t != "direct"]
+    shown = [t for t in targets(result) if t not in ("direct", "floor")]
     figure, axes = _figure("What the proxy adds: time to the first token (p50, and p99 as a line)")
     width = 0.8 / max(1, len(shown))
     for i, t in enumerate(shown):
@@ -89,6 +95,8 @@ def _latency(result: Result, path: Path) -> None:
             axes.bar(x, statistics.median(middle), width * 0.9, color=_colour(t, result), label=t if j == 0 else None)
             axes.plot([x, x], [statistics.median(middle), statistics.median(high)], color="#333333", linewidth=1)
     axes.set_xticks(range(len(columns)), [f"{c['name']} streams" for c in columns])
+    axes.set_yscale("symlog", linthresh=1)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("ms")
     axes.legend(fontsize=8, frameon=False)
     _caption(figure, result)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,11 @@ from pathlib import Path
 from peers.generator import KEY
 
 END_S = 20.0
+
+
+def end_on_term() -> None:
+    """Have SIGTERM unwind this program, so that it ends what it has started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 class DidNotStart(Exception):

@@ -1,9 +1,10 @@
 """A proxy's inner loop without the proxy: one task ticks, and writes an event to each stream. As ASGI, and for aiohttp.
 
-    python server_app.py PORT       serves it with aiohttp; the ASGI servers are told `server_app:app`
+    python server_app.py SERVER PORT       serves it with uvicorn or aiohttp; other servers are told `server_app:app`
 
-HOW=driven (the default) drives `send` by hand from the ticking task, as Headrace's proxy does; HOW=tasks wakes a task
-per stream, as an ordinary ASGI app has. The step is STEP_S.
+HOW=driven (the default) drives `send` by hand from the ticking task; HOW=tasks wakes a task per stream, as an ordinary
+ASGI app has; HOW=past writes each event as a chunk to the connection's transport, past the server's `send`, as
+Headrace's proxy does. The step is STEP_S.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ TAIL = '[{"index":0,"delta":{"content":"%s"},"logprobs":null,"finish_reason":nul
 EVENTS = [f"data: {HEAD}{TAIL % word}\n\n".encode() for word in WORDS]
 DONE = b"data: [DONE]\n\n"
 STEP_S = float(os.environ.get("STEP_S", "0.02"))
-DRIVEN = os.environ.get("HOW", "driven") == "driven"
+HOW = os.environ.get("HOW", "driven")
+DRIVEN, PAST = HOW != "tasks", HOW == "past"
 
 Write = Callable[[bytes, bool], Awaitable[None]]
 
@@ -102,6 +104,10 @@ class Ticker:
 TICKER = Ticker()
 
 
+async def chunk(transport: asyncio.Transport, data: bytes) -> None:
+    transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         return
@@ -112,7 +118,11 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
 
+    transport = scope.get("transport")
+
     def write(data: bytes, more: bool) -> Awaitable[None]:
+        if PAST and more:
+            return chunk(transport, data)
         return send({"type": "http.response.body", "body": data, "more_body": more})
 
     await Stream(write, json.loads(body)["max_tokens"] if body else 1).run()
@@ -129,6 +139,8 @@ def serve_with_aiohttp(port: int) -> None:
         await response.prepare(request)
 
         async def write(data: bytes, more: bool) -> None:
+            if PAST and more and request.transport:
+                return await chunk(request.transport, data)
             await response.write(data)
             if not more:
                 await response.write_eof()
@@ -146,5 +158,17 @@ def serve_with_aiohttp(port: int) -> None:
     web.run_app(start(), host="127.0.0.1", port=port, loop=loop, access_log=None, print=None)
 
 
+def serve_with_uvicorn(port: int) -> None:
+    import uvicorn
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    class Protocol(HttpToolsProtocol):
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.scope["transport"] = self.transport
+
+    uvicorn.run(app, port=port, loop="uvloop", http=Protocol, access_log=False, log_level="error", lifespan="off")
+
+
 if __name__ == "__main__":
-    serve_with_aiohttp(int(sys.argv[1]))
+    {"uvicorn": serve_with_uvicorn, "aiohttp": serve_with_aiohttp}[sys.argv[1]](int(sys.argv[2]))
