@@ -114,6 +114,10 @@ class SchedulerDouble:
             report = node_pb2.NodeReport(replicas=statuses, epoch=self.epoch)
             await self._call.write(node_pb2.NodeMessage(report=report))
 
+    async def report_changes(self, *news: ReplicaStatus, gone: Sequence[ReplicaId] = ()) -> None:
+        report = convert.node_report_to_pb(news, gone, self.epoch)
+        await self._call.write(node_pb2.NodeMessage(report=report))
+
     async def log(self, request: int, data: bytes = b"", end: bool = False, error: str = "") -> None:
         chunk = node_pb2.LogChunk(request=request, data=data, end=end, error=error)
         await self._call.write(node_pb2.NodeMessage(log=chunk))

@@ -16,7 +16,7 @@ from headrace.core.types import ModelSpec, NodeInfo, Phase, ReplicaId, ReplicaSp
 from headrace.node.agent import serve
 from headrace.process import Child, child_env
 from headrace.rpc.channel import bind, new_server
-from headrace.rpc.convert import node_info_from_pb, replica_spec_to_pb, replica_status_from_pb
+from headrace.rpc.convert import node_info_from_pb, node_report_from_pb, replica_spec_to_pb
 from headrace.rpc.v1 import node_pb2, node_pb2_grpc
 from headrace.settings import SchedulerSettings
 
@@ -116,12 +116,16 @@ class Head(node_pb2_grpc.NodeServiceServicer):
             reading.cancel()
 
     async def _read(self, messages: AsyncIterator[node_pb2.NodeMessage]) -> None:
+        said: dict[str, ReplicaStatus] = {}
         async for message in messages:
             kind = message.WhichOneof("message")
             if kind == "hello":
                 self.hellos.append(node_info_from_pb(message.hello))
             elif kind == "report":
-                self.reports.append({m.replica_id: replica_status_from_pb(m) for m in message.report.replicas})
+                news, gone = node_report_from_pb(message.report)
+                kept = {} if gone is None else {k: s for k, s in said.items() if k not in gone}
+                said = kept | {s.replica_id: s for s in news}
+                self.reports.append(said)
                 self.epochs.append(message.report.epoch)
             else:
                 self.logs.setdefault(message.log.request, []).append(message.log)

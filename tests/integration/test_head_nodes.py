@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 from head_fixtures import Admin, SchedulerDouble, head_settings, until
 
-from headrace.core.types import Gpu, Phase, RouteState
+from headrace.core.types import Gpu, Load, Phase, RouteState
 from headrace.errors import InvalidRequest, NotFound, Unavailable
 from headrace.head.controller import serving
 from headrace.rpc.v1 import head_pb2
@@ -51,6 +53,32 @@ async def test_a_model_is_deployed_placed_served_and_deleted(tmp_path: Path) -> 
             table = await admin.table_when(lambda t: t.routes["gpt2"].state is RouteState.AVAILABLE)
             await until(lambda: not one.replicas and not two.replicas)
             await admin.status_when(lambda s: not s.replicas)
+
+
+async def test_reports_of_what_changed_add_up_to_those_of_all(tmp_path: Path) -> None:
+    async with serving(head_settings(tmp_path)) as head, Admin(head.grpc) as admin:
+        node = SchedulerDouble(head.node)
+        async with node:
+            await admin.deploy("demo", min_replicas=3)
+            await admin.table_when(lambda t: len(t.routes["demo"].endpoints) == 3)
+            node.mute = True
+            a, b, c = sorted(node.replicas)
+            await node.report_changes(replace(node.replicas[a], phase=Phase.FAILED, reason="it broke"))
+            await admin.status_when(lambda s: [r.status.phase for r in s.replicas].count(Phase.READY) == 2)
+            await node.report_changes(replace(node.replicas[b], load=Load(running=7)), gone=[c])
+            status = await admin.status_when(lambda s: [r.status.phase for r in s.replicas].count(Phase.READY) == 1)
+            said = {r.status.replica_id: r.status for r in status.replicas}
+            assert (said[a].phase, said[a].reason) == (Phase.FAILED, "it broke"), "as in the report before"
+            assert (said[b].phase, said[b].load.running) == (Phase.READY, 7)
+            assert said[c].phase is Phase.PENDING, "its node does not know it any more"
+            node.mute = False
+            await node.report()
+            await admin.status_when(lambda s: all(r.status.phase is Phase.READY for r in s.replicas))
+
+        node.mute = True
+        async with node:
+            await node.report_changes()
+            assert await node._call.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_the_reason_of_a_failure_reaches_status_and_routes_and_a_deploy_tries_again(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.place import Candidate, Held, NoPlace, Placement, as_if_empty, choose, free, usable_gpus
+from headrace.core.place import Candidate, Choice, Held, NoPlace, Placement, as_if_empty, choose, fits, usable_gpus
 from headrace.core.types import Gpu, NodeId, NodeInfo, Resources
 
 GIB = 2**30
@@ -65,6 +65,8 @@ def test_never_over_commits_and_does_not_look_at_the_order(
             assert where.resources.gpus in (need.gpus, need.gpus or 1)
         else:
             assert where.reason
+            assert not where.reason.startswith("needs ;"), "something is missing, and is named"
+        assert fits(need, "auto", view) == isinstance(where, Placement)
     for n in nodes:
         mine = held[n.node_id]
         assert math.fsum(h.resources.cpus for h in mine) <= n.resources.cpus + 1e-6
@@ -72,6 +74,24 @@ def test_never_over_commits_and_does_not_look_at_the_order(
         given_out = [i for h in mine for i in h.gpu_indices]
         assert len(given_out) == len(set(given_out))
         assert set(given_out) <= {g.index for g in usable_gpus(n)}
+
+
+@given(infos, needs, st.sampled_from(["auto", "vllm", "openvino"]), st.lists(st.sampled_from("xy"), max_size=9))
+def test_one_after_another_goes_where_each_alone_would(
+    nodes: list[NodeInfo], need: Resources, engine: str, there: list[str]
+) -> None:
+    held: dict[NodeId, list[Held]] = {n.node_id: [] for n in nodes}
+    for n, name in zip(nodes * 9, there, strict=False):
+        held[n.node_id].append(Held(name, Resources(0.1)))
+    choice = Choice("x", need, engine, [Candidate(n, tuple(held[n.node_id])) for n in nodes])
+    for _ in range(12):
+        now = {n.node_id: Candidate(n, tuple(held[n.node_id])) for n in nodes}
+        where = choice.next()
+        assert where == choose("x", need, engine, now.values())
+        if isinstance(where, NoPlace):
+            break
+        held[where.node_id].append(Held("x", where.resources, where.gpu_indices))
+        choice.update(Candidate(now[where.node_id].info, tuple(held[where.node_id])))
 
 
 @given(st.integers(1, 5), st.integers(1, 20))
@@ -123,7 +143,7 @@ def test_gpus_claimed_but_not_described_have_indices() -> None:
 
 
 def test_free_never_goes_below_zero() -> None:
-    left = free(Candidate(node(cpus=1, gpus=1), (Held("d", Resources(4.0, 999 * GIB), (0,)),)))
+    left = Candidate(node(cpus=1, gpus=1), (Held("d", Resources(4.0, 999 * GIB), (0,)),)).left
     assert (left.cpus, left.memory_bytes, left.gpus) == (0.0, 0, 0)
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.core.plan import PROVEN_S, plan, surge
+from headrace.core.plan import PROVEN_S, Plan, plan, surge
+from headrace.core.routes import Standing, standing
 from headrace.core.state import (
     DropDeployment,
     Goal,
@@ -23,7 +24,9 @@ from headrace.core.state import (
     desired_on,
     next_revision,
 )
+from headrace.core.touched import nodes_to_tell
 from headrace.core.types import (
+    Adapter,
     Deployment,
     Gpu,
     ModelSpec,
@@ -31,6 +34,7 @@ from headrace.core.types import (
     NodeInfo,
     Phase,
     ReplicaId,
+    ReplicaSpec,
     ReplicaStatus,
     Resources,
 )
@@ -62,11 +66,17 @@ class Sim:
     counter: itertools.count[int] = field(default_factory=itertools.count)
     reasons: dict[str, str] = field(default_factory=dict)
     stuck: set[str] = field(default_factory=set)
+    last: Plan | None = None
+    stand: Standing | None = None
+    told_of: State = field(default_factory=State)
+    told: dict[NodeId, tuple[ReplicaSpec, ...]] = field(default_factory=dict)
+    commit_fails: Callable[[], bool] = lambda: False
 
     def deploy(self, name: str = "d", replicas: int = 1, need: Resources | None = None, tag: str = "") -> None:
         need = need or Resources(1.0)
+        adapters = (Adapter("x", f"/x{tag}"),) if replicas % 2 else ()
         d = Deployment(name, next_revision(self.state, name), ModelSpec(f"/m{tag}", engine="openvino"), need, replicas,
-                       replicas, replicas, 0)  # fmt: skip
+                       replicas, replicas, 0, adapters)  # fmt: skip
         self.state = apply(self.state, [PutDeployment(d)])
 
     def scale(self, name: str, replicas: int) -> None:
@@ -78,7 +88,7 @@ class Sim:
 
     def views(self) -> dict[NodeId, NodeView]:
         return {
-            k: NodeView(n.info, n.alive and n.connected, self.lost(n), n.heard_at, n.reported_at, dict(n.seen))
+            k: NodeView(n.info, n.alive and n.connected, self.lost(n), n.heard_at, n.reported_at, n.seen)
             for k, n in self.nodes.items()
         }
 
@@ -89,14 +99,35 @@ class Sim:
         def new_id(name: str, revision: int) -> ReplicaId:
             return ReplicaId(f"{name}-{revision}-{next(self.counter):06x}")
 
-        made = plan(self.state, self.views(), self.now, new_id)
+        views, first = self.views(), next(self.counter)
+        self.counter = itertools.count(first)
+        afresh = plan(self.state, views, self.now, new_id)
+        self.counter = itertools.count(first)
+        made = plan(self.state, views, self.now, new_id, last=self.last)
+        assert (made.changes, made.reasons, made.again_in_s) == (afresh.changes, afresh.reasons, afresh.again_in_s)
+        self.last = made
+        if self.commit_fails():
+            return
         self.state = apply(self.state, made.changes)
         self.reasons = {name: why.reason for name, why in made.reasons.items()}
         self.stuck = {name for name, why in made.reasons.items() if why.stuck}
         self.check_commitments()
-        again = plan(self.state, self.views(), self.now, new_id)
+        again = plan(self.state, views, self.now, new_id, last=made)
+        self.check_what_is_carried_over(views, made)
         assert again.changes == (), "not idempotent"
         assert again.reasons == made.reasons
+
+    def check_what_is_carried_over(self, views: dict[NodeId, NodeView], made: Plan) -> None:
+        """What is worked out for what differs alone is what would be worked out for all."""
+        fresh = standing(self.state, views, made.reasons)
+        self.stand = standing(self.state, views, made.reasons, before=self.stand)
+        assert (self.stand.statuses, self.stand.routes) == (fresh.statuses, fresh.routes)
+        for node_id in nodes_to_tell(self.told_of, self.state):
+            self.told[node_id] = desired_on(self.state, node_id, 30.0)
+        self.told_of = self.state
+        assert {k: s for k, s in self.told.items() if s} == {
+            k: s for k in self.nodes if (s := desired_on(self.state, k, 30.0))
+        }
 
     def check_commitments(self) -> None:
         for k, n in self.nodes.items():
@@ -120,7 +151,8 @@ class Sim:
                     n.replicas[r] = ReplicaStatus(r, spec.deployment, spec.revision, Phase.PENDING)
                 for r, s in n.replicas.items():
                     n.replicas[r] = self.advance(s, wanted=r in told)
-                n.seen = dict(n.replicas)
+                if n.seen != n.replicas:
+                    n.seen = dict(n.replicas)
                 n.heard_at = n.reported_at = self.now
         self.plan()
 
@@ -445,12 +477,17 @@ actions = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(actions, st.integers(0, 2**32), st.booleans())
-def test_converges_whatever_happened_before(script: list[tuple[str, str, int]], seed: int, breaks: bool) -> None:
+@given(actions, st.integers(0, 2**32), st.booleans(), st.booleans())
+def test_converges_whatever_happened_before(
+    script: list[tuple[str, str, int]], seed: int, breaks: bool, full_disk: bool
+) -> None:
     """Idempotence and commitments are checked at every plan; here that in the end what runs is what is wanted."""
     sim = cluster(8, 8, 8, gpus=2)
     if breaks:
         sim.fails = lambda s: random.Random(f"{seed}{s.replica_id}").random() < 0.2
+    rng = random.Random(seed)
+    if full_disk:
+        sim.commit_fails = lambda: rng.random() < 0.3
     for verb, who, n in script:
         match verb:
             case "deploy":
@@ -471,7 +508,7 @@ def test_converges_whatever_happened_before(script: list[tuple[str, str, int]], 
                     node.reported_at, node.heard_at, node.seen = 0.0, sim.now, {}
         for _ in range(n if verb not in ("deploy", "scale") else 1):
             sim.step()
-    sim.fails = lambda s: False
+    sim.fails, sim.commit_fails = lambda s: False, lambda: False
     for node in sim.nodes.values():
         node.connected = True
     sim.settle(80)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from headrace.core.routes import deployment_statuses, routes, settled
+from headrace.core.adapters import Known
+from headrace.core.routes import settled, standing, table
 from headrace.core.state import Goal, Intent, NodeView, PutDeployment, PutIntent, State, Unplaced, apply, desired_on
 from headrace.core.types import (
     Adapter,
@@ -66,6 +67,12 @@ def world(
     return state, nodes
 
 
+def routes(
+    state: State, nodes: Mapping[NodeId, NodeView], reasons: Mapping[str, Unplaced], known: Known
+) -> dict[str, Route]:
+    return table(standing(state, nodes, reasons), known)
+
+
 def route(state: State, nodes: Mapping[NodeId, NodeView], reason: str = "", stuck: bool = False) -> Route:
     return routes(state, nodes, {"d": Unplaced(reason, stuck)} if reason else {}, CATALOG)["d"]
 
@@ -75,13 +82,13 @@ def endpoints(r: Route) -> list[tuple[str, str, bool]]:
 
 
 def test_catalogued_names_are_available_until_they_are_deployed() -> None:
-    table = routes(*world(("r1a", "1", Phase.READY)), {}, CATALOG)
-    assert list(table) == ["c", "c:x", "d"], "adapters of the catalogued d are not those of the deployed one"
-    assert table["c"] == Route("c", RouteState.AVAILABLE)
-    assert table["c:x"] == Route("c:x", RouteState.AVAILABLE, adapter="x")
-    assert table["c:x"].model == "c"
-    assert table["d"].state is RouteState.READY
-    assert table["d"].created_unix_s == 7
+    found = routes(*world(("r1a", "1", Phase.READY)), {}, CATALOG)
+    assert list(found) == ["c", "c:x", "d"], "adapters of the catalogued d are not those of the deployed one"
+    assert found["c"] == Route("c", RouteState.AVAILABLE)
+    assert found["c:x"] == Route("c:x", RouteState.AVAILABLE, adapter="x")
+    assert found["c:x"].model == "c"
+    assert found["d"].state is RouteState.READY
+    assert found["d"].created_unix_s == 7
 
 
 @pytest.mark.parametrize("phase", [p for p in Phase if p is not Phase.READY])
@@ -141,7 +148,7 @@ def test_how_a_deployment_stands(
     replicas: list[tuple[str, str, Phase]], more: dict[str, object], state: RouteState, said: str
 ) -> None:
     made = world(*replicas, **more)  # type: ignore[arg-type]
-    status = deployment_statuses(*made, {})["d"]
+    status = standing(*made, {}).statuses["d"]
     assert (status.state, status.reason) == (state, said)
     assert status.ready == sum(p is Phase.READY for _, _, p in replicas)
 
@@ -149,7 +156,7 @@ def test_how_a_deployment_stands(
 def test_why_nothing_could_be_placed_is_told() -> None:
     state, nodes = world()
     why = "needs 1 GPU; node 1 has 0"
-    assert deployment_statuses(state, nodes, {"d": Unplaced(why)})["d"].reason == why
+    assert standing(state, nodes, {"d": Unplaced(why)}).statuses["d"].reason == why
     assert route(state, nodes, why).reason == why
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from headrace.core.types import Gpu, NodeId, NodeInfo, Resources
 
@@ -22,12 +24,30 @@ class Held:
     counts: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Candidate:
     """A node that may be given replicas, and what is held of it already."""
 
     info: NodeInfo
     held: tuple[Held, ...] = ()
+
+    @cached_property
+    def gpus_left(self) -> tuple[Gpu, ...]:
+        if not self.info.resources.gpus:
+            return ()
+        held = {index for h in self.held for index in h.gpu_indices}
+        return tuple(g for g in usable_gpus(self.info) if g.index not in held)
+
+    @cached_property
+    def left(self) -> Resources:
+        """What is left of the node, never below zero. GPU memory: of the free GPU that has most."""
+        total, gpus = self.info.resources, self.gpus_left
+        return Resources(
+            cpus=max(0.0, total.cpus - math.fsum(h.resources.cpus for h in self.held)),
+            memory_bytes=max(0, total.memory_bytes - sum(h.resources.memory_bytes for h in self.held)),
+            gpus=len(gpus),
+            gpu_memory_bytes=max((g.memory_free_bytes for g in gpus), default=0),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +86,6 @@ def as_if_empty(info: NodeInfo, held_indices: Iterable[int]) -> NodeInfo:
     return replace(info, gpus=gpus)
 
 
-def free_gpus(node: Candidate) -> tuple[Gpu, ...]:
-    held = {index for h in node.held for index in h.gpu_indices}
-    return tuple(g for g in usable_gpus(node.info) if g.index not in held)
-
-
-def free(node: Candidate) -> Resources:
-    """What is left of a node, never below zero. GPU memory: of the free GPU that has most."""
-    gpus = free_gpus(node)
-    total = node.info.resources
-    return Resources(
-        cpus=max(0.0, total.cpus - math.fsum(h.resources.cpus for h in node.held)),
-        memory_bytes=max(0, total.memory_bytes - sum(h.resources.memory_bytes for h in node.held)),
-        gpus=len(gpus),
-        gpu_memory_bytes=max((g.memory_free_bytes for g in gpus), default=0),
-    )
-
-
 def need_on(node: Candidate, need: Resources, engine: str) -> Resources:
     """What a replica needs on this node. Where vLLM meets GPUs it takes one, although none was asked for.
 
@@ -90,39 +93,85 @@ def need_on(node: Candidate, need: Resources, engine: str) -> Resources:
     """
     if need.gpus or "vllm" not in node.info.engines or not node.info.resources.gpus:
         return need
-    if engine == "vllm" or (engine == "auto" and free_gpus(node)):
+    if engine == "vllm" or (engine == "auto" and node.gpus_left):
         return replace(need, gpus=1)
     return need
 
 
-def choose(deployment: str, need: Resources, engine: str, nodes: Iterable[Candidate]) -> Placement | NoPlace:
-    """A node for one replica of `deployment`: the one with fewest of its replicas, then the tightest fit, then by id.
+class Choice:
+    """Nodes for replicas of one deployment, one after another.
 
-    "auto" goes to a GPU rather than elsewhere. The outcome depends on the set of nodes, not on their order. Among a
-    node's GPUs the tightest fit goes first. Where no node at all has an engine for "auto", any will do: the replica
-    then fails at once, and says what to install.
+    Each time it is the node with fewest of its replicas, then the tightest fit, then by id. "auto" goes to a GPU rather
+    than elsewhere. The outcome depends on the set of nodes, not on their order. Among a node's GPUs the tightest fit
+    goes first. Where no node at all has an engine for "auto", any will do: the replica then fails at once, and says
+    what to install. The next costs little, however many nodes there are.
     """
-    found = sorted(nodes, key=lambda n: n.info.node_id)
-    if engine == "auto":
-        found = [n for n in found if _can_run(engine, n.info.engines)] or found
-    if not found:
-        return NoPlace(_NO_SCHEDULER)
-    fitting = [n for n in found if not _shortages(need_on(n, need, engine), engine, n)]
-    if not fitting:
-        return NoPlace(_explain(need, engine, found))
-    best = min(fitting, key=lambda n: (not need_on(n, need, engine).gpus, *_order(deployment, n)))
-    held = need_on(best, need, engine)
-    return Placement(best.info.node_id, _pick_gpus(held, best), held)
+
+    def __init__(self, deployment: str, need: Resources, engine: str, nodes: Iterable[Candidate]) -> None:
+        self._deployment, self._need, self._engine = deployment, need, engine
+        self._nodes = {n.info.node_id: n for n in _able(engine, list(nodes))}
+        self._ranked = [rank for n in self._nodes.values() if (rank := self._rank(n))]
+        heapq.heapify(self._ranked)
+
+    def next(self) -> Placement | NoPlace:
+        """Where the next one goes; tell with `update` what is left there then, before the next call."""
+        if not self._ranked:
+            return NoPlace(self._why())
+        best = self._nodes[heapq.heappop(self._ranked)[-1]]
+        held = need_on(best, self._need, self._engine)
+        return Placement(best.info.node_id, _pick_gpus(held, best), held)
+
+    def update(self, node: Candidate) -> None:
+        """The node that `next` chose, as it is now."""
+        self._nodes[node.info.node_id] = node
+        if rank := self._rank(node):
+            heapq.heappush(self._ranked, rank)
+
+    def _rank(self, node: Candidate) -> _Rank | None:
+        """The order of choice; None: there is no room for one."""
+        need = need_on(node, self._need, self._engine)
+        if not _has_room(node, need, self._engine):
+            return None
+        left = node.left
+        same = sum(h.deployment == self._deployment and h.counts for h in node.held)
+        return not need.gpus, same, left.gpus, left.cpus, left.memory_bytes, node.info.node_id
+
+    def _why(self) -> str:
+        if not self._nodes:
+            return _NO_SCHEDULER
+        return _explain(self._need, self._engine, [self._nodes[k] for k in sorted(self._nodes)])
 
 
-def _order(deployment: str, node: Candidate) -> tuple[int, int, float, int, str]:
-    left = free(node)
-    same = sum(h.deployment == deployment and h.counts for h in node.held)
-    return same, left.gpus, left.cpus, left.memory_bytes, node.info.node_id
+_Rank = tuple[bool, int, int, float, int, NodeId]
+
+
+def choose(deployment: str, need: Resources, engine: str, nodes: Iterable[Candidate]) -> Placement | NoPlace:
+    """A node for one replica of `deployment`, as `Choice` has it; or why there is none."""
+    return Choice(deployment, need, engine, nodes).next()
+
+
+def fits(need: Resources, engine: str, nodes: Iterable[Candidate]) -> bool:
+    """Whether one of `nodes` has room for a replica."""
+    return any(_has_room(n, need_on(n, need, engine), engine) for n in _able(engine, list(nodes)))
+
+
+def _able(engine: str, nodes: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Those to choose from: for "auto" those with an engine for models, if there are any."""
+    return [n for n in nodes if _can_run(engine, n.info.engines)] or nodes if engine == "auto" else nodes
+
+
+def _has_room(node: Candidate, need: Resources, engine: str) -> bool:
+    """Whether a node has what is needed on it. _shortages says the same at length."""
+    left = node.left
+    if need.cpus > left.cpus + _EPSILON or need.memory_bytes > left.memory_bytes or need.gpus > left.gpus:
+        return False
+    if engine != "auto" and not _can_run(engine, node.info.engines):
+        return False
+    return not need.gpus or sum(g.memory_free_bytes >= need.gpu_memory_bytes for g in node.gpus_left) >= need.gpus
 
 
 def _pick_gpus(need: Resources, node: Candidate) -> tuple[int, ...]:
-    good = [g for g in free_gpus(node) if g.memory_free_bytes >= need.gpu_memory_bytes]
+    good = [g for g in node.gpus_left if g.memory_free_bytes >= need.gpu_memory_bytes]
     good.sort(key=lambda g: (g.memory_free_bytes, g.index))
     return tuple(sorted(g.index for g in good[: need.gpus]))
 
@@ -134,14 +183,14 @@ def _can_run(engine: str, engines: Sequence[str]) -> bool:
 
 def _shortages(need: Resources, engine: str, node: Candidate) -> dict[str, tuple[str, str]]:
     """What is needed → (what the node has of it, the unit), in words, for each thing that it is short of."""
-    left, total = free(node), node.info.resources
+    left, total = node.left, node.info.resources
     short: dict[str, tuple[str, str]] = {}
     if engine != "auto" and not _can_run(engine, node.info.engines):
         short[f"the engine {engine}"] = (", ".join(node.info.engines) or "none", "as engines")
     if need.gpus > left.gpus:
         short[_count(need.gpus, "GPU")] = (_of(str(left.gpus), str(total.gpus)), "GPUs")
     elif need.gpus:
-        good = sum(g.memory_free_bytes >= need.gpu_memory_bytes for g in free_gpus(node))
+        good = sum(g.memory_free_bytes >= need.gpu_memory_bytes for g in node.gpus_left)
         if good < need.gpus:
             what = f"{_count(need.gpus, 'GPU')} with {_size(need.gpu_memory_bytes)} free"
             short[what] = (f"{good} such", "GPUs")

@@ -11,25 +11,17 @@ work does not use up the old one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
-from headrace.core.place import Candidate, Held, NoPlace, Placement, choose
-from headrace.core.state import (
-    Change,
-    DropIntent,
-    Goal,
-    Intent,
-    Nodes,
-    NodeView,
-    PutIntent,
-    State,
-    Unplaced,
-    phase_of,
-    status_of,
-)
-from headrace.core.types import Deployment, Phase, ReplicaId, Resources
+from headrace.core import touched
+from headrace.core.board import Board
+from headrace.core.place import Choice, NoPlace, fits
+from headrace.core.state import Change, Goal, Intent, Nodes, State, Unplaced, phase_of, status_of
+from headrace.core.types import Deployment, Phase, ReplicaId
 
 PROVEN_S = 60.0
+REPORT_S = 1.0  # after which to look whether a node that was told of a stop has reported since
 FORGET_S = 3600.0  # a node that is silent for so long does not come back with anything worth keeping
 
 NewId = Callable[[str, int], ReplicaId]
@@ -39,45 +31,48 @@ NewId = Callable[[str, int], ReplicaId]
 class Plan:
     """Changes to commit, and for each deployment that cannot have all its replicas, why.
 
-    again_in_s: when to plan again although nothing has changed; None: no need.
+    again_in_s: when to plan again although nothing has changed; None: no need. made_of, open and due are for the next
+    plan: what this one saw, the deployments that it did not settle, and when time alone makes a difference to others.
     """
 
     changes: tuple[Change, ...]
     reasons: Mapping[str, Unplaced]
     again_in_s: float | None = None
+    made_of: touched.Seen | None = None
+    open: frozenset[str] = frozenset()
+    due: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
 
-def plan(state: State, nodes: Nodes, now: float, new_id: NewId, forget_s: float = FORGET_S) -> Plan:
+def plan(
+    state: State, nodes: Nodes, now: float, new_id: NewId, forget_s: float = FORGET_S, last: Plan | None = None
+) -> Plan:
     """What to change now. After its changes were applied, planning again with the same observations changes nothing.
 
     now: the clock that stamps intents and that `nodes` was seen with. new_id: a fresh id for (deployment, revision).
+    last: the plan before this one, whether or not its changes were committed. The outcome is the same without it; with
+    it, only deployments of which something differs are looked at.
     """
     step = _Step(state, nodes, now, new_id, forget_s)
+    names = _to_look_at(state, nodes, now, last)
     step.forget_gone()
-    step.remember_addresses()
-    step.stop([i for i in step.running() if i.deployment not in state.deployments])
-    wanted = sorted(state.deployments.values(), key=lambda d: (d.created_unix_s, d.name))
+    step.remember_addresses(names)
+    for name in sorted(names - state.deployments.keys()):
+        step.stop(step.running(name))
+    wanted = sorted((state.deployments[n] for n in names if n in state.deployments), key=_order)
     for d in wanted:
         step.stop(_surplus(d, step))
     short = [d for d in wanted if not _fill(d, step)]
-    proofs = [
-        step.unproven_s(i) for d in wanted if _old(d, step) for i in step.running(d.name) if i.revision == d.revision
-    ]
-    return Plan(step.changes(), {d.name: _why(d, step) for d in short}, min(filter(None, proofs), default=None))
-
-
-def candidate(
-    node: NodeView, intents: Mapping[ReplicaId, Intent], known: Mapping[ReplicaId, Intent] | None = None
-) -> Candidate:
-    """A node with what those of `intents` that are on it hold. `known`: all that are remembered, if that is more."""
-    known = intents if known is None else known
-    mine = [i for i in intents.values() if i.node_id == node.info.node_id]
-    held = [Held(i.deployment, i.resources, i.gpu_indices, i.goal is Goal.RUN) for i in mine]
-    # What we have forgotten and the node still reports keeps its GPUs until it has gone.
-    for s in node.statuses.values():
-        if s.replica_id not in known and s.phase not in (Phase.STOPPED, Phase.FAILED):
-            held.append(Held(s.deployment, Resources(), s.gpu_indices, counts=False))
-    return Candidate(node.info, tuple(held))
+    due = {name: t for name, t in last.due.items() if name not in names} if last else {}
+    due |= {d.name: t for d in wanted if (t := step.next_at(d)) is not None}
+    pauses = [max(0.0, t - now) for t in due.values()] + [REPORT_S] * step.awaits_report
+    return Plan(
+        step.board.changes(),
+        {d.name: _why(d, step) for d in short},
+        min(pauses, default=None),
+        (state, nodes),
+        frozenset(d.name for d in short) | step.changed,
+        due,
+    )
 
 
 def surge(wanted: int) -> int:
@@ -85,22 +80,29 @@ def surge(wanted: int) -> int:
     return max(1, wanted // 4)
 
 
+def _to_look_at(state: State, nodes: Nodes, now: float, last: Plan | None) -> set[str]:
+    if last is None or last.made_of is None:
+        return set(state.deployments) | set(state.intents.deployments)
+    names = touched.deployments(last.made_of, (state, nodes))
+    return names | last.open | {name for name, t in last.due.items() if now >= t}
+
+
+def _order(d: Deployment) -> tuple[int, str]:
+    return d.created_unix_s, d.name
+
+
 class _Step:
-    """The intents as they will be, while one plan is made."""
+    """What is seen, and what is decided, while one plan is made."""
 
     def __init__(self, state: State, nodes: Nodes, now: float, new_id: NewId, forget_s: float) -> None:
         self.nodes = nodes
-        self._before = state.intents
-        self._board: dict[ReplicaId, Intent] = dict(state.intents)
+        self.board = Board(state, nodes)
+        self.changed: set[str] = set()  # deployments
+        self.awaits_report = False
         self._now, self._new_id, self._forget_s = now, new_id, forget_s
 
-    def running(self, deployment: str | None = None) -> list[Intent]:
-        found = [i for i in self._board.values() if i.goal is Goal.RUN and deployment in (None, i.deployment)]
-        return sorted(found, key=lambda i: i.replica_id)
-
-    def stopping(self) -> list[Intent]:
-        """Those on their way out that will free their place."""
-        return [i for i in self._board.values() if i.goal is Goal.STOP and not self.is_lost(i)]
+    def running(self, deployment: str) -> list[Intent]:
+        return self.board.running(deployment)
 
     def phase(self, intent: Intent) -> Phase | None:
         return phase_of(intent, self.nodes)
@@ -117,11 +119,20 @@ class _Step:
         return self.phase(intent) is Phase.READY and not self.unproven_s(intent)
 
     def is_lost(self, intent: Intent) -> bool:
-        return self.phase(intent) is Phase.LOST
+        node = self.nodes.get(intent.node_id)
+        return node is not None and node.lost
 
     def long_lost(self, intent: Intent) -> bool:
         node = self.nodes.get(intent.node_id)
         return node is not None and node.lost and self._now - node.heard_at > self._forget_s
+
+    def next_at(self, d: Deployment) -> float | None:
+        """When time alone makes a difference to `d`: a new replica has proven itself, a lost node is given up."""
+        mine = self.running(d.name)
+        times = [self.nodes[i.node_id].heard_at + self._forget_s for i in mine if self.is_lost(i)]
+        if any(i.revision != d.revision for i in mine):
+            times += [self._now + s for i in mine if i.revision == d.revision and (s := self.unproven_s(i))]
+        return min((t for t in times if t >= self._now), default=None)
 
     def stop_order(self, intent: Intent) -> tuple[int, float, str]:
         """Which goes first: given up, not ready, ready; of equals the newest."""
@@ -131,14 +142,20 @@ class _Step:
 
     def stop(self, intents: Iterable[Intent]) -> None:
         for intent in intents:
+            self.changed.add(intent.deployment)
             if self.long_lost(intent):
-                del self._board[intent.replica_id]
+                self.board.drop(intent)
             else:
-                self._board[intent.replica_id] = replace(intent, goal=Goal.STOP, changed=self._now)
+                self.board.put(replace(intent, goal=Goal.STOP, changed=self._now))
 
-    def create(self, d: Deployment, where: Placement) -> None:
+    def create(self, d: Deployment, choice: Choice) -> NoPlace | None:
+        """One more replica of `d` at the next place; NoPlace if there is none."""
+        where = choice.next()
+        if isinstance(where, NoPlace):
+            return where
+        self.changed.add(d.name)
         replica_id = self._new_id(d.name, d.revision)
-        self._board[replica_id] = Intent(
+        intent = Intent(
             replica_id=replica_id,
             deployment=d.name,
             revision=d.revision,
@@ -149,40 +166,32 @@ class _Step:
             created=self._now,
             changed=self._now,
         )
+        self.board.put(intent)
+        choice.update(self.board.rooms()[where.node_id])
+        return None
 
     def forget_gone(self) -> None:
         """Drop what was told to stop and is gone by a report that is newer than the telling."""
-        for intent in [i for i in self._board.values() if i.goal is Goal.STOP]:
+        for intent in self.board.told_to_stop():
             node = self.nodes.get(intent.node_id)
             if node is None:
                 continue
             said = node.statuses.get(intent.replica_id)
             gone = said is None or said.phase is Phase.STOPPED
             if (gone and node.reported_at > intent.changed) or self.long_lost(intent):
-                del self._board[intent.replica_id]
+                self.board.drop(intent)
+            elif gone and not node.lost:
+                self.awaits_report = True  # which may say nothing new, and then wakes nobody
 
-    def remember_addresses(self) -> None:
-        for intent in self.running():
+    def remember_addresses(self, deployments: Iterable[str]) -> None:
+        for intent in (i for name in deployments for i in self.running(name)):
             said = status_of(intent, self.nodes)
             if said is None or said.phase is not Phase.READY:
                 continue
             tokens = said.model.context_tokens if said.model else 0
             if (said.address, tokens) != (intent.address, intent.context_tokens):
-                self._board[intent.replica_id] = replace(intent, address=said.address, context_tokens=tokens)
-
-    def candidates(self, without: Iterable[ReplicaId] = ()) -> list[Candidate]:
-        """The nodes that may be given replicas, with what is held of them; `without` some replicas."""
-        gone = set(without)
-        board = {k: i for k, i in self._board.items() if k not in gone} if gone else self._board
-        by_node: dict[str, dict[ReplicaId, Intent]] = {}
-        for k, i in board.items():
-            by_node.setdefault(i.node_id, {})[k] = i
-        return [candidate(n, by_node.get(k, {}), self._board) for k, n in self.nodes.items() if n.live and not n.lost]
-
-    def changes(self) -> tuple[Change, ...]:
-        drops = [DropIntent(r) for r in sorted(self._before) if r not in self._board]
-        puts = [PutIntent(i) for r, i in sorted(self._board.items()) if self._before.get(r) != i]
-        return (*drops, *puts)
+                self.changed.add(intent.deployment)
+                self.board.remember(intent, said.address, tokens)
 
 
 def _surplus(d: Deployment, step: _Step) -> list[Intent]:
@@ -220,32 +229,23 @@ def _fill(d: Deployment, step: _Step) -> bool:
         missing = min(missing, d.replicas + surge(d.replicas) - len(here) - len(old))
     # One at a time: nobody gives way to a new replica while another new one has yet to show that it works.
     may_displace = all(map(step.works, here)) and all(step.phase(i) for i in old)
-    for made in range(missing):
-        where = choose(d.name, d.resources, d.model.engine, step.candidates())
-        if isinstance(where, NoPlace):
-            if not _fits(d, step) and may_displace and not made:
-                step.stop(_in_the_way(d, old, step))
-            return False
-        step.create(d, where)
-    return True
-
-
-def _fits(d: Deployment, step: _Step) -> bool:
-    """Whether a replica of `d` fits once all that is stopping has gone."""
-    room = step.candidates(without=[i.replica_id for i in step.stopping()])
-    return isinstance(choose(d.name, d.resources, d.model.engine, room), Placement)
+    if missing > 0 and step.board.fits(d):
+        choice = Choice(d.name, d.resources, d.model.engine, step.board.rooms().values())
+        return not any(step.create(d, choice) for _ in range(missing))
+    if missing > 0 and may_displace and not step.board.would_fit(d):
+        step.stop(_in_the_way(d, old, step))
+    return missing <= 0
 
 
 def _in_the_way(d: Deployment, old: Sequence[Intent], step: _Step) -> list[Intent]:
     """The fewest old replicas of one node whose going makes room for a new one; none if that cannot be."""
-    going = [i.replica_id for i in step.stopping()]
+    going = [i.replica_id for i in step.board.stopping()]
     options: list[tuple[int, str, list[Intent]]] = []
     for node_id in {i.node_id for i in old}:
         there = sorted((i for i in old if i.node_id == node_id), key=step.stop_order)
         for n in range(1, len(there) + 1):
-            room = step.candidates(without=[*going, *(i.replica_id for i in there[:n])])
-            here = [c for c in room if c.info.node_id == node_id]
-            if isinstance(choose(d.name, d.resources, d.model.engine, here), Placement):
+            room = step.board.room_without(node_id, {*going, *(i.replica_id for i in there[:n])})
+            if room and fits(d.resources, d.model.engine, [room]):
                 options.append((n, node_id, there[:n]))
                 break
     return min(options, key=lambda o: o[:2])[2] if options else []
@@ -253,20 +253,19 @@ def _in_the_way(d: Deployment, old: Sequence[Intent], step: _Step) -> list[Inten
 
 def _why(d: Deployment, step: _Step) -> Unplaced:
     """Why no further replica of `d` can be placed now."""
-    if _fits(d, step):
+    if step.board.would_fit(d):
         return Unplaced("waits for another replica to stop")
     old = [i for i in _old(d, step) if not step.is_lost(i)]
     if old and _in_the_way(d, old, step):
         return Unplaced("no room for a new replica beside the old ones, so one old replica goes for each new one")
-    anywhere = step.candidates()
-    where = choose(d.name, d.resources, d.model.engine, anywhere)
+    anywhere, missing = bool(step.board.rooms()), step.board.why_not(d)
     lost = {i.node_id for i in step.running(d.name) if step.is_lost(i)}
     if not anywhere:
         lost |= {n for n, view in step.nodes.items() if view.lost}
     if not lost:
-        return Unplaced(where.reason if isinstance(where, NoPlace) else "", stuck=bool(anywhere))
+        return Unplaced(missing, stuck=anywhere)
     names = sorted(lost)[:5]
     said = f"node {names[0]} does not answer" if len(lost) == 1 else f"nodes {', '.join(names)} do not answer"
-    if isinstance(where, NoPlace) and anywhere:
-        return Unplaced(f"{said}; {where.reason}")
+    if missing and anywhere:
+        return Unplaced(f"{said}; {missing}")
     return Unplaced(f"{said}; start its scheduler again")

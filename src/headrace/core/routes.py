@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from headrace.core import touched
 from headrace.core.adapters import Known, adapter_route
 from headrace.core.state import Goal, Intent, Nodes, State, Unplaced, status_of
+from headrace.core.touched import Seen
 from headrace.core.types import (
     Deployment,
     DeploymentStatus,
@@ -37,51 +39,79 @@ def settled(state: State, nodes: Nodes, now: float, started: float, lease_s: flo
     """
     if now >= started + lease_s:
         return True
-    wanted = {i.node_id for i in state.intents.values() if i.goal is Goal.RUN}
-    return all(n in nodes and nodes[n].reported_at > 0 for n in wanted)
+    silent = (n for n in state.intents.nodes if n not in nodes or not nodes[n].reported_at)
+    return not any(i.goal is Goal.RUN for n in silent for i in state.intents.on(n))
 
 
-def deployment_statuses(state: State, nodes: Nodes, reasons: Mapping[str, Unplaced]) -> dict[str, DeploymentStatus]:
-    """How each deployment stands. `reasons`: why the plan could not place all of one."""
-    running = _running(state)
-    return {
-        name: _stand(d, _see(running.get(name, ()), nodes), reasons.get(name))
-        for name, d in sorted(state.deployments.items())
-    }
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How all deployments stand, and their routes: by deployment the model's, then those of its adapters."""
+
+    made_of: Seen
+    reasons: Mapping[str, Unplaced]
+    statuses: Mapping[str, DeploymentStatus]
+    routes: Mapping[str, tuple[Route, ...]]
 
 
-def routes(state: State, nodes: Nodes, reasons: Mapping[str, Unplaced], catalogued: Known) -> dict[str, Route]:
+def standing(state: State, nodes: Nodes, reasons: Mapping[str, Unplaced], before: Standing | None = None) -> Standing:
+    """`reasons`: why the plan could not place all of a deployment.
+
+    before: an earlier one. The outcome is the same without it; with it, only what differs since is worked out, and what
+    is equal stays the same object.
+    """
+    seen = state, nodes
+    if before is None:
+        names = set(state.deployments)
+        statuses, routes = {}, {}
+    else:
+        names = touched.deployments(before.made_of, seen)
+        names |= {n for n in reasons.keys() | before.reasons.keys() if reasons.get(n) != before.reasons.get(n)}
+        if not names:
+            return replace(before, made_of=seen, reasons=reasons)
+        statuses, routes = dict(before.statuses), dict(before.routes)
+    for name in names:
+        d, had = state.deployments.get(name), routes.get(name, ())
+        if d is None:
+            statuses.pop(name, None)
+            routes.pop(name, None)
+            continue
+        mine = _see((i for i in state.intents.of(name) if i.goal is Goal.RUN), nodes)
+        statuses[name] = _stand(d, mine, reasons.get(name))
+        routes[name] = _same(_routes(d, mine, statuses[name]), had)
+    return Standing(seen, reasons, dict(sorted(statuses.items())), routes)
+
+
+def table(standing: Standing, catalogued: Known) -> dict[str, Route]:
     """Every public name, those of adapters too. Those that are only catalogued have no time of creation."""
     models: dict[str, Route] = {}
     adapters: dict[str, Route] = {}
-    for name in catalogued.keys() - state.deployments.keys():
+    for name in catalogued.keys() - standing.routes.keys():
         models[name] = Route(name, RouteState.AVAILABLE)
         adapters |= {r.name: r for a in catalogued[name] for r in [adapter_route(a, models[name], {})]}
-    running = _running(state)
-    for d in state.deployments.values():
-        seen = _see(running.get(d.name, ()), nodes)
-        stand = _stand(d, seen, reasons.get(d.name))
-        route = models[d.name] = Route(
-            name=d.name,
-            state=stand.state,
-            reason=stand.reason if stand.state is not RouteState.READY else "",
-            endpoints=_endpoints(d, seen),
-            created_unix_s=d.created_unix_s,
-            context_tokens=_context_tokens(seen),
-        )
-        told = {s.status.replica_id: s.status.adapters for s in seen if s.status and s.before_lost}
-        adapters |= {r.name: r for a in d.adapters for r in [adapter_route(a, route, told)]}
+    for name, (model, *others) in standing.routes.items():
+        models[name] = model
+        adapters |= {r.name: r for r in others}
     # Names are kept apart as they come; should a catalog that was edited have two of one, the model's counts.
     return dict(sorted((adapters | models).items()))
 
 
-def _running(state: State) -> dict[str, list[Intent]]:
-    """The replicas that are to run, by deployment, in a fixed order."""
-    found: dict[str, list[Intent]] = {}
-    for intent in sorted(state.intents.values(), key=lambda i: i.replica_id):
-        if intent.goal is Goal.RUN:
-            found.setdefault(intent.deployment, []).append(intent)
-    return found
+def _routes(d: Deployment, seen: Sequence[_Seen], stand: DeploymentStatus) -> tuple[Route, ...]:
+    route = Route(
+        name=d.name,
+        state=stand.state,
+        reason=stand.reason if stand.state is not RouteState.READY else "",
+        endpoints=_endpoints(d, seen),
+        created_unix_s=d.created_unix_s,
+        context_tokens=_context_tokens(seen),
+    )
+    told = {s.status.replica_id: s.status.adapters for s in seen if s.status and s.before_lost}
+    return (route, *(adapter_route(a, route, told) for a in d.adapters))
+
+
+def _same(new: tuple[Route, ...], old: tuple[Route, ...]) -> tuple[Route, ...]:
+    """`new`, with those objects of `old` that are equal."""
+    had = {r.name: r for r in old}
+    return tuple(before if (before := had.get(r.name)) == r else r for r in new)
 
 
 def _see(intents: Iterable[Intent], nodes: Nodes) -> list[_Seen]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from types import MappingProxyType
 
+from headrace.core.intents import Goal, Intent, Intents
 from headrace.core.types import (
     CatalogEntry,
     Deployment,
@@ -21,30 +21,6 @@ from headrace.core.types import (
 )
 
 HISTORY = 10  # revisions of a deployment that are kept, the newest included
-
-
-class Goal(StrEnum):
-    """What the head wants of a replica."""
-
-    RUN = "run"
-    STOP = "stop"  # kept until its node says that it is gone
-
-
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """One replica on one node, as decided. `address` and `context_tokens`: as last seen READY, for after a restart."""
-
-    replica_id: ReplicaId
-    deployment: str
-    revision: int
-    node_id: NodeId
-    resources: Resources
-    gpu_indices: tuple[int, ...]
-    goal: Goal
-    created: float
-    changed: float  # when the goal was set
-    address: str = ""
-    context_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +44,7 @@ class State:
 
     deployments: Mapping[str, Deployment] = field(default_factory=lambda: MappingProxyType({}))
     revisions: Mapping[tuple[str, int], Revision] = field(default_factory=lambda: MappingProxyType({}))
-    intents: Mapping[ReplicaId, Intent] = field(default_factory=lambda: MappingProxyType({}))
+    intents: Intents = field(default_factory=Intents)
     entries: Mapping[str, CatalogEntry] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -113,30 +89,37 @@ def apply(state: State, changes: Iterable[Change]) -> State:
     """`state` after `changes`. Dropping what is not there changes nothing. Revisions that nobody needs are pruned."""
     deployments = dict(state.deployments)
     revisions = dict(state.revisions)
-    intents = dict(state.intents)
     entries = dict(state.entries)
+    news: dict[ReplicaId, Intent | None] = {}
+    names: set[str] = set()  # whose revisions may be needed no more
     for change in changes:
         match change:
             case PutDeployment(d):
                 deployments[d.name] = d
                 revisions[d.name, d.revision] = revision_of(d)
+                names.add(d.name)
             case DropDeployment(name):
                 deployments.pop(name, None)
+                names.add(name)
             case PutIntent(intent):
-                intents[intent.replica_id] = intent
+                news[intent.replica_id] = intent
+                names.add(intent.deployment)
             case DropIntent(replica_id):
-                intents.pop(replica_id, None)
+                news[replica_id] = None
+                if before := state.intents.get(replica_id):
+                    names.add(before.deployment)
             case PutEntry(entry):
                 entries[entry.name] = entry
             case DropEntry(name):
                 entries.pop(name, None)
-    keep = kept(revisions, {d.name: d.revision for d in deployments.values()}, in_use(intents.values()))
-    return State(
-        MappingProxyType(deployments),
-        MappingProxyType({k: v for k, v in revisions.items() if k in keep}),
-        MappingProxyType(intents),
-        MappingProxyType(entries),
-    )
+    intents = state.intents.changed(news)
+    some = [key for key in revisions if key[0] in names]
+    newest = {name: deployments[name].revision for name in names if name in deployments}
+    keep = kept(some, newest, in_use(i for name in names for i in intents.of(name)))
+    for key in some:
+        if key not in keep:
+            del revisions[key]
+    return State(MappingProxyType(deployments), MappingProxyType(revisions), intents, MappingProxyType(entries))
 
 
 def in_use(intents: Iterable[Intent]) -> set[tuple[str, int]]:
@@ -181,8 +164,8 @@ def desired_on(state: State, node_id: NodeId, drain_s: float) -> tuple[ReplicaSp
             drain_s=drain_s,
             adapters=d.adapters if (d := state.deployments.get(i.deployment)) else (),
         )
-        for i in sorted(state.intents.values(), key=lambda i: i.replica_id)
-        if i.node_id == node_id and i.goal is Goal.RUN
+        for i in state.intents.on(node_id)
+        if i.goal is Goal.RUN
     )
 
 
@@ -233,8 +216,13 @@ def unsaid(intent: Intent, phase: Phase = Phase.PENDING, reason: str = "") -> Re
 
 def phase_of(intent: Intent, nodes: Nodes) -> Phase | None:
     """The phase of `status_of`; None: not known yet."""
-    status = status_of(intent, nodes)
-    return status.phase if status else None
+    node = nodes.get(intent.node_id)
+    if node is None:
+        return None
+    if node.lost:
+        return Phase.LOST
+    said = node.statuses.get(intent.replica_id)
+    return said.phase if said else Phase.PENDING if node.reported_at else None
 
 
 @dataclass(frozen=True, slots=True)

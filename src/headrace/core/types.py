@@ -440,6 +440,7 @@ class Submit:
     take_over: int | None = None
     moves: int = 0
     prefix: Sequence[int] = ()  # the blocks of the prompt, see core/prefix.py
+    owner: str = ""  # a digest of who called
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -11,7 +11,7 @@ import structlog
 from headrace.core.place import as_if_empty
 from headrace.core.state import NodeView
 from headrace.core.types import Load, NodeId, NodeInfo, ReplicaId, ReplicaStatus, Resources
-from headrace.errors import Fenced
+from headrace.errors import Fenced, InvalidRequest
 from headrace.head.clock import Clock
 from headrace.head.node_session import NodeSession
 from headrace.head.topic import Topic
@@ -29,7 +29,10 @@ class _Node:
     session: NodeSession | None = None
     lost: bool = False
     reported_at: float = 0.0
-    statuses: dict[ReplicaId, ReplicaStatus] = field(default_factory=dict)
+    # Without loads, which move all the time and change no decision. What a report does not change stays the same
+    # object, the mapping too.
+    statuses: Mapping[ReplicaId, ReplicaStatus] = field(default_factory=dict)
+    loads: dict[ReplicaId, Load] = field(default_factory=dict)
 
 
 class Cluster:
@@ -82,19 +85,45 @@ class Cluster:
             log.info("node_left", node=session.info.node_id)
             self._changed.notify()
 
-    def report(self, session: NodeSession, statuses: Iterable[ReplicaStatus]) -> None:
-        """What runs on the node, all of it. Ignored from a session that is no longer the node's."""
+    def report(
+        self, session: NodeSession, news: Sequence[ReplicaStatus], gone: Collection[ReplicaId] | None = None
+    ) -> None:
+        """What runs on the node: all of it, or with `gone` what differs from the session's report before.
+
+        Ignored from a session that is no longer the node's.
+        """
         node = self._nodes.get(session.info.node_id)
         if node is None or node.session is not session:
             return
-        before, was_lost, first = node.statuses, node.lost, not session.reported
-        node.statuses = {s.replica_id: s for s in statuses}
+        if gone is not None and not session.reported:
+            raise InvalidRequest("The first report of a node's session names all of its replicas.")
+        was_lost, first = node.lost, not session.reported
+        differs = bool(news or gone is None or gone) and self._take(node, news, gone)
         node.heard_at = node.reported_at = self._clock()
         node.lost, session.reported = False, True
         if was_lost:
             log.info("node_returned", node=session.info.node_id)
-        if first or was_lost or _calm(before) != _calm(node.statuses):
+        if first or was_lost or differs:
             self._changed.notify()
+
+    def _take(self, node: _Node, news: Sequence[ReplicaStatus], gone: Collection[ReplicaId] | None) -> bool:
+        """Take a report over; whether it says anything new but loads."""
+        before = node.statuses
+        statuses = {} if gone is None else {k: s for k, s in before.items() if k not in gone}
+        for s in news:
+            calm, had = replace(s, load=_NO_LOAD), before.get(s.replica_id)
+            statuses[s.replica_id] = had if had and had == calm else calm
+        node.loads |= {s.replica_id: s.load for s in news}
+        if len(statuses) == len(before) and all(before.get(k) is s for k, s in statuses.items()):
+            return False
+        node.statuses = statuses
+        node.loads = {k: load for k, load in node.loads.items() if k in statuses}
+        return True
+
+    def load(self, node_id: NodeId, replica_id: ReplicaId) -> Load:
+        """How busy a replica said it is last."""
+        node = self._nodes.get(node_id)
+        return node.loads.get(replica_id, _NO_LOAD) if node else _NO_LOAD
 
     def may_be_told(self, session: NodeSession) -> bool:
         """Whether the node has reported, or had its time to: what it runs may change what it is told to run."""
@@ -150,8 +179,3 @@ class Cluster:
                 node.lost = True
                 log.warning("node_lost", node=node_id, silent_s=round(now - node.heard_at, 1))
                 self._changed.notify()
-
-
-def _calm(statuses: dict[ReplicaId, ReplicaStatus]) -> dict[ReplicaId, ReplicaStatus]:
-    """Without what moves all the time and changes no decision."""
-    return {k: replace(s, load=_NO_LOAD) for k, s in statuses.items()}

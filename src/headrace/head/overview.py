@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -12,8 +13,8 @@ import structlog
 from headrace import __version__
 from headrace.core import catalog as core_catalog
 from headrace.core import routes as core_routes
-from headrace.core.place import free
-from headrace.core.plan import candidate
+from headrace.core.board import candidate
+from headrace.core.routes import Standing
 from headrace.core.state import Unplaced, phase_of, status_of, unsaid
 from headrace.core.types import (
     CatalogEntry,
@@ -55,6 +56,7 @@ class Overview:
         self._started = clock()
         self._failed_since: dict[tuple[str, int], float] = {}
         self._watching: dict[tuple[str, int], int] = {}
+        self._standing: Standing | None = None  # when it was last asked for
         self.reasons: Mapping[str, Unplaced] = {}
         self.http_address = ""
         self.proxies: Proxies | None = None
@@ -67,7 +69,7 @@ class Overview:
         return core_catalog.merge(self._files, self._ledger.state.entries)
 
     def deployment(self, name: str) -> DeploymentStatus | None:
-        return self._deployments().get(name)
+        return self._stand().statuses.get(name)
 
     def failed_for_s(self, name: str) -> float | None:
         """How long the newest revision of `name` has been FAILED; None: it is not."""
@@ -81,28 +83,34 @@ class Overview:
         """Whether a replica of the newest revision of `name` was given up."""
         state, nodes = self._ledger.state, self._cluster.views()
         d = state.deployments.get(name)
-        mine = [i for i in state.intents.values() if d and (i.deployment, i.revision) == (name, d.revision)]
+        mine = [i for i in state.intents.of(name) if d and i.revision == d.revision]
         return any(phase_of(i, nodes) is Phase.FAILED for i in mine)
 
-    def _deployments(self) -> dict[str, DeploymentStatus]:
-        return core_routes.deployment_statuses(self._ledger.state, self._cluster.views(), self.reasons)
+    def _stand(self) -> Standing:
+        """How everything stands now."""
+        self._standing = core_routes.standing(
+            self._ledger.state, self._cluster.views(), self.reasons, before=self._standing
+        )
+        return self._standing
 
     def status(self) -> ClusterStatus:
-        state, nodes, now = self._ledger.state, self._cluster.views(), self._clock()
+        stand, now = self._stand(), self._clock()
+        state, nodes = stand.made_of
         watching = dict(list(self._watching))
         return ClusterStatus(
             epoch=self._ledger.epoch,
             version=__version__,
             http_address=self.http_address,
-            deployments=tuple(self._deployments().values()),
+            deployments=tuple(stand.statuses.values()),
             replicas=tuple(
-                PlacedReplica(i.node_id, status)
+                PlacedReplica(i.node_id, replace(status, load=self._cluster.load(i.node_id, i.replica_id)))
                 for i in sorted(state.intents.values(), key=lambda i: (i.deployment, i.created, i.replica_id))
                 for status in [status_of(i, nodes) or unsaid(i, reason=f"waits to hear from node {i.node_id}")]
             ),
             nodes=tuple(
-                NodeStatus(n.info, n.live, round(max(0.0, now - n.heard_at), 1), free(candidate(n, state.intents)))
-                for n in nodes.values()
+                NodeStatus(n.info, n.live, round(max(0.0, now - n.heard_at), 1), free)
+                for k, n in nodes.items()
+                for free in [candidate(n, state.intents.on(k), state.intents.__contains__).left]
             ),
             proxies=self.proxies.statuses(watching) if self.proxies else (),
         )
@@ -142,14 +150,14 @@ class Overview:
             return
 
     def _publish(self) -> None:
-        state, nodes, now = self._ledger.state, self._cluster.views(), self._clock()
-        failed = {n: s for n, s in self._deployments().items() if s.state is RouteState.FAILED}
-        keys = {(n, s.deployment.revision) for n, s in failed.items()}
+        stand, now = self._stand(), self._clock()
+        failed = (s.deployment for s in stand.statuses.values() if s.state is RouteState.FAILED)
+        keys = {(d.name, d.revision) for d in failed}
         self._failed_since = {k: self._failed_since.get(k, now) for k in keys}
-        if self.table is None and not core_routes.settled(state, nodes, now, self._started, self._lease_s):
+        if self.table is None and not core_routes.settled(*stand.made_of, now, self._started, self._lease_s):
             return
         catalogued = {name: e.adapters for name, e in self.catalog().items()}
-        routes = core_routes.routes(state, nodes, self.reasons, catalogued)
+        routes = core_routes.table(stand, catalogued)
         if self.table is not None and self.table.routes == routes:
             return
         version = self.table.version + 1 if self.table else 1

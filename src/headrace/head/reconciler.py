@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 from contextlib import suppress
+from weakref import WeakSet
 
 import structlog
 
-from headrace.core.plan import FORGET_S, plan
+from headrace.core import touched
+from headrace.core.plan import FORGET_S, Plan, plan
 from headrace.core.state import Change, DropIntent, Goal, PutIntent, State, desired_on
 from headrace.core.types import ReplicaId
 from headrace.errors import HeadraceError
 from headrace.head.clock import Clock
 from headrace.head.cluster import Cluster
 from headrace.head.ledger import Ledger
+from headrace.head.node_session import NodeSession
 from headrace.head.overview import Overview
 from headrace.head.topic import Topic
 
 log = structlog.get_logger()
 
 RETRY_S = 1.0
+COALESCE_S = 0.02
 
 
 def new_replica_id(deployment: str, revision: int) -> ReplicaId:
@@ -33,7 +37,9 @@ class Reconciler:
     ) -> None:
         self._ledger, self._cluster, self._overview = ledger, cluster, overview
         self._clock, self._changed, self._drain_s = clock, changed, drain_s
-        self._again_in_s: float | None = None
+        self._last: Plan | None = None
+        self._told: WeakSet[NodeSession] = WeakSet()  # those that know what `_told_of` wants of them
+        self._told_of = State()
 
     async def run(self) -> None:
         """One round per wake-up, until cancelled. A round that failed is made again RETRY_S later."""
@@ -41,8 +47,9 @@ class Reconciler:
         with self._changed.listen() as news:
             while True:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(news.wait(), self._again_in_s)
+                    await asyncio.wait_for(news.wait(), self._last.again_in_s if self._last else None)
                 news.clear()
+                begun = loop.time()
                 try:
                     await self._round()
                 except HeadraceError as e:
@@ -51,6 +58,8 @@ class Reconciler:
                 except Exception:
                     log.exception("reconcile_failed")
                     loop.call_later(RETRY_S, news.set)
+                # What comes meanwhile is for one round; and rounds leave half of the time for everything else.
+                await asyncio.sleep(max(COALESCE_S, loop.time() - begun))
 
     async def _round(self) -> None:
         made: list[Change] = []
@@ -64,19 +73,25 @@ class Reconciler:
             self._tell_nodes(self._ledger.state)
 
     def _decide(self, state: State, into: list[Change]) -> tuple[Change, ...]:
-        made = plan(state, self._cluster.views(), self._clock(), new_replica_id)
+        made = self._last = plan(state, self._cluster.views(), self._clock(), new_replica_id, last=self._last)
         if made.reasons != self._overview.reasons:
             self._overview.reasons = made.reasons
             self._changed.notify()
-        self._again_in_s = made.again_in_s
         into.extend(made.changes)
         return made.changes
 
     def _tell_nodes(self, state: State) -> None:
+        news = touched.nodes_to_tell(self._told_of, state)
         for session in self._cluster.sessions():
+            node_id = session.info.node_id
+            if session in self._told and node_id not in news:
+                continue
+            self._told.discard(session)
             if self._cluster.may_be_told(session):
-                session.offer(desired_on(state, session.info.node_id, self._drain_s))
-        self._cluster.forget({i.node_id for i in state.intents.values()}, FORGET_S)
+                session.offer(desired_on(state, node_id, self._drain_s))
+                self._told.add(session)
+        self._told_of = state
+        self._cluster.forget(state.intents.nodes, FORGET_S)
 
 
 def _log_change(change: Change, state: State) -> None:

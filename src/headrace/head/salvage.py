@@ -14,6 +14,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from headrace.core.intents import Intents
 from headrace.core.state import State
 from headrace.errors import UserError
 from headrace.head import rows, state_file
@@ -99,9 +100,8 @@ def _state(saved: dict[str, dict[tuple[object, ...], rows.Row]]) -> State:
     for i in map(rows.intent_of_row, saved["intents"].values()):
         if (i.deployment, i.revision) in revisions:
             intents[i.replica_id] = i
-    return State(
-        deployments, revisions, intents, {e.name: e for e in map(rows.entry_of_row, saved["entries"].values())}
-    )
+    entries = {e.name: e for e in map(rows.entry_of_row, saved["entries"].values())}
+    return State(deployments, revisions, Intents(intents.values()), entries)
 
 
 def _keep(path: Path) -> tuple[Path, ...]:

@@ -44,7 +44,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         if first is None or first.WhichOneof("message") != "hello":
             raise InvalidRequest("A node session begins with a hello.")
         info = convert.node_info_from_pb(first.hello)
-        held = [g for i in self._ledger.state.intents.values() if i.node_id == info.node_id for g in i.gpu_indices]
+        held = [g for i in self._ledger.state.intents.on(info.node_id) for g in i.gpu_indices]
         try:
             session = self._cluster.join(info, held)
         except Fenced as e:
@@ -86,7 +86,8 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
                         its_epoch=message.report.epoch,
                         our_epoch=self._ledger.epoch,
                     )
-                self._cluster.report(session, map(convert.replica_status_from_pb, message.report.replicas))
+                news, gone = convert.node_report_from_pb(message.report)
+                self._cluster.report(session, news, gone)
             case "log":
                 chunk = ns.LogChunk(message.log.data, message.log.end, message.log.error)
                 session.log_chunk(message.log.request, chunk)

@@ -19,6 +19,7 @@ from sqlalchemy import event as sa_event
 from sqlalchemy import exc as sa_exc
 
 from headrace.core import state as s
+from headrace.core.intents import Intents
 from headrace.errors import UserError
 from headrace.head import rows
 
@@ -143,9 +144,7 @@ def load(c: sa.Connection) -> s.State:
     entries = [rows.entry_of_row(r) for r in read(rows.entries)]
     if lone := [i for i in intents if (i.deployment, i.revision) not in revisions]:
         raise rows.Damaged(f"replica {lone[0].replica_id} has no revision")
-    return s.State(
-        {d.name: d for d in deployments}, revisions, {i.replica_id: i for i in intents}, {e.name: e for e in entries}
-    )
+    return s.State({d.name: d for d in deployments}, revisions, Intents(intents), {e.name: e for e in entries})
 
 
 def write(c: sa.Connection, change: s.Change | s.Revision) -> None:

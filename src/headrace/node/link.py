@@ -13,12 +13,12 @@ from typing import Any
 import grpc
 import structlog
 
-from headrace.core.types import NodeInfo, ReplicaSpec, ReplicaStatus
+from headrace.core.types import NodeInfo, ReplicaId, ReplicaSpec, ReplicaStatus
 from headrace.errors import Fenced, HeadraceError
 from headrace.node import logs
 from headrace.node.epoch import EpochFile
 from headrace.rpc.channel import Tls, from_rpc, open_channel
-from headrace.rpc.convert import node_info_to_pb, replica_spec_from_pb, replica_status_to_pb
+from headrace.rpc.convert import node_info_to_pb, node_report_to_pb, replica_spec_from_pb
 from headrace.rpc.v1 import node_pb2, node_pb2_grpc
 
 log = structlog.get_logger()
@@ -35,6 +35,7 @@ class _Session:
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     report_s: float = 1.0
     logs: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    said: dict[ReplicaId, ReplicaStatus] | None = None  # in the last report; None: there was none
 
     async def write(self, message: node_pb2.NodeMessage) -> None:
         """One at a time; returns when gRPC has taken it: a slow head slows us down instead of filling memory."""
@@ -117,10 +118,7 @@ class HeadLink:
             while True:
                 closing = self._closing
                 self._news.clear()  # before the state is read: what changes after that is news again
-                report = node_pb2.NodeReport(
-                    replicas=[replica_status_to_pb(s) for s in self._statuses()], epoch=self._epoch.highest
-                )
-                await session.write(node_pb2.NodeMessage(report=report))
+                await session.write(node_pb2.NodeMessage(report=self._news_for(session)))
                 if closing:
                     await session.call.done_writing()
                     return
@@ -133,6 +131,15 @@ class HeadLink:
                     pass
         except _CallOver:
             return  # the listener says why
+
+    def _news_for(self, session: _Session) -> node_pb2.NodeReport:
+        """What this session has yet to say: all at first, then what differs."""
+        before, now = session.said, {s.replica_id: s for s in self._statuses()}
+        session.said = now
+        if before is None:
+            return node_report_to_pb([*now.values()], None, self._epoch.highest)
+        news = [s for k, s in now.items() if (had := before.get(k)) is not s and had != s]
+        return node_report_to_pb(news, [k for k in before if k not in now], self._epoch.highest)
 
     async def _listen(self, session: _Session, tasks: asyncio.TaskGroup) -> HeadraceError | None:
         try:

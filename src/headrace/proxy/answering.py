@@ -37,6 +37,7 @@ log = structlog.get_logger()
 RAW_SEND = "headrace.send"  # the scope's keys
 REQUEST_ID = "headrace.request_id"
 RECEIVED_AT = "headrace.received_at"
+STARTED = "headrace.started"  # there once the response has begun
 CALLER = "headrace.caller"
 T = TypeVar("T")
 
@@ -162,14 +163,16 @@ class Answering(Response):
         passed = RequestTimeout(f"The request did not end within the {seconds:g} s of its X-Request-Timeout.")
         return Ticket(caller, self._priority, count, scope[RECEIVED_AT] + seconds), passed
 
-    def _to_submit(self, now: int, first: Sequence[int]) -> list[Submit]:
-        """`first`: the blocks of the first prompt, if its replica may have to know them; then of all."""
+    def _to_submit(self, now: int, ticket: Ticket) -> list[Submit]:
+        """With what all have in common, and with their blocks, if their replica may have to know them."""
+        first, owner = ticket.wish.blocks, ticket.caller.owner
         if not first:
-            return [replace(s, received_unix_s=now) for s in self._submits]
+            return [replace(s, received_unix_s=now, owner=owner) for s in self._submits]
         route = self._serving.admission.route(self._model)
         adapter = route.adapter if route else ""
         blocks = [first, *(blocks_of(s, adapter) for s in self._submits[1:])]
-        return [replace(s, received_unix_s=now, prefix=b) for s, b in zip(self._submits, blocks, strict=True)]
+        pairs = zip(self._submits, blocks, strict=True)
+        return [replace(s, received_unix_s=now, owner=owner, prefix=b) for s, b in pairs]
 
     async def _answer(
         self, scope: Any, receive: Any, label: str, ticket: Ticket, timeout: RequestTimeout | None
@@ -189,7 +192,7 @@ class Answering(Response):
         answer = self._make(writer, headers)
         tally = metrics.tally(label)
         now = unix_now()
-        submits = self._to_submit(now, ticket.wish.blocks)
+        submits = self._to_submit(now, ticket)
         record = Record(scope[REQUEST_ID], self._model, scope[RECEIVED_AT], now)
         serving.records.begin(record)
 

@@ -121,7 +121,8 @@ class Engine(Protocol):
 
     `info.features` names what it honours: the fields of Sampling and "top_logprobs"; the kinds of Guide ("json_schema",
     "json_object", "regex", "grammar", "choices"); "tool_parser" if `parser` can find tool calls; "prompt_logprobs",
-    "adapters", and "dimensions" of vectors. What is not named is refused before it gets here.
+    "adapters", and "dimensions" of vectors; "resumed_penalties" if presence and frequency count delivered ids too.
+    What is not named is refused before it gets here.
     """
 
     info: ModelInfo

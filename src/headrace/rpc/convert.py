@@ -5,6 +5,8 @@ Those of streams are in convert_streams. Nothing else in Headrace takes protobuf
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from headrace.core import types as t
 from headrace.core.route_delta import RouteChange, RouteDelta
 from headrace.core.state import Revision
@@ -216,6 +218,19 @@ def node_info_from_pb(m: node_pb2.NodeHello) -> t.NodeInfo:
         gpus=tuple(gpu_from_pb(g) for g in m.gpus),
         engines=tuple(m.engines),
     )
+
+
+def node_report_to_pb(
+    news: Sequence[t.ReplicaStatus], gone: Iterable[t.ReplicaId] | None, epoch: int
+) -> node_pb2.NodeReport:
+    """gone: None for a report of all replicas; else those that are no more, of a report of what changed."""
+    replicas = [replica_status_to_pb(s) for s in news]
+    return node_pb2.NodeReport(replicas=replicas, epoch=epoch, changes=gone is not None, gone=gone or ())
+
+
+def node_report_from_pb(m: node_pb2.NodeReport) -> tuple[list[t.ReplicaStatus], set[t.ReplicaId] | None]:
+    gone = set(map(t.ReplicaId, m.gone)) if m.changes else None
+    return [replica_status_from_pb(r) for r in m.replicas], gone
 
 
 # --- routes and administration ---

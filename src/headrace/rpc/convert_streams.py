@@ -46,7 +46,7 @@ _SAMPLING = (
 
 
 _FLAT = ("adapter", "tools_json", "tool_choice", "tool_name", "one_tool_call", "template_args_json", "echo", "document",
-         "dimensions", "no_special_tokens", "received_unix_s", "keep_s", "moves")  # fmt: skip
+         "dimensions", "no_special_tokens", "received_unix_s", "keep_s", "moves", "owner")  # fmt: skip
 _TASKS = {
     t.Task.GENERATE: replica_pb2.GENERATE,
     t.Task.EMBED: replica_pb2.EMBED,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from headrace.rpc.v1 import types_pb2 as headrace_dot_rpc_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aheadrace/rpc/v1/node.proto\x12\x0bheadrace.v1\x1a\x1bheadrace/rpc/v1/types.proto\"\x92\x01\n\x0bNodeMessage\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.headrace.v1.NodeHelloH\x00\x12)\n\x06report\x18\x02 \x01(\x0b\x32\x17.headrace.v1.NodeReportH\x00\x12$\n\x03log\x18\x03 \x01(\x0b\x32\x15.headrace.v1.LogChunkH\x00\x42\t\n\x07message\"\xb0\x01\n\tNodeHello\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08hostname\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12)\n\tresources\x18\x05 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x1e\n\x04gpus\x18\x06 \x03(\x0b\x32\x10.headrace.v1.Gpu\x12\x0f\n\x07\x65ngines\x18\x07 \x03(\t\"I\n\nNodeReport\x12,\n\x08replicas\x18\x01 \x03(\x0b\x32\x1a.headrace.v1.ReplicaStatus\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"E\n\x08LogChunk\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\xf4\x01\n\x0bHeadMessage\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\'\n\x07welcome\x18\x02 \x01(\x0b\x32\x14.headrace.v1.WelcomeH\x00\x12\'\n\x07\x64\x65sired\x18\x03 \x01(\x0b\x32\x14.headrace.v1.DesiredH\x00\x12(\n\x08read_log\x18\x04 \x01(\x0b\x32\x14.headrace.v1.ReadLogH\x00\x12(\n\x08stop_log\x18\x05 \x01(\x0b\x32\x14.headrace.v1.StopLogH\x00\x12%\n\x06\x66\x65nced\x18\x06 \x01(\x0b\x32\x13.headrace.v1.FencedH\x00\x42\t\n\x07message\"5\n\x07Welcome\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\x12\x19\n\x11report_interval_s\x18\x02 \x01(\x01\"5\n\x07\x44\x65sired\x12*\n\x08replicas\x18\x01 \x03(\x0b\x32\x18.headrace.v1.ReplicaSpec\"R\n\x07ReadLog\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x12\n\ntail_lines\x18\x03 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"\x1a\n\x07StopLog\x12\x0f\n\x07request\x18\x01 \x01(\x04\"\x18\n\x06\x46\x65nced\x12\x0e\n\x06reason\x18\x01 \x01(\t2P\n\x0bNodeService\x12\x41\n\x07Session\x12\x18.headrace.v1.NodeMessage\x1a\x18.headrace.v1.HeadMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aheadrace/rpc/v1/node.proto\x12\x0bheadrace.v1\x1a\x1bheadrace/rpc/v1/types.proto\"\x92\x01\n\x0bNodeMessage\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.headrace.v1.NodeHelloH\x00\x12)\n\x06report\x18\x02 \x01(\x0b\x32\x17.headrace.v1.NodeReportH\x00\x12$\n\x03log\x18\x03 \x01(\x0b\x32\x15.headrace.v1.LogChunkH\x00\x42\t\n\x07message\"\xb0\x01\n\tNodeHello\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08hostname\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12)\n\tresources\x18\x05 \x01(\x0b\x32\x16.headrace.v1.Resources\x12\x1e\n\x04gpus\x18\x06 \x03(\x0b\x32\x10.headrace.v1.Gpu\x12\x0f\n\x07\x65ngines\x18\x07 \x03(\t\"h\n\nNodeReport\x12,\n\x08replicas\x18\x01 \x03(\x0b\x32\x1a.headrace.v1.ReplicaStatus\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x63hanges\x18\x03 \x01(\x08\x12\x0c\n\x04gone\x18\x04 \x03(\t\"E\n\x08LogChunk\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\xf4\x01\n\x0bHeadMessage\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\'\n\x07welcome\x18\x02 \x01(\x0b\x32\x14.headrace.v1.WelcomeH\x00\x12\'\n\x07\x64\x65sired\x18\x03 \x01(\x0b\x32\x14.headrace.v1.DesiredH\x00\x12(\n\x08read_log\x18\x04 \x01(\x0b\x32\x14.headrace.v1.ReadLogH\x00\x12(\n\x08stop_log\x18\x05 \x01(\x0b\x32\x14.headrace.v1.StopLogH\x00\x12%\n\x06\x66\x65nced\x18\x06 \x01(\x0b\x32\x13.headrace.v1.FencedH\x00\x42\t\n\x07message\"5\n\x07Welcome\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\x12\x19\n\x11report_interval_s\x18\x02 \x01(\x01\"5\n\x07\x44\x65sired\x12*\n\x08replicas\x18\x01 \x03(\x0b\x32\x18.headrace.v1.ReplicaSpec\"R\n\x07ReadLog\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x12\n\ntail_lines\x18\x03 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"\x1a\n\x07StopLog\x12\x0f\n\x07request\x18\x01 \x01(\x04\"\x18\n\x06\x46\x65nced\x12\x0e\n\x06reason\x18\x01 \x01(\t2P\n\x0bNodeService\x12\x41\n\x07Session\x12\x18.headrace.v1.NodeMessage\x1a\x18.headrace.v1.HeadMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,21 +37,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODEHELLO']._serialized_start=222
   _globals['_NODEHELLO']._serialized_end=398
   _globals['_NODEREPORT']._serialized_start=400
-  _globals['_NODEREPORT']._serialized_end=473
-  _globals['_LOGCHUNK']._serialized_start=475
-  _globals['_LOGCHUNK']._serialized_end=544
-  _globals['_HEADMESSAGE']._serialized_start=547
-  _globals['_HEADMESSAGE']._serialized_end=791
-  _globals['_WELCOME']._serialized_start=793
-  _globals['_WELCOME']._serialized_end=846
-  _globals['_DESIRED']._serialized_start=848
-  _globals['_DESIRED']._serialized_end=901
-  _globals['_READLOG']._serialized_start=903
-  _globals['_READLOG']._serialized_end=985
-  _globals['_STOPLOG']._serialized_start=987
-  _globals['_STOPLOG']._serialized_end=1013
-  _globals['_FENCED']._serialized_start=1015
-  _globals['_FENCED']._serialized_end=1039
-  _globals['_NODESERVICE']._serialized_start=1041
-  _globals['_NODESERVICE']._serialized_end=1121
+  _globals['_NODEREPORT']._serialized_end=504
+  _globals['_LOGCHUNK']._serialized_start=506
+  _globals['_LOGCHUNK']._serialized_end=575
+  _globals['_HEADMESSAGE']._serialized_start=578
+  _globals['_HEADMESSAGE']._serialized_end=822
+  _globals['_WELCOME']._serialized_start=824
+  _globals['_WELCOME']._serialized_end=877
+  _globals['_DESIRED']._serialized_start=879
+  _globals['_DESIRED']._serialized_end=932
+  _globals['_READLOG']._serialized_start=934
+  _globals['_READLOG']._serialized_end=1016
+  _globals['_STOPLOG']._serialized_start=1018
+  _globals['_STOPLOG']._serialized_end=1044
+  _globals['_FENCED']._serialized_start=1046
+  _globals['_FENCED']._serialized_end=1070
+  _globals['_NODESERVICE']._serialized_start=1072
+  _globals['_NODESERVICE']._serialized_end=1152
 # @@protoc_insertion_point(module_scope)

@@ -98,19 +98,31 @@ class NodeReport(_message.Message):
 
     REPLICAS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Highest epoch that this node has accepted."""
+    changes: _builtins.bool
+    """`replicas` are only those that are new or differ from this session's report before; the rest is as it was. The first
+    report of a session names all.
+    """
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.ReplicaStatus]: ...
+    @_builtins.property
+    def gone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With `changes`: the ids of replicas that are no more."""
+
     def __init__(
         self,
         *,
         replicas: _abc.Iterable[_types_pb2.ReplicaStatus] | None = ...,
         epoch: _builtins.int = ...,
+        changes: _builtins.bool = ...,
+        gone: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "epoch", b"epoch", "gone", b"gone", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -45,9 +45,9 @@ class NodeServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Session(self, request_iterator, context):
-        """One session per node, held open. The node speaks first (hello), then reports at the interval it was told and at
-        every change. The head answers with everything the node should run, whenever that changes. Level-triggered: each
-        message replaces the one before it.
+        """One session per node, held open. The node speaks first (hello), then reports all of its replicas, and from then on,
+        at the interval it was told and at every change, what differs. The head answers with everything the node should run,
+        whenever that changes; each such message replaces the one before it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -15,9 +15,9 @@ GRPC_VERSION: str
 class NodeServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     Session: _aio.StreamStreamMultiCallable[_node_pb2.NodeMessage, _node_pb2.HeadMessage]
-    """One session per node, held open. The node speaks first (hello), then reports at the interval it was told and at
-    every change. The head answers with everything the node should run, whenever that changes. Level-triggered: each
-    message replaces the one before it.
+    """One session per node, held open. The node speaks first (hello), then reports all of its replicas, and from then on,
+    at the interval it was told and at every change, what differs. The head answers with everything the node should run,
+    whenever that changes; each such message replaces the one before it.
     """
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -27,9 +27,9 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_node_pb2.NodeMessage],
         context: _aio.ServicerContext[_abc.AsyncIterator[_node_pb2.NodeMessage], _abc.AsyncIterator[_node_pb2.HeadMessage]],
     ) -> _abc.AsyncIterator[_node_pb2.HeadMessage]:
-        """One session per node, held open. The node speaks first (hello), then reports at the interval it was told and at
-        every change. The head answers with everything the node should run, whenever that changes. Level-triggered: each
-        message replaces the one before it.
+        """One session per node, held open. The node speaks first (hello), then reports all of its replicas, and from then on,
+        at the interval it was told and at every change, what differs. The head answers with everything the node should run,
+        whenever that changes; each such message replaces the one before it.
         """
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _aio.Server) -> None: ...
