@@ -57,7 +57,7 @@ WORDS = [
     "the", "quick", "brown", "fox", "jumps", "dog",
 ]  # fmt: skip
 CONVERSATIONS, TURNS, THINK_S = 18, 5, 0.5
-SHARED_PROMPTS, SHARED_S = 12, 20.0
+SHARED_PROMPTS, SHARED_REQUESTS = 12, 40
 
 
 def text(random: Random, size: int) -> str:
@@ -153,7 +153,8 @@ async def shared(client: httpx.AsyncClient, seed: int, rate: float, seen: Seen) 
     weights = [1 / (i + 1) for i in range(SHARED_PROMPTS)]
     begin, due = time.monotonic(), 0.0
     async with asyncio.TaskGroup() as tasks:
-        while (due := due + random.expovariate(rate)) < SHARED_S:
+        for _ in range(SHARED_REQUESTS):
+            due += random.expovariate(rate)
             system = random.choices(systems, weights)[0]
             messages = [{"role": "system", "content": system}, {"role": "user", "content": text(random, 120)}]
             await asyncio.sleep(max(0.0, begin + due - time.monotonic()))
