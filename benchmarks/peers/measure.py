@@ -50,6 +50,11 @@ class Busy:
     machine: float  # of all cores
 
     @property
+    def others(self) -> float:
+        """What programs took that have nothing to do with it, in cores."""
+        return max(0.0, self.machine * (os.cpu_count() or 1) - self.generator - self.upstream - self.proxy)
+
+    @property
     def limits(self) -> list[str]:
         names = [n for n in ("generator", "upstream", "proxy") if getattr(self, n) > BUSY]
         return names + (["machine"] if self.machine > 0.95 else [])
@@ -97,7 +102,7 @@ def _streams(cell: Cell, target: Target, generator: Generator, dear: bool) -> Ro
         "itl_p99_ms": quantile(said.gap_s, 0.99) * 1e3,
         "tokens_s": said.tokens / (said.token_at[-1] - said.begun_at),
         "tokens_per_read": said.tokens / said.reads,
-        "busy": vars(busy),
+        "busy": vars(busy) | {"others": busy.others},
         "limits": busy.limits,
     }
     if {"begun", "ending"} <= marks.keys() and marks["ending"].at - marks["begun"].at > 0.5:
@@ -125,7 +130,7 @@ def _calls(cell: Cell, target: Target, generator: Generator, dear: bool) -> Row:
         "calls_s": count / said.wall_s,
         "took_p50_ms": quantile(said.took_s, 0.5) * 1e3,
         "took_p99_ms": quantile(said.took_s, 0.99) * 1e3,
-        "busy": vars(busy),
+        "busy": vars(busy) | {"others": busy.others},
         "limits": busy.limits,
     }
 

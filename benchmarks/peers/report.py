@@ -11,6 +11,7 @@ Result = dict[str, Any]
 
 RUST = ("smg", "vllm-router")
 TARGET, TARGET_COALESCING = 0.9, 0.5
+QUIET = 0.3  # cores that other programs may take without being mentioned
 HEADLINE, PRESSURE = "256", "pressure"
 
 
@@ -147,6 +148,12 @@ def notes(result: Result) -> str:
     for r in result["rows"]:
         if "error" in r:
             lines.append(f"error: {r['target']}, {r['cell']}, round {r['round'] + 1}: {r['error']}")
+    others = [r["busy"]["others"] for r in result["rows"] if "busy" in r]
+    if others and statistics.median(others) > QUIET:
+        lines.append(
+            f"Other programs took {statistics.median(others):.1f} of {result['machine']['cores']} cores meanwhile: the"
+            " figures are higher, and spread wider, than on a quiet machine."
+        )
     if any(r.get("limits") for r in result["rows"]):
         lines.append(
             "In brackets: what was busy for more than 85 % of a core (the machine: 95 % of all), so that a figure by"
