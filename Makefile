@@ -1,5 +1,6 @@
 # Everything here works in a fresh clone on a machine with Python 3.11 or newer (its venv module included) and make.
-# PYTHON=python3.12 chooses the interpreter; ARGS="tests/unit -k route" goes to pytest.
+# PYTHON=python3.12 chooses the interpreter; ARGS="tests/unit -k route" goes to pytest,
+# ARGS="proxies --rounds 1" to the benchmarks.
 PYTHON ?= python3
 VENV ?= .venv
 # PyTorch converts models in tests; one release, so that conversions are the same everywhere. CONTRIBUTING.md says how to
@@ -47,8 +48,8 @@ format: $(VENV)/.dev ## format the code, mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## run the benchmarks; takes minutes
-	PYTHON=$(BIN)/python scripts/bench.sh
+bench: $(VENV)/.bench ## run the benchmarks, which install their peers; takes most of an hour (ARGS="proxies --rounds 1")
+	PYTHON=$(BIN)/python scripts/bench.sh $(ARGS)
 
 chaos: $(VENV)/.dev ## break the running system at random and check that nothing is lost (SEED, MINUTES, RATE, ENGINE)
 	GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ENGINE=$(ENGINE) MUTANTS=$(MUTANTS) \
@@ -69,6 +70,10 @@ $(VENV)/.up: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(PIP) install -e '.[cpu,dev]'
 	@touch $@ $(VENV)/.up
+
+$(VENV)/.bench: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[cpu,dev,bench]'
+	@touch $@ $(VENV)/.dev $(VENV)/.up
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(PIP) install '$(TORCH)'

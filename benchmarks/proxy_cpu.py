@@ -1,6 +1,6 @@
 """CPU time of one proxy per streamed token: a real system with the simulated engine, beside the kernel's floor.
 
-    python benchmarks/proxy_cpu.py [--streams 256] [--tokens 300] [--rounds 5]
+    python benchmarks/proxy_cpu.py [--streams 256] [--tokens 300] [--rounds 5] [--step_s 0.02]
 
 Each round: `streams` clients each get an answer of `tokens` tokens over HTTP as server-sent events; the figure is the
 proxy process's user + system time over tokens delivered. The floor is a process that does nothing but one send() of
@@ -201,12 +201,13 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("streams", 256), ("tokens", 300), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--step_s", type=float, default=STEP_S, help="time between the tokens of a stream")
     args = parser.parse_args()
     floors: list[Cost] = []
     proxies: list[Cost] = []
     replicas: list[Cost] = []
     with tempfile.TemporaryDirectory() as folder:
-        async with system(Path(folder), args.streams) as s:
+        async with system(Path(folder), args.streams, {"step_s": args.step_s}) as s:
             await round_of_proxy(s, args.streams, 20)  # warm
             for _ in range(args.rounds):
                 floors.append(await round_of_floor(args.streams, args.tokens))

@@ -41,14 +41,43 @@ def _room_in(folder: Path) -> bool:
     return True
 
 
-class Tally:
-    """What the streams of one model have done since the last `Metrics.flush`."""
+class Seconds:
+    """Times seen since they were last carried over, by the buckets of _SECONDS."""
 
-    __slots__ = ("gap_sum", "gaps", "moved", "retries", "tokens")
+    __slots__ = ("counts", "sum_s")
 
     def __init__(self) -> None:
+        self.counts = [0] * (len(_SECONDS) + 1)
+        self.sum_s = 0.0
+
+    def saw(self, seconds: float) -> None:
+        self.counts[bisect_left(_SECONDS, seconds)] += 1
+        self.sum_s += seconds
+
+
+class Tally:
+    """What the requests and streams of one model have done since the last `Metrics.flush`."""
+
+    __slots__ = (
+        "_bucket",
+        "_each_s",
+        "cached_tokens",
+        "e2e",
+        "gap_sum",
+        "gaps",
+        "moved",
+        "prompt_tokens",
+        "retries",
+        "tokens",
+        "ttft",
+    )
+
+    def __init__(self) -> None:
+        self._each_s, self._bucket = 0.0, 0
         self.tokens = 0
         self.retries = 0
+        self.prompt_tokens = self.cached_tokens = 0
+        self.ttft, self.e2e = Seconds(), Seconds()
         self.gaps = [0] * (len(_GAPS) + 1)
         self.gap_sum = 0.0
         self.moved: list[float] = []  # seconds without a token, of each stream that went on at another replica
@@ -56,8 +85,11 @@ class Tally:
     def gap(self, seconds: float, count: int) -> None:
         """`count` tokens came together, `seconds` after the ones before them."""
         if count:
+            each_s = seconds if count == 1 else seconds / count
+            if each_s != self._each_s:  # the rows of a frame mostly have the same
+                self._each_s, self._bucket = each_s, bisect_left(_GAPS, each_s)
             self.tokens += count
-            self.gaps[bisect_left(_GAPS, seconds / count)] += count
+            self.gaps[self._bucket] += count
             self.gap_sum += seconds
 
 
@@ -106,6 +138,9 @@ class Metrics:
         self.unplaced = gauge("headrace_requests_unplaced", "Requests that wait for a replica.", m, "livesum")
         self.failed = counter("headrace_requests_failed", "Requests ended by an error.", [*m, "kind"])
         self.cancelled = counter("headrace_requests_cancelled", "Requests whose client left.", m)
+        self.routed = counter("headrace_routed", "Choices of a replica, and why.", [*m, "reason"])
+        self.prefix_queries = counter("vllm:prefix_cache_queries", "Prompt tokens that a prefix cache may have had.", m)
+        self.prefix_hits = counter("vllm:prefix_cache_hits", "Prompt tokens that a prefix cache had.", m)
         self.retries = counter("headrace_retries", "Streams tried on another replica.", m)
         self.moved = histogram(
             "headrace_failover_gap_seconds", "Last token of a replica that is gone to the next one.", m, _SECONDS
@@ -145,15 +180,16 @@ class Metrics:
             for seconds in t.moved:
                 self.moved.labels(model).observe(seconds)
             t.moved.clear()
-            if any(t.gaps):
-                # The client has no public way to add many observations at once.
-                child = self.itl.labels(model)
-                child._sum.inc(t.gap_sum)
-                for i, n in enumerate(t.gaps):
-                    if n:
-                        child._buckets[i].inc(n)
-                        t.gaps[i] = 0
-                t.gap_sum = 0.0
+            if t.prompt_tokens:
+                self.prompt_tokens.labels(model).inc(t.prompt_tokens)
+                self.prefix_queries.labels(model).inc(t.prompt_tokens)
+                self.prefix_hits.labels(model).inc(t.cached_tokens)
+                t.prompt_tokens = t.cached_tokens = 0
+            for histogram, seen in ((self.ttft, t.ttft), (self.e2e, t.e2e)):
+                _add(histogram.labels, model, seen.counts, seen.sum_s)
+                seen.sum_s = 0.0
+            _add(self.itl.labels, model, t.gaps, t.gap_sum)
+            t.gap_sum = 0.0
 
     def render(self) -> tuple[bytes, str]:
         """The page that /metrics answers with, and its content type."""
@@ -174,6 +210,17 @@ class Metrics:
             pid = file.stem.rpartition("_")[2]
             if pid.isdigit() and not _lives(int(pid)):
                 file.unlink(missing_ok=True)
+
+
+def _add(labels: Any, model: str, counts: list[int], total: float) -> None:
+    """Many observations at once, for which the client has no public way; `counts` become zero."""
+    if any(counts):
+        child = labels(model)
+        child._sum.inc(total)
+        for i, n in enumerate(counts):
+            if n:
+                child._buckets[i].inc(n)
+                counts[i] = 0
 
 
 def _lives(pid: int) -> bool:

@@ -41,6 +41,7 @@ class HeadSettings:
     api_keys_file: Path | None = None
     allow_insecure: bool = False
     forbid_remote_code: bool = False  # refuse models that are to run code of their own
+    routing: str = "auto"  # how the proxies choose replicas; the others are for comparison
     tls: TlsSettings = field(default_factory=TlsSettings)
     lease_s: float = 10.0
     drain_s: float = 30.0
@@ -93,7 +94,9 @@ class ProxySettings:
     wait_s: float = 900.0  # how long a request may wait for its model to start
     stream_buffer_bytes: int = 256 * 1024  # unread text of one slow client
     stall_s: float = 60.0  # a client that reads nothing for so long is cut
+    routing: str = "auto"
     keep_s: float = 10.0  # replicas keep a stream so long for its client to come back, when this proxy is lost
+    coalesce_s: float = 0.02  # under pressure a token waits so long for the next, so that both travel in one write
     drain_s: float = 30.0
     metrics_dir: Path | None = None  # shared by the proxies of one port, so that /metrics sums them
     log_level: str = "INFO"
@@ -121,5 +124,6 @@ class UpSettings:
     api_keys_file: Path | None = None
     allow_insecure: bool = False
     forbid_remote_code: bool = False
+    routing: str = "auto"
     tls: TlsSettings = field(default_factory=TlsSettings)
     log_level: str = "INFO"

@@ -22,12 +22,12 @@ def test_faults_at_random_lose_nothing(tmp_path: Path) -> None:
     verdict = judged(plan, tmp_path)
     assert not verdict.violations, report.explain(verdict, History.read(tmp_path / "history"))
     assert not verdict.void, verdict.void
-    assert verdict.streams.failed_over > 0
+    assert verdict.moves.failed_over > 0
     assert verdict.state.acknowledged > 0
     assert (tmp_path / "report.html").exists()
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("bug", ["swap_streams", "resume_one_missing"])
+@pytest.mark.parametrize("bug", ["swap_streams", "resume_one_missing", "lose_at_takeover"])
 def test_a_planted_bug_is_seen(tmp_path: Path, bug: str) -> None:
     assert catch(bug, tmp_path)

@@ -24,6 +24,7 @@ _QUESTIONS = (
     "What is machine learning?", "Explain about Machine Learning?", "What is a token?", "What is a language model?",
     "How does a replica start?", "What is overfitting?", "What is Headrace?", "What does the head do?",
 )  # fmt: skip
+_LENGTHS = (40, 200, 400)  # tokens; small models have little to say, and who is brief is hit by nothing
 _ANY_ENGINE = tuple(k for k in KINDS if not k.startswith("engine") and k != "rolling_update")
 
 
@@ -33,7 +34,7 @@ def plan_of(env: Mapping[str, str]) -> Plan:
     base = Plan()
     if engine != "simulated":
         size = Size(models=1, replicas=3, engine=engine, source=env.get("MODEL") or "builtin:demo")
-        base = Plan(kinds=_ANY_ENGINE, size=size, mix=Mix(prompts=_QUESTIONS))
+        base = Plan(kinds=_ANY_ENGINE, size=size, mix=Mix(prompts=_QUESTIONS, lengths=_LENGTHS, endless=_LENGTHS[1:]))
     return replace(
         base,
         seed=int(env.get("SEED") or 1),

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from chaos_harness.check_moves import model_of
 from chaos_harness.faults import HITS_STREAMS
 from chaos_harness.history import Event, Violation
 from chaos_harness.oracle import Answer, Oracle, chat_text
 
 _EXCUSES_S = 12.0  # after a proxy was killed, how long connections that it had may take to show it
 _UPDATE_S = 45.0  # how long an update may take until its last old replica is gone
-# All requests of the load can go on elsewhere, so these are not for them; but where a replica dies in the middle of an
-# update, the last that could go on with its streams may be gone.
-_QUARANTINED, _INEXACT = "request_quarantined", "stream_cannot_continue"
-_NEVER = ("replica_gone", "model_failed")
 Expected = Callable[[Event], Answer | None]
 
 
@@ -40,8 +36,6 @@ class Streams:
     admitted: int = 0
     streaming: int = 0
     tokens: int = 0
-    failed_over: int = 0
-    gaps: list[float] = field(default_factory=list)  # of streams that moved
     firsts: list[tuple[float, float]] = field(default_factory=list)  # (time, seconds to the first piece)
     lost: int = 0
     corrupted: int = 0
@@ -59,26 +53,49 @@ def check_streams(clients: list[Event], faults: list[Event], expected: Expected)
             starts[e["id"]] = e
         else:
             ends.setdefault(e["id"], []).append(e)
-    begun = [f for f in faults if f["ev"] == "begin"]
-    kills = [f["t"] for f in begun if f["kind"] == "proxy_kill"]
-    deaths = [f["t"] for f in begun if f["kind"] in HITS_STREAMS]
-    updates = [(f["t"], f.get("model")) for f in begun if f["kind"] == "rolling_update"]
+    excuses = _Excuses([f for f in faults if f["ev"] == "begin"])
     for request_id, start in starts.items():
-        _check_one(found, start, ends.get(request_id, []), kills, deaths, updates, expected)
+        _check_one(found, start, ends.get(request_id, []), excuses, expected)
     for request_id in ends.keys() - starts.keys():
         found.violations.append(Violation("I3", "unasked", f"{request_id} ended but never began"))
     return found
 
 
-def _check_one(
-    found: Streams,
-    start: Event,
-    ends: list[Event],
-    kills: list[float],
-    deaths: list[float],
-    updates: list[tuple[float, str | None]],
-    expected: Expected,
-) -> None:
+class _Excuses:
+    """What the faults of a run allow for."""
+
+    def __init__(self, begun: list[Event]) -> None:
+        self._kills = [f["t"] for f in begun if f["kind"] == "proxy_kill"]
+        self._deaths = [(f["t"], model_of(f)) for f in begun if f["kind"] in HITS_STREAMS]
+        self._updates = [(f["t"], f.get("model")) for f in begun if f["kind"] == "rolling_update"]
+        self._scalings = [(f["t"], f.get("model")) for f in begun if f["kind"] == "scale"]
+
+    def proxy_lost(self, start: Event, end: Event) -> bool:
+        """Its own connections only; the one end that a proxy's death may have. Who comes back must not see it."""
+        came_back = start["mood"] == "returns" and end["pieces"]
+        return not came_back and any(k - 1.0 <= end["t"] <= k + _EXCUSES_S for k in self._kills)
+
+    def quarantined(self, start: Event, end: Event) -> bool:
+        """A bystander of two deaths cannot be told from their cause."""
+        return sum(start["t"] - 1 <= t <= end["t"] for t, _ in self._deaths) > 1
+
+    def inexact(self, start: Event, end: Event) -> bool:
+        """Where a replica dies in the middle of an update, the last that could go on with its streams may be gone."""
+        hit = any(start["t"] - 1 <= t <= end["t"] for t, _ in self._deaths)
+        return hit and self._near(self._updates, start["model"], start["t"] - _UPDATE_S, end["t"])
+
+    def gone(self, start: Event, end: Event) -> bool:
+        """Both are lost: the proxy, and the replica that kept the stream for who comes back."""
+        if start["mood"] != "returns" or not end["pieces"]:
+            return False
+        replicas = [*self._deaths, *self._updates, *self._scalings]
+        return self._near(replicas, start["model"], end["pieces"][-1][0] - _UPDATE_S, end["t"])
+
+    def _near(self, faults: list[tuple[float, str | None]], model: str, since: float, until: float) -> bool:
+        return any(m == model and since <= t <= until for t, m in faults)
+
+
+def _check_one(found: Streams, start: Event, ends: list[Event], excuses: _Excuses, expected: Expected) -> None:
     def wrong(invariant: str, kind: str, what: str) -> None:
         shown = (start, *ends)
         found.violations.append(Violation(invariant, kind, f"{start['id']}: {what}", start["t"], shown))
@@ -91,8 +108,8 @@ def _check_one(
         return
     end = ends[0]
     status = end["status"]
-    if status in ("broken", "refused") and any(k - 1.0 <= end["t"] <= k + _EXCUSES_S for k in kills):
-        status = "proxy_lost"  # its own connections only; the one end that a proxy's death may have
+    if status in ("broken", "refused") and excuses.proxy_lost(start, end):
+        status = "proxy_lost"
     found.states[status] += 1
     if status in ("broken", "refused", "stalled"):
         found.lost += 1
@@ -103,13 +120,7 @@ def _check_one(
         if not error.get("type") or not error.get("message"):
             wrong("I3", "untyped", f"an error without type or message: {end.get('why')}")
         found.errors[str(error.get("code") or error.get("type"))] += 1
-        # A bystander of two deaths cannot be told from their cause.
-        hit = sum(start["t"] - 1 <= d <= end["t"] for d in deaths)
-        unlucky = error.get("code") == _QUARANTINED and hit > 1
-        updated = any(m == start["model"] and start["t"] - _UPDATE_S <= t <= end["t"] for t, m in updates)
-        wrong_type = error.get("type") in ("server_error", "invalid_request_error") and not unlucky
-        inexact = error.get("code") == _INEXACT and not (hit and updated)
-        if wrong_type or inexact or error.get("code") in _NEVER:
+        if not _may_end_with(error, excuses, start, end):
             wrong("I3", "error", f"ended with {error}")
     if end["after_end"] or end["done"] > 1 or len(end["finishes"]) > 1:
         wrong("I2", "ends twice", f"finishes {end['finishes']}, {end['done']} end markers, {end['after_end']} after")
@@ -117,18 +128,22 @@ def _check_one(
         wrong("I2", "ids", "the ids of its events go backwards")
     if end["pieces"]:
         found.firsts.append((start["t"], end["pieces"][0][0] - start["t"]))
-        _count_moves(found, end)
     if (answer := expected(start)) is not None:
         _compare(found, end, status, answer, wrong)
 
 
-def _count_moves(found: Streams, end: Event) -> None:
-    """Those that had text before and after a move went on in mid-stream."""
-    pieces = end["pieces"]
-    moved = [(b[0] - a[0]) for a, b in itertools.pairwise(pieces) if b[2] > a[2]]
-    if moved:
-        found.failed_over += 1
-        found.gaps.append(max(moved))
+def _may_end_with(error: Mapping[str, str], excuses: _Excuses, start: Event, end: Event) -> bool:
+    match error.get("code"):
+        case "request_quarantined":
+            return excuses.quarantined(start, end)
+        case "stream_cannot_continue":
+            return excuses.inexact(start, end)
+        case "stream_gone":
+            return excuses.gone(start, end)
+        case "replica_gone" | "model_failed":
+            return False
+        case _:
+            return error.get("type") not in ("server_error", "invalid_request_error")
 
 
 def _compare(found: Streams, end: Event, status: str, answer: Answer, wrong: Callable[[str, str, str], None]) -> None:

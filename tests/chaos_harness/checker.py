@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 
+from chaos_harness.check_moves import Moves, check_moves
 from chaos_harness.check_processes import Processes, check_processes, check_queues
 from chaos_harness.check_state import State, check_commands, check_state
 from chaos_harness.check_streams import Expected, Streams, check_streams
 from chaos_harness.faults import HITS_STREAMS
-from chaos_harness.history import Event, History, Violation
+from chaos_harness.history import History, Violation
 
 
 @dataclass
@@ -18,8 +18,8 @@ class Verdict:
     streams: Streams
     state: State
     processes: Processes
+    moves: Moves
     faults: Counter[str] = field(default_factory=Counter)
-    detections: list[float] = field(default_factory=list)
     load_s: float = 0.0
     asked: int = 0  # requests while the load was on
     wanted_rate: float = 0.0
@@ -44,7 +44,7 @@ def check(history: History, expected: Expected) -> Verdict:
     processes = check_processes(history.processes, history.faults)
     marks = {e["ev"]: e for e in history.faults if e["ev"] in ("plan", "load_begins", "load_ends", "quiet_begins")}
     check_queues(processes, history.queues, marks.get("quiet_begins", {"t": 1e9})["t"])
-    verdict = Verdict(streams, state, processes)
+    verdict = Verdict(streams, state, processes, check_moves(history.clients, history.faults))
     verdict.faults.update(e["kind"] for e in history.faults if e["ev"] == "begin")
     if "load_ends" not in marks:
         verdict.void.append("it did not come to its end")
@@ -59,20 +59,9 @@ def check(history: History, expected: Expected) -> Verdict:
 
 
 def _judge_hits(verdict: Verdict, history: History) -> None:
-    """Faults that are meant to hit streams must: each kind some, by the moves and ends that clients saw after it."""
-    broken = [(a[0], b[0]) for e in history.clients if e["ev"] == "end" for a, b in _moves(e)]
+    """Faults that are meant to hit streams must, by the moves and ends that clients saw after them."""
+    begun = [f["t"] for f in history.faults if f["ev"] == "begin" and f["kind"] in HITS_STREAMS]
     ends = [e["t"] for e in history.clients if e["ev"] == "end" and e["status"] in ("error", "broken")]
-    hits: dict[str, int] = dict.fromkeys((k for k in verdict.faults if k in HITS_STREAMS), 0)
-    for f in history.faults:
-        if f["ev"] == "begin" and f["kind"] in HITS_STREAMS:
-            t = f["t"]
-            hit = [after - t for before, after in broken if before <= t + 0.5 and t < after < t + 12]
-            verdict.detections += hit
-            hits[f["kind"]] += len(hit) + sum(t <= e <= t + 12 for e in ends)
-    if hits and not any(hits.values()):
+    hit = any(verdict.moves.hits.values()) or any(t <= e <= t + 12 for t in begun for e in ends)
+    if begun and not hit:
         verdict.void.append("no fault hit a stream")
-
-
-def _moves(end: Event) -> list[tuple[list[float], list[float]]]:
-    pieces = end["pieces"]
-    return [(a, b) for a, b in itertools.pairwise(pieces) if b[2] > a[2]]

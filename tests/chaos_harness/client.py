@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _STALL_S = 75.0  # longer than anything that the system promises to decide
+_COME_BACK_S = 8.0  # for another proxy to answer; replicas keep the stream not much longer
 
 
 @dataclass
@@ -26,13 +27,17 @@ class Seen:
     error: dict[str, Any] | None = None
     tokens: int | None = None  # as `usage` says
     why: str = ""
+    last_id: str = ""  # of the last event that had one
+    returns: list[tuple[float, int]] = field(default_factory=list)  # when it came back, and the HTTP status
 
 
 class Exchange(asyncio.Protocol):
-    """Sends one POST; `over` is set with its end. Server-sent events are taken in as they come."""
+    """Sends one POST; `over` is set with its end. Server-sent events are taken in as they come, on top of `seen`."""
 
-    def __init__(self, request: bytes, clock: Callable[[], float], on_piece: Callable[[Exchange], None]) -> None:
-        self.seen = Seen()
+    def __init__(
+        self, request: bytes, clock: Callable[[], float], on_piece: Callable[[Exchange], None], seen: Seen
+    ) -> None:
+        self.seen = seen
         self.over = asyncio.Event()
         self.transport: asyncio.Transport | None = None
         self.heard_at = clock()
@@ -41,7 +46,8 @@ class Exchange(asyncio.Protocol):
         self._body = bytearray()
         self._length: int | None = None
         self._events = self._chunked = self._whole = False
-        self._moves = 0
+        self._came_back = bool(seen.last_id)
+        self._moves = int(seen.last_id.partition(".")[0] or 0)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -65,6 +71,8 @@ class Exchange(asyncio.Protocol):
     def _read_head(self, head: str) -> None:
         first, *lines = head.split("\r\n")
         self.seen.http = int(first.split()[1])
+        if self._came_back:
+            self.seen.returns.append((round(self._clock(), 3), self.seen.http))
         fields = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
         self._chunked = fields.get("transfer-encoding") == "chunked"
         self._length = int(fields["content-length"]) if "content-length" in fields else None
@@ -91,7 +99,8 @@ class Exchange(asyncio.Protocol):
         for event in events:
             for line in event.split(b"\n"):
                 if line.startswith(b"id: "):
-                    moves, tokens, *_ = line[4:].split(b".")
+                    self.seen.last_id = line[4:].decode()
+                    moves, tokens, *_ = self.seen.last_id.split(".")
                     self._moves = int(moves)
                     self.seen.places.append(int(tokens))
                 elif line.startswith(b"data: "):
@@ -160,30 +169,50 @@ class Exchange(asyncio.Protocol):
 
 async def exchange(
     address: tuple[str, int], path: str, body: dict[str, Any], request_id: str, clock: Callable[[], float],
-    on_piece: Callable[[Exchange], None],
+    on_piece: Callable[[Exchange], None], seen: Seen | None = None,
 ) -> Seen:  # fmt: skip
-    """POST `body` and follow the answer to its end, however that comes."""
+    """POST `body` and follow the answer to its end, however that comes; on top of `seen` for who comes back."""
     data = json.dumps(body).encode()
+    seen = seen or Seen()
+    place = f"Last-Event-ID: {seen.last_id}\r\n" if seen.last_id else ""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {address[0]}:{address[1]}\r\nContent-Type: application/json\r\n"
-        f"X-Request-Id: {request_id}\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n"
+        f"X-Request-Id: {request_id}\r\n{place}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
     )
-    made = Exchange(head.encode() + data, clock, on_piece)
+    made = Exchange(head.encode() + data, clock, on_piece, seen)
     loop = asyncio.get_running_loop()
     try:
         await asyncio.wait_for(loop.create_connection(lambda: made, *address), 10)
     except (OSError, TimeoutError) as e:
-        made.seen.status, made.seen.why = "refused", str(e) or "no connection within 10 s"
-        return made.seen
+        seen.status, seen.why = "refused", str(e) or "no connection within 10 s"
+        return seen
     try:
         while not made.over.is_set():
             try:
                 await asyncio.wait_for(made.over.wait(), 5)
             except TimeoutError:
                 if clock() - made.heard_at > _STALL_S:
-                    made.seen.status, made.seen.why = "stalled", f"nothing was heard for {_STALL_S:g} s"
+                    seen.status, seen.why = "stalled", f"nothing was heard for {_STALL_S:g} s"
                     break
     finally:
         if made.transport:
             made.transport.close() if made.over.is_set() else made.transport.abort()
-    return made.seen
+    return seen
+
+
+async def exchange_returning(
+    address: tuple[str, int], path: str, body: dict[str, Any], request_id: str, clock: Callable[[], float],
+    on_piece: Callable[[Exchange], None],
+) -> Seen:  # fmt: skip
+    """As `exchange`, by a client that comes back to whoever is there when its connection breaks off in mid-stream."""
+    seen = await exchange(address, path, body, request_id, clock, on_piece)
+    lost_at = clock()
+    while seen.status in ("broken", "refused") and seen.last_id and clock() < lost_at + _COME_BACK_S:
+        # Without an end marker it does not know the end yet, and is told again.
+        seen.status, seen.http, seen.why, seen.finishes, seen.tokens = "broken", 0, "", [], None
+        await exchange(address, path, body, request_id, clock, on_piece, seen)
+        if seen.http:
+            lost_at = clock()
+        else:
+            await asyncio.sleep(0.1)
+    return seen

@@ -35,9 +35,12 @@ _KINDS: dict[str, int] = {
     "rolling_update": 1,
     "scale": 1,
 }
-HITS_STREAMS = (
-    "replica_kill", "model_kill", "replica_stop", "engine_dies", "engine_hangs", "scheduler_and_replica_kill",
-)  # fmt: skip
+HITS_STREAMS = {
+    "replica_kill": "killed", "engine_dies": "killed", "scheduler_and_replica_kill": "killed",
+    "replica_stop": "hung", "engine_hangs": "hung",
+    "model_kill": "none left",  # streams wait until one is back
+}  # fmt: skip
+"""What a replica looks like to its streams after each kind of fault that they must notice."""
 KINDS = tuple(_KINDS)
 
 
@@ -233,7 +236,7 @@ class Faults:
         """While the head is away, an older one speaks at its address and wants all replicas gone."""
         async with self.control:
             status = await self.system.status()
-            if status is None:
+            if status is None or not await self._proxies_have(status.epoch):
                 return False
             note(epoch=status.epoch - 1)
             self.system.kill_head()
@@ -242,6 +245,17 @@ class Faults:
             self.system.start_head()
             await self._well_again()
             return True
+
+    async def _proxies_have(self, epoch: int, patience_s: float = 10.0) -> bool:
+        """Whether all proxies have had routes of this head: one that has not cannot know that another is older."""
+        give_up = self.recorder.now() + patience_s
+        while self.recorder.now() < give_up:
+            status = await self.system.status()
+            running = {p.pid for p in status.proxies if p.state == "running"} if status else {0}
+            if running <= await asyncio.to_thread(self.system.proxies_with, epoch):
+                return True
+            await asyncio.sleep(0.2)
+        return False
 
     async def _proxy_kill(self, note: Callable[..., None]) -> bool:
         status = await self.system.status()

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from chaos_harness.client import Exchange, Seen, exchange
+from chaos_harness.client import Exchange, Seen, exchange, exchange_returning
 from chaos_harness.history import Recorder
 
 _SUBJECTS = ("water", "wheels", "the head of a mill", "learning machines", "größere Modelle", "日本語", "rivers 🌊")
@@ -25,10 +25,12 @@ class Mix:
     long: float = 0.1
     leaves: float = 0.05
     slow: float = 0.04
+    returns: float = 0.3  # of those that stream
     seeded: float = 0.5
     usage: float = 0.5
     prompts: tuple[str, ...] = ()  # only these, decoded greedily, each as long as one of `lengths`
     lengths: tuple[int, ...] = (20, 90)
+    endless: tuple[int, ...] = ()  # those of `lengths` that are reached whatever the model says
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,11 @@ class Ask:
     prompt: str
     seed: int | None
     max_tokens: int
-    mood: str = "steady"  # steady, leaves, slow; baseline: asked before anything is broken
+    mood: str = "steady"  # steady, leaves, slow, returns (when its proxy is lost); baseline: before anything is broken
     leaves_after: int = 0  # characters
     usage: bool = False
     greedy: bool = False
+    ignore_eos: bool = False
 
     def body(self) -> dict[str, Any]:
         asked: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens, "stream": self.stream}
@@ -55,6 +58,8 @@ class Ask:
             asked["prompt"] = self.prompt
         if self.greedy:
             asked["temperature"] = 0
+        if self.ignore_eos:
+            asked["ignore_eos"] = True
         if self.seed is not None:
             asked["seed"] = self.seed
         if self.stream and self.usage:
@@ -85,17 +90,29 @@ def draw(rng: random.Random, number: int, models: tuple[str, ...], mix: Mix) -> 
         prompt=prompt,
         seed=seed,
         max_tokens=tokens,
-        mood="leaves" if mood < mix.leaves else "slow" if stream and mood < mix.leaves + mix.slow else "steady",
+        mood=_mood(mood, stream, mix),
         leaves_after=rng.randint(1, 200),
         usage=rng.random() < mix.usage,
         greedy=bool(mix.prompts),
+        ignore_eos=tokens in mix.endless,
     )
+
+
+def _mood(drawn: float, stream: bool, mix: Mix) -> str:
+    if drawn < mix.leaves:
+        return "leaves"
+    if stream and drawn < mix.leaves + mix.slow:
+        return "slow"
+    return "returns" if stream and drawn < mix.leaves + mix.slow + mix.returns else "steady"
 
 
 def baseline(models: tuple[str, ...], mix: Mix) -> list[Ask]:
     """Every request that `draw` can make of a mix with fixed prompts."""
     kinds = itertools.product(models, ("chat", "completions"), mix.prompts, mix.lengths)
-    return [Ask(f"b{i}", m, a, False, p, None, n, "baseline", greedy=True) for i, (m, a, p, n) in enumerate(kinds)]
+    return [
+        Ask(f"b{i}", m, a, False, p, None, n, "baseline", greedy=True, ignore_eos=n in mix.endless)
+        for i, (m, a, p, n) in enumerate(kinds)
+    ]
 
 
 @dataclass
@@ -118,7 +135,7 @@ class Load:
         rng = random.Random(f"load {self.seed}")
         due = self.recorder.now()
         async with asyncio.TaskGroup() as tasks:
-            while True:
+            while not self.stopping.is_set():  # what is overdue does not wait, and would not see it
                 due += rng.expovariate(self.rate)
                 try:
                     await asyncio.wait_for(self.stopping.wait(), max(0.0, due - self.recorder.now()))
@@ -143,7 +160,8 @@ class Load:
                 loop.call_later(0.3 + 2 * chance, e.transport.resume_reading)
 
         clock = self.recorder.now
-        asking = asyncio.ensure_future(exchange(self.address, path, ask.body(), ask.id, clock, on_piece))
+        follow = exchange_returning if ask.mood == "returns" else exchange
+        asking = asyncio.ensure_future(follow(self.address, path, ask.body(), ask.id, clock, on_piece))
         if ask.mood == "leaves" and not ask.stream:  # it sees no piece that it could leave at
             done, _ = await asyncio.wait({asking}, timeout=3 * chance)
             if not done:
@@ -156,8 +174,7 @@ class Load:
         self.states[seen.status] += 1
         pieces = [(round(t, 3), n, moves) for t, n, moves in seen.pieces]
         places = sorted(seen.places) == seen.places
-        more = {
-            k: getattr(seen, k) for k in ("http", "text", "finishes", "done", "after_end", "error", "tokens", "why")
-        }
+        seen_of_it = ("http", "text", "finishes", "done", "after_end", "error", "tokens", "why", "returns")
+        more = {k: getattr(seen, k) for k in seen_of_it}
         self.recorder.write("clients", "end", id=ask.id, status=seen.status, pieces=pieces, in_order=places, **more)
         return seen

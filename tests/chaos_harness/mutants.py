@@ -46,6 +46,9 @@ MUTANTS: dict[str, Mutant] = {
     "wrong_position": _mutant(*_TEXT, "I2 ids", **_KILLS),
     "resume_one_missing": _mutant(*_TEXT, "I3 error", **_KILLS),
     "forget_moved": _mutant("I3 lost", **_KILLS),
+    "lose_at_takeover": _mutant(
+        *_TEXT, kinds=("proxy_kill",), minutes=0.15, size=replace(_SMALL, proxies=2), mix=replace(_BRIEF, returns=0.9)
+    ),
     "drop_commit": _mutant("I1 forgotten", kinds=("head_kill",), minutes=0.3, every_s=5.0),
     "ignore_epoch_node": _mutant("I6 stale", kinds=("stale_head",)),
     "ignore_epoch_proxy": _mutant("I6 stale", kinds=("stale_head",)),

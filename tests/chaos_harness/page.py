@@ -8,7 +8,7 @@ from html import escape
 
 from chaos_harness.checker import Verdict
 from chaos_harness.history import History
-from chaos_harness.report import explain, line
+from chaos_harness.report import explain, line, three
 
 _W, _H, _LEFT, _ROW = 1100, 170, 190, 16
 _COLOURS = {"completed": "#4a8", "error": "#c33", "cancelled": "#999", "proxy_lost": "#e90", "lost": "#000"}
@@ -17,13 +17,16 @@ _COLOURS = {"completed": "#4a8", "error": "#c33", "cancelled": "#999", "proxy_lo
 def page(v: Verdict, history: History) -> str:
     rows = [f"<tr><td>{escape(k)}</td><td>{n}</td></tr>" for k, n in sorted(v.streams.errors.items())]
     errors = f"<h2>Errors by code</h2><table>{''.join(rows)}</table>" if rows else ""
+    gaps = [*v.moves.gaps.items(), ("taken over", v.moves.returns)]
+    waits = "".join(f"<tr><td>{k}</td><td>{len(g)}</td><td>{three(g)} s</td></tr>" for k, g in gaps if g)
+    moves = f"<h2>Moves, and their gaps (p50/p99/max)</h2><table>{waits}</table>" if waits else ""
     story = f"<h2>Violations</h2><pre>{escape(explain(v, history))}</pre>" if v.violations else ""
     verdict = "void" if v.void else "violated" if v.violations else "all invariants held"
     return (
         "<!doctype html><meta charset=utf-8><title>Chaos run</title><style>body{font:14px sans-serif;margin:2em;"
         "max-width:1150px}pre{white-space:pre-wrap;font-size:12px}td{padding-right:2em}svg text{font:11px sans-serif}"
         f"</style><h1>Chaos run, seed {v.seed}: {verdict}</h1><p>{escape(line(v))}</p>{_svg(v, history)}"
-        f"{errors}{story}\n"
+        f"{moves}{errors}{story}\n"
     )
 
 

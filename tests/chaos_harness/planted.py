@@ -143,7 +143,7 @@ def wrong_position(part: str) -> None:
         def to_submit(self: Any, adapter: str) -> Any:
             if len(self._ids) > 2 and not self.taking_over:
                 del self._ids[-2:]
-                self._chars = max(0, self._chars - 6)
+                self.chars = max(0, self.chars - 6)
             return submit(self, adapter)
 
         def delta(self: Any, now: float, position: int, *rest: Any) -> None:
@@ -244,11 +244,26 @@ def forget_moved(part: str) -> None:
         Stream.gone = lambda self, error: None
 
 
+def lose_at_takeover(part: str) -> None:
+    """A replica forgets the last token that its lost proxy had from it."""
+    if part == "replica":
+        from headrace.replica.kept import Kept
+
+        right = Kept.detach
+
+        def detach(self: Any, stream: Any) -> bool:
+            if stream.ids:
+                stream.ids.pop()
+            return right(self, stream)
+
+        Kept.detach = detach
+
+
 PLANT: dict[str, Callable[[str], None]] = {
     f.__name__: f
     for f in (
         skip_token, repeat_token, drop_commit, ignore_epoch_node, ignore_epoch_proxy, leak_slot, leak_load,
         leave_orphan, double_placement, wrong_position, resume_one_missing, two_end_markers, swap_streams,
-        lose_last_delta, no_cap, misroute, forget_moved,
+        lose_last_delta, no_cap, misroute, forget_moved, lose_at_takeover,
     )
 }  # fmt: skip

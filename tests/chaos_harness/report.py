@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from chaos_harness.stats import percentile
 
 _SHOWN = 5
 _NEAR_S = 15.0
+_ORDER = ("killed", "hung", "none left", "other")
 
 
 def line(v: Verdict) -> str:
-    s, st, p = v.streams, v.state, v.processes
+    s, st, p, m = v.streams, v.state, v.processes, v.moves
     done = s.states["completed"]
     lost_with_proxy = s.states["proxy_lost"]
     error = s.states["error"]
@@ -24,15 +26,28 @@ def line(v: Verdict) -> str:
     return (
         f"{sum(v.faults.values())} faults ({len(v.faults)} kinds, seed {v.seed}) in {v.load_s / 60:.1f} min at"
         f" {v.rate:.1f} req/s, {100 * s.streaming / max(1, s.admitted):.0f} % streaming,"
-        f" {s.tokens / max(1, done):.0f} tokens: admitted {s.admitted} = completed {done} + error {error}"
-        f" + cancelled {s.states['cancelled']} + ended with their proxy {lost_with_proxy} + lost {s.lost};"
-        f" corrupted {s.corrupted} of {s.failed_over} failed-over; duplicate/missing tokens {s.duplicate}/{s.missing};"
-        f" gap p50/p99/max {percentile(s.gaps, 0.5):.2f}/{percentile(s.gaps, 0.99):.2f}/{max(s.gaps, default=0):.2f} s;"
-        f" detection p99 {percentile(v.detections, 0.99):.2f} s;"
+        f" {s.tokens / max(1, done):.0f} mean tokens: admitted {s.admitted} = completed {done} + error {error}"
+        f" + cancelled {s.states['cancelled']} + ended with their proxy {lost_with_proxy}; lost {s.lost};"
+        f" corrupted {s.corrupted} of {m.failed_over} failed-over and {m.taken_over} taken over ({m.gone} gone);"
+        f" duplicate/missing tokens {s.duplicate}/{s.missing}; gap p50/p99/max {_by_fault(m.gaps, three)} s,"
+        f" taken over {three(m.returns)} s; detection p99 {_by_fault(m.detections, _p99)} s;"
         f" acknowledged writes lost {st.lost} of {st.acknowledged}; orphans {p.orphans};"
         f" stale-epoch accepts {st.stale_accepted} of {st.stale}; max queue/cap {p.max_queue:g}/{p.cap:g};"
         f" RSS slope {p.rss_slope:.2f} MiB/min; violations {len(v.violations)}.{void}"
     )
+
+
+def three(values: Sequence[float]) -> str:
+    return f"{percentile(values, 0.5):.2f}/{percentile(values, 0.99):.2f}/{max(values, default=0):.2f}"
+
+
+def _p99(values: Sequence[float]) -> str:
+    return f"{percentile(values, 0.99):.2f}"
+
+
+def _by_fault(values: Mapping[str, Sequence[float]], told: Callable[[Sequence[float]], str]) -> str:
+    """One figure for each way in which replicas were lost; those that there were."""
+    return ", ".join(f"{name} {told(values[name])}" for name in _ORDER if values.get(name)) or told(())
 
 
 def as_json(v: Verdict) -> dict[str, Any]:
@@ -44,8 +59,22 @@ def as_json(v: Verdict) -> dict[str, Any]:
         "faults": dict(v.faults),
         "states": dict(v.streams.states),
         "errors": dict(v.streams.errors),
-        "failed_over": v.streams.failed_over,
+        "failed_over": v.moves.failed_over,
+        "taken_over": v.moves.taken_over,
+        "gone": v.moves.gone,
+        "gaps": {name: _figures(gaps) for name, gaps in v.moves.gaps.items()},
+        "detections": {name: _figures(found) for name, found in v.moves.detections.items()},
+        "takeover_gaps": _figures(v.moves.returns),
         "violations": [asdict(x) for x in v.violations],
+    }
+
+
+def _figures(values: Sequence[float]) -> dict[str, float]:
+    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+    return {
+        "count": len(values),
+        **{k: percentile(values, q) for k, q in shares.items()},
+        "max": max(values, default=0),
     }
 
 

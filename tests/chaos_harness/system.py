@@ -161,6 +161,17 @@ class System:
     def processes(self) -> list[Row]:
         return table(self.root)
 
+    def proxies_with(self, epoch: int) -> set[int]:
+        """The processes of proxies that say in their logs that they took routes of this epoch, or of a later one."""
+        found: set[int] = set()
+        for path in self.root.glob("head_state/head/proxies/*.log*"):
+            for line in path.read_text(errors="replace").splitlines():
+                if '"routes_connected"' in line:
+                    said = json.loads(line)
+                    if said["epoch"] >= epoch:
+                        found.add(said["pid"])
+        return found
+
     def logs(self) -> list[Path]:
         return [
             *(self.root / "logs").glob("*.log"),

@@ -275,6 +275,10 @@ class Head(RouteServiceServicer):
         finally:
             self.watchers -= 1
 
+    async def Questions(self, request: Any, context: Any) -> AsyncIterator[head_pb2.Question]:
+        await asyncio.Event().wait()  # it has none
+        yield head_pb2.Question()
+
     @rpc_errors
     async def Ensure(self, request: Any, context: Any) -> head_pb2.EnsureResponse:
         self.ensured.append(request.model)

@@ -32,6 +32,8 @@ async def test_one_openvino_replica(tmp_path: Path, tokenizer: Tokenizer) -> Non
         assert status.model is not None
         assert status.model.vocab_size == tokenizer.get_vocab_size()
         async with replica.session() as p:
+            await p.until(lambda: p.frames)
+            assert p.frames[0].keeps_prefixes
             await an_answer(p, tokenizer)
             await a_greedy_answer_resumes_equally(p)
             await stop_strings(p)

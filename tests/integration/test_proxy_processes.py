@@ -22,7 +22,7 @@ import asyncio, json, sys, pathlib
 from headrace.proxy.app import run
 from headrace.settings import ProxySettings
 given = json.loads(sys.argv[1])
-given["metrics_dir"] = pathlib.Path(given["metrics_dir"])
+given |= {k: pathlib.Path(v) for k, v in given.items() if k in ("metrics_dir", "api_keys_file")}
 asyncio.run(run(ProxySettings(**given)))
 """
 

@@ -39,6 +39,7 @@ class System:
     replicas: list[RunningReplica]
     proxies: list[Child] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)
+    key: str = ""  # an API key
 
     def show(self, *replicas: RunningReplica) -> None:
         endpoints = tuple(Endpoint(r.replica_id, r.address) for r in replicas)
@@ -46,7 +47,7 @@ class System:
 
     async def ready(self, url: str) -> None:
         """Wait until a proxy has sessions with all replicas: it gives each of them something to do."""
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=20, headers=bearer(self.key)) as client:
 
             async def one() -> bool:
                 try:
@@ -59,11 +60,15 @@ class System:
                 await asyncio.sleep(0.05)
 
 
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 @asynccontextmanager
 async def system(
-    folder: Path, replicas: int = 1, ports: int = 2, keep_s: float = 10.0, **options: object
+    folder: Path, replicas: int = 1, ports: int = 2, keep_s: float = 10.0, keys: str = "", **options: object
 ) -> AsyncIterator[System]:
-    """Real replicas with one address each; two proxies, on one port or two."""
+    """Real replicas with one address each; two proxies, on one port or two. `keys`: the lines of an API keys file."""
     async with AsyncExitStack() as stack:
         head = await Head().start()
         stack.push_async_callback(head.die)
@@ -73,7 +78,7 @@ async def system(
             made.append(await stack.enter_async_context(running(spec, folder / f"r{i}")))
         for r in made:
             await r.ready()
-        s = System(head, made)
+        s = System(head, made, key=keys.split()[0] if keys else "")
         s.show(*made)
         for i in range(2):
             if i < ports:
@@ -81,6 +86,9 @@ async def system(
                 stack.callback(holder.close)
             given = {"http_port": port, "head_address": head.address, "keep_s": keep_s, "drain_s": 0.1}
             given["metrics_dir"] = str(folder / f"metrics{i}")
+            if keys:
+                (folder / "keys").write_text(keys)
+                given["api_keys_file"] = str(folder / "keys")
             command = [sys.executable, "-c", PROGRAM, json.dumps(given)]
             child = Child.spawn(command, env=child_env({}), output=folder / f"proxy{i}.log")
             stack.push_async_callback(child.stop, 2.0)
@@ -121,10 +129,10 @@ class Seen:
                     self.ends += [c["finish_reason"]] if c["finish_reason"] else []
 
 
-async def read(url: str, body: dict[str, Any], seen: Seen, events: int = 10**9) -> int:
+async def read(url: str, body: dict[str, Any], seen: Seen, events: int = 10**9, key: str = "") -> int:
     """Stream into `seen`, also from where it is; stop reading after so many events. The status."""
     headers = {"X-Request-Id": seen.request_id, "Last-Event-ID": seen.last} if seen.last else {}
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=30, headers=bearer(key)) as client:
         async with client.stream("POST", PATH, json=body, headers=headers) as r:
             if r.status_code != 200:
                 return r.status_code
@@ -146,7 +154,7 @@ async def read(url: str, body: dict[str, Any], seen: Seen, events: int = 10**9) 
 
 async def begin_and_lose(s: System, body: dict[str, Any], seen: Seen, events: int = 20) -> None:
     """Read from the first proxy until it is killed, which happens after some events."""
-    reading = asyncio.create_task(read(s.urls[0], body, seen))
+    reading = asyncio.create_task(read(s.urls[0], body, seen, key=s.key))
     await eventually(lambda: seen.last and int(seen.last.split(".")[1]) >= events)
     os.kill(s.proxies[0].pid, signal.SIGKILL)
     assert await reading == 200
@@ -215,6 +223,24 @@ async def test_only_the_same_request_takes_a_stream_over(tmp_path: Path):
         assert await read(s.urls[1], body | {"n": 2}, seen) == 400
         assert await read(s.urls[1], body, seen, events=5) == 200
         await s.replicas[0].status_when(lambda st: st.load.running == 0)  # that client has left: nothing is kept for it
+
+
+async def test_only_the_same_caller_takes_a_stream_over(tmp_path: Path):
+    keys = "alices-key name=alice\nalices-next-key name=alice\nbobs-key name=bob\n"
+    async with system(tmp_path, keys=keys) as s:
+        seen, body = Seen(), CHAT | {"max_tokens": 2000}
+        await begin_and_lose(s, body, seen)
+        had = seen.last
+        assert await read(s.urls[1], body, replace(seen), key="bobs-key") == 410
+        # Nor does a request of his with the same id take its place.
+        async with httpx.AsyncClient(base_url=s.urls[1], headers=bearer("bobs-key"), timeout=20) as client:
+            named = {"X-Request-Id": seen.request_id}
+            r = await client.post(PATH, json=body | {"max_tokens": 2}, headers=named)
+            assert r.status_code == 200
+            assert r.headers["x-request-id"] == seen.request_id
+        assert await read(s.urls[1], body, seen, events=20, key="alices-next-key") == 200
+        assert int(seen.last.split(".")[1]) > int(had.split(".")[1])
+        assert seen.text == expected(2000)[: len(seen.text)]
 
 
 async def test_headrace_chat_does_so_by_itself(tmp_path: Path):

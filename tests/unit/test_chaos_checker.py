@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from chaos_harness import check_processes, check_state, check_streams, checker, history, oracle, report
+from chaos_harness import check_moves, check_processes, check_state, check_streams, checker, history, oracle, report
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,9 +53,9 @@ def test_the_oracle_knows_what_the_engine_says(prompt: str, seed: int | None) ->
 
 
 def test_a_right_stream_passes_and_its_move_is_counted() -> None:
-    found = streams(start(), end())
-    assert found.violations == []
-    assert (found.failed_over, found.gaps) == (1, [pytest.approx(1.5)])
+    assert streams(start(), end()).violations == []
+    found = check_moves.check_moves([start(), end()], [])
+    assert (found.failed_over, found.gaps) == (1, {"other": [pytest.approx(1.5)]})
 
 
 def test_an_answer_that_ends_by_itself() -> None:
@@ -112,6 +112,58 @@ def test_only_a_proxy_s_death_excuses_a_broken_connection() -> None:
     assert streams(start(), broken, faults=[killed]).violations == []
     assert kinds(streams(start(), broken, faults=[killed | {"t": 30.0}]).violations) == ["I3 lost"]
     assert kinds(streams(start(), broken, faults=[killed | {"kind": "replica_kill"}]).violations) == ["I3 lost"]
+
+
+def fault(kind: str, t: float, **more: Any) -> Event:
+    return {"ev": "begin", "kind": kind, "t": t, **more}
+
+
+def test_a_move_is_put_down_to_the_fault_of_its_model_that_is_nearest() -> None:
+    faults = [
+        fault("replica_stop", 1.5, replica="m-1-0a"),
+        fault("replica_kill", 1.4, replica="other-1-0b"),
+        fault("replica_kill", 2.8, replica="m-1-0c"),
+        fault("replica_kill", 2.95, replica="m-1-0d"),
+        fault("head_kill", 1.4),
+    ]
+    found = check_moves.check_moves([start(), end()], faults)
+    assert found.gaps == {"hung": [pytest.approx(1.5)]}
+    assert found.detections == {"hung": [pytest.approx(1.4)]}
+    assert dict(found.hits) == {"replica_stop": 1}
+
+
+def returned(answer: int = 200, **more: Any) -> list[Event]:
+    return [start(mood="returns"), end(returns=[[2.0, answer]], **more)]
+
+
+def test_a_client_that_came_back_is_counted_and_held_to_the_same_text() -> None:
+    found = check_moves.check_moves(returned(), [])
+    assert (found.taken_over, found.gone, found.returns) == (1, 0, [pytest.approx(1.5)])
+    assert streams(*returned()).violations == []
+    text = right_text()
+    assert kinds(streams(*returned(text=text[:9] + text[12:])).violations) == ["I2 missing"]
+    assert kinds(streams(*returned(text=text[:20] + text[8:])).violations) == ["I2 duplicate"]
+    assert kinds(streams(*returned(done=2)).violations) == ["I2 ends twice"]
+
+
+def test_a_client_that_comes_back_loses_its_stream_only_with_its_replica() -> None:
+    error = {"type": "invalid_request_error", "code": "stream_gone", "message": "No replica keeps it."}
+    ended = returned(410, status="error", http=410, error=error, text=right_text()[:9], finishes=[], done=0)
+    death = fault("replica_kill", 2.5, replica="m-1-0a")
+    assert streams(*ended, faults=[death]).violations == []
+    for none in ([], [death | {"replica": "other-1-0a"}], [fault("proxy_kill", 2.5)], [death | {"t": 9.0}]):
+        assert kinds(streams(*ended, faults=none).violations) == ["I3 error"]
+    never_returned = [start(), ended[1]]
+    assert kinds(streams(*never_returned, faults=[death]).violations) == ["I3 error"]
+    assert check_moves.check_moves(ended, []).gone == 1
+
+
+def test_a_proxy_s_death_is_no_excuse_for_who_comes_back() -> None:
+    killed = fault("proxy_kill", 2.5)
+    broken = end(status="broken", text=right_text()[:5])
+    assert kinds(streams(start(mood="returns"), broken, faults=[killed]).violations) == ["I3 lost"]
+    nothing_yet = broken | {"pieces": [], "text": ""}
+    assert streams(start(mood="returns"), nothing_yet, faults=[killed]).violations == []
 
 
 def test_each_request_ends_exactly_once() -> None:
@@ -251,7 +303,7 @@ def a_run(*events: Event, rate: float = 0.1, faults: tuple[Event, ...] = ()) -> 
 
 
 def test_a_run_that_shows_nothing_is_void() -> None:
-    kill: Event = {"ev": "begin", "t": 1.5, "number": 1, "kind": "replica_kill"}
+    kill: Event = {"ev": "begin", "t": 1.5, "number": 1, "kind": "replica_kill", "replica": "m-1-0a"}
     assert checker.check(a_run(start(), end(), faults=(kill,)), expected).void == []
     assert checker.check(a_run(start(), end(), rate=9.0), expected).void
     missed = checker.check(a_run(start(), end(), faults=(kill | {"t": 9.0},)), expected)
@@ -282,7 +334,7 @@ def test_a_bystander_of_two_deaths_may_be_quarantined() -> None:
 def test_an_inexact_end_is_excused_only_where_a_replica_died_in_an_update() -> None:
     error = {"type": "service_unavailable_error", "message": "x", "code": "stream_cannot_continue"}
     stopped = end(status="error", text=right_text(9), finishes=[], done=0, tokens=None, error=error, pieces=[])
-    death = {"ev": "begin", "t": 2.0, "number": 1, "kind": "replica_kill"}
+    death = {"ev": "begin", "t": 2.0, "number": 1, "kind": "replica_kill", "replica": "m-1-0a"}
     update = {"ev": "begin", "t": 1.5, "number": 2, "kind": "rolling_update", "model": "m"}
     assert kinds(streams(start(), stopped, faults=[death, update]).violations) == []
     for faults in ([death], [update], [death, update | {"model": "other"}], [death | {"t": 9.0}, update]):

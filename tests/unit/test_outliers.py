@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.core.affinity import decide
 from headrace.core.outliers import AWAY_S, FAILURES, RAMP_S, Record, Standing, judge
-from headrace.core.route import Candidate, choose_with_room
+from headrace.core.route import Candidate
 from headrace.core.types import Load, ReplicaId
 
 A, B, C = ReplicaId("a"), ReplicaId("b"), ReplicaId("c")
@@ -144,7 +145,7 @@ def test_at_most_half_are_ejected_and_one_is_always_used(n, seen):
             Candidate(k, ejected=x.standing is Standing.EJECTED, slow=x.standing is Standing.SLOW)
             for k, x in records.items()
         ]
-        assert choose_with_room(candidates, 0.3, 0.6) is not None
+        assert decide(candidates, 0.3, 0.6, with_room=True) is not None
 
 
 @given(st.integers(1, 6), events)
@@ -215,9 +216,9 @@ def simulate(
                 )
                 for k, m in machines.items()
             ]
-            chosen = choose_with_room(candidates, random.random(), random.random())
+            chosen = decide(candidates, random.random(), random.random(), with_room=True)
             assert chosen
-            machines[chosen].running[n] = 30
+            machines[chosen.replica_id].running[n] = 30
             began[n] = now, now
             continue
         m = machines[ReplicaId(what)]

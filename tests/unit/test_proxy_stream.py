@@ -109,7 +109,10 @@ def test_any_story_ends_once_and_leaves_nothing_behind(story, guided, keeps):
         return next((s for s in sessions if s.live), None)
 
     def token(skip: int = 0) -> None:
-        stream.delta(1.0, stream.tokens + skip, [stream.tokens], f"{stream.tokens},", None)
+        if stream.tokens % 3:
+            stream.token(1.0, stream.tokens + skip, stream.tokens, f"{stream.tokens},")
+        else:
+            stream.delta(1.0, stream.tokens + skip, [stream.tokens], f"{stream.tokens},", None)
 
     for event in story:
         ended = stream.done, stream.reason, stream.error

@@ -25,6 +25,12 @@ class Server:
         await self.open.wait()
         self.messages.append(message)
 
+    def chunk(self, data: bytes) -> bool:
+        if not self.open.is_set():
+            return False
+        self.messages.append({"type": "http.response.body", "body": data, "more_body": True})
+        return True
+
     def abort(self) -> None:
         self.aborted = True
         self.open.set()

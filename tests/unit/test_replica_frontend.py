@@ -25,7 +25,7 @@ from headrace.core.types import (
     TextPrompt,
     TokenPrompt,
 )
-from headrace.errors import ContextExceeded, InvalidRequest, UserError
+from headrace.errors import CannotResume, ContextExceeded, InvalidRequest, UserError
 from headrace.replica.frontend import FrontEnd, Prepared, open_front_end
 from headrace.replica.sampling import FEATURES, NEUTRAL, check, complete, context_of, read_generation_config
 from headrace.replica.template import ChatTemplate, find_special_tokens, find_template, read_messages
@@ -128,6 +128,17 @@ def test_a_resumed_request_continues() -> None:
     assert stopped.finish == "stop"
     with pytest.raises(InvalidRequest):
         prepare(f, TokenPrompt([7]), resume=Resume([10**6], 0))
+
+
+def test_penalties_go_on_only_where_the_engine_counts_what_was_delivered() -> None:
+    counts = front_end(None, features=FEATURES | {"resumed_penalties"})
+    for penalty in ({"presence_penalty": 0.5}, {"frequency_penalty": -0.5}):
+        asked = {"resume": Resume([5, 6], 0), "sampling": Sampling(**penalty), "max_tokens": 9}
+        assert prepare(counts, TokenPrompt([7]), **asked).request.delivered == 2
+        with pytest.raises(CannotResume, match="counts"):
+            prepare(front_end(None), TokenPrompt([7]), **asked)
+    asked = {"resume": Resume([5], 0), "sampling": Sampling(repetition_penalty=1.3), "max_tokens": 9}
+    assert prepare(front_end(None), TokenPrompt([7]), **asked).request.delivered == 1
 
 
 # --- sampling ---

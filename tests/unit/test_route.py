@@ -8,8 +8,9 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.core.affinity import decide
 from headrace.core.capacity import Capacity
-from headrace.core.route import Candidate, busyness, choose, choose_with_room, room
+from headrace.core.route import Candidate, busyness, room
 from headrace.core.types import Load, ReplicaId
 
 loads = st.builds(Load, running=st.integers(0, 50), waiting=st.integers(0, 50), kv_usage=st.floats(0, 1))
@@ -28,6 +29,16 @@ candidates = st.lists(
 )
 draws = st.floats(0, 1, exclude_max=True)
 ids = st.sets(st.integers(0, 30).map(lambda i: ReplicaId(f"r{i}")), max_size=8)
+
+
+def choose(pool, first, second, excluded=frozenset()):
+    decision = decide(pool, first, second, excluded)
+    return decision.replica_id if decision else None
+
+
+def choose_with_room(pool, first, second, excluded=frozenset()):
+    decision = decide(pool, first, second, excluded, with_room=True)
+    return decision.replica_id if decision else None
 
 
 def sound(c: Candidate) -> bool:

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "nodes": ("headrace.cli.inspect", "Show the machines that take part."),
     "models": ("headrace.cli.models", "List, add or remove models of the catalog."),
     "logs": ("headrace.cli.inspect", "Print the log of a replica."),
+    "explain": ("headrace.cli.explain", "Tell why a request went where it went."),
     "chat": ("headrace.cli.chat", "Talk to a model."),
     "doctor": ("headrace.cli.doctor", "Look for what is wrong on this machine, and repair what can be."),
     "head": ("headrace.cli.serve", "Run the head controller."),

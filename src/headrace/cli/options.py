@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from headrace.cli.config import read_table
+from headrace.core.affinity import Policy
 from headrace.core.catalog import ENGINES, parse_size
 from headrace.errors import UserError
 from headrace.settings import TlsSettings
@@ -47,10 +48,12 @@ PORT = _called(click.IntRange(0, 65535), "port")
 SIZE = _Size()
 FILE = _File()
 SECONDS = _called(click.FloatRange(min=0), "seconds")
+HOLD = _called(click.FloatRange(min=0, max=1), "seconds")
 COUNT = _called(click.IntRange(min=0), "n")
 AMOUNT = _called(click.FloatRange(min=0), "x")
 LEVEL = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False)
 ENGINE = click.Choice(ENGINES)
+ROUTING = click.Choice([p.value for p in Policy])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ FLAGS: dict[str, Flag] = {
     "api_keys_file": Flag("File of API keys, one a line; without it no key is asked for.", FILE),
     "allow_insecure": Flag("Allow wide ports without TLS or API keys.", switch=True),
     "forbid_remote_code": Flag("Refuse models that are to run code of their own.", switch=True),
+    "routing": Flag("How proxies choose replicas; all but auto are for comparison.", ROUTING),
     "tls_cert": Flag("PEM certificate of this process, for gRPC.", FILE),
     "tls_key": Flag("PEM key of that certificate.", FILE),
     "tls_ca": Flag("PEM certificate of the authority that signed all of them.", FILE),
@@ -116,6 +120,10 @@ FLAGS: dict[str, Flag] = {
     "stall_s": Flag("Seconds after which a client that reads nothing is cut.", SECONDS),
     "keep_s": Flag(
         "Seconds for which replicas keep a stream whose proxy was lost, for its client to come back.", SECONDS
+    ),
+    "coalesce_s": Flag(
+        "Seconds that a token may wait for the next one while the proxy has no time to spare; 0: none ever waits.",
+        HOLD,
     ),
     "metrics_dir": Flag("Folder in which the proxies of one port share their metrics.", FILE),
 }

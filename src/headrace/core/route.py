@@ -1,7 +1,7 @@
-"""Which replica gets the next request: the less loaded of two that were drawn at random.
+"""Which replicas a request may go to now, how busy they are, and the less busy of two that were drawn at random.
 
-Two draws, not the least loaded of all: every proxy sees loads that are a moment old, and all of them would send their
-next requests to the same replica.
+Two draws, not the least busy of all: every proxy sees loads that are a moment old, and all of them would send their
+next requests to the same replica. Which of them it goes to is decided in affinity.py.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Candidate:
     slow: bool = False  # next to its peers; for what they have no room for
     probe: bool = False  # and due to be tried with one request
     weight: float = 1.0  # below 1: it comes back slowly
+    matched: int = 0  # blocks of the request's prompt that its prefix cache is likely to hold
 
 
 def busyness(c: Candidate) -> float:
@@ -38,6 +39,11 @@ def busyness(c: Candidate) -> float:
     `in_flight` is newer than the load of the last frame, but knows of this proxy's streams only: the greater counts.
     """
     return max(c.in_flight, c.load.running + c.load.waiting) + c.load.waiting + c.load.kv_usage
+
+
+def cost(c: Candidate) -> float:
+    """How busy it would be with one request more, as if it were busier where it is to get less than its share."""
+    return (busyness(c) + 1.0) / c.weight
 
 
 def room(c: Candidate) -> float:
@@ -59,52 +65,45 @@ def _tier(c: Candidate, excluded: Set[ReplicaId]) -> tuple[bool, ...]:
 
 
 def _best(candidates: Sequence[Candidate], excluded: Set[ReplicaId]) -> list[Candidate]:
-    best = min(_tier(c, excluded) for c in candidates)
-    return [c for c in candidates if _tier(c, excluded) == best]
+    tiers = [_tier(c, excluded) for c in candidates]
+    best = min(tiers)
+    return [c for c, tier in zip(candidates, tiers, strict=True) if tier == best]
 
 
-def _draw(pool: Sequence[Candidate], first: float, second: float) -> ReplicaId:
+def pool(candidates: Sequence[Candidate], excluded: Set[ReplicaId] = frozenset()) -> list[Candidate]:
+    """Those that the next request may go to, however busy they are; empty only if there is none at all.
+
+    Only the best tier that has members: sound replicas, then lost ones, ejected ones, draining ones, those of
+    `excluded` (tried already), and suspect ones only when nothing else is left: they may be dead. Of a tier the slow
+    ones come last.
+    """
+    if not candidates:
+        return []
+    best = _best(candidates, excluded)
+    return [c for c in best if not c.slow] or best
+
+
+def pool_with_room(candidates: Sequence[Candidate], excluded: Set[ReplicaId] = frozenset()) -> list[Candidate]:
+    """As `pool`, but only replicas that are not saturated; empty if all of the best tier are.
+
+    Slow ones are taken where the others have no room. One that is to be probed is taken first, and alone.
+    """
+    if not candidates:
+        return []
+    for c in candidates:
+        if c.probe and not (c.in_flight or c.replica_id in excluded or c.draining or c.lost or c.suspect):
+            return [c]
+    best = [c for c in _best(candidates, excluded) if room(c) > 0]
+    return [c for c in best if not c.slow] or best
+
+
+def less_busy(pool: Sequence[Candidate], first: float, second: float) -> Candidate:
+    """The less busy of two of a pool; `first` and `second` are random numbers of [0, 1)."""
     i = int(first * len(pool))
     if len(pool) == 1:
-        return pool[0].replica_id
+        return pool[0]
     j = int(second * (len(pool) - 1))
     if j >= i:
         j += 1  # two different ones
     a, b = pool[i], pool[j]
-    return (b if _cost(b) < _cost(a) else a).replica_id
-
-
-def _cost(c: Candidate) -> float:
-    return (busyness(c) + 1.0) / c.weight
-
-
-def choose(
-    candidates: Sequence[Candidate], first: float, second: float, excluded: Set[ReplicaId] = frozenset()
-) -> ReplicaId | None:
-    """The replica for the next request, however busy all are; None if there is none at all.
-
-    `first` and `second` are random numbers of [0, 1). Only the best tier that has members is drawn from: sound
-    replicas, then lost ones, ejected ones, draining ones, those of `excluded` (tried already), and suspect ones only
-    when nothing else is left: they may be dead. Of a tier the slow ones come last.
-    """
-    if not candidates:
-        return None
-    pool = _best(candidates, excluded)
-    return _draw([c for c in pool if not c.slow] or pool, first, second)
-
-
-def choose_with_room(
-    candidates: Sequence[Candidate], first: float, second: float, excluded: Set[ReplicaId] = frozenset()
-) -> ReplicaId | None:
-    """As `choose`, but only a replica that is not saturated; None if all of the best tier are.
-
-    A slow one is taken where the others have no room. One that is to be probed is taken first.
-    """
-    if not candidates:
-        return None
-    pool = [c for c in _best(candidates, excluded) if room(c) > 0]
-    for c in candidates:
-        if c.probe and not (c.in_flight or c.replica_id in excluded or c.draining or c.lost or c.suspect):
-            return c.replica_id
-    pool = [c for c in pool if not c.slow] or pool
-    return _draw(pool, first, second) if pool else None
+    return b if cost(b) < cost(a) else a

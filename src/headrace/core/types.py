@@ -439,6 +439,8 @@ class Submit:
     keep_s: float = 0.0
     take_over: int | None = None
     moves: int = 0
+    prefix: Sequence[int] = ()  # the blocks of the prompt, see core/prefix.py
+    owner: str = ""  # a digest of who called
 
 
 @dataclass(frozen=True, slots=True)
@@ -531,3 +533,5 @@ class Frame:
     results: Sequence[Result] = ()
     prompt_logprobs: Sequence[tuple[int, tuple[TokenLogprob, ...]]] = ()
     fingerprint: str = ""
+    prefixes: Mapping[int, bool] = field(default_factory=dict[int, bool])  # held from now on, or no longer
+    keeps_prefixes: bool = False

@@ -20,6 +20,7 @@ from headrace.head.commands import Commands
 from headrace.head.ledger import Ledger
 from headrace.head.overview import Overview
 from headrace.head.proxies import PROGRAM, ProxyFleet
+from headrace.head.questions import Questions
 from headrace.head.reconciler import Reconciler
 from headrace.head.services import AdminService, NodeService, RouteService
 from headrace.head.store import SqliteStore
@@ -81,6 +82,7 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
         cluster.expect(i.node_id for i in state.intents.values())
         overview = Overview(ledger, cluster, files, clock, settings.lease_s)
         commands = Commands(ledger, overview, forbid_remote_code=settings.forbid_remote_code)
+        questions = Questions()
         reconciler = Reconciler(ledger, cluster, overview, clock, changed, settings.drain_s)
 
         before = _last_ports(settings)
@@ -89,8 +91,8 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
         stack.push_async_callback(others.stop, 0)
         node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(ledger, cluster, settings.lease_s), nodes)
         node_port = _bind_again(nodes, settings, tls, "node_port", before)
-        head_pb2_grpc.add_RouteServiceServicer_to_server(RouteService(overview, commands), others)
-        admin = AdminService(ledger, cluster, overview, commands, changed)
+        head_pb2_grpc.add_RouteServiceServicer_to_server(RouteService(overview, commands, questions), others)
+        admin = AdminService(ledger, cluster, overview, commands, changed, questions)
         head_pb2_grpc.add_AdminServiceServicer_to_server(admin, others)
         grpc_port = _bind_again(others, settings, tls, "grpc_port", before)
 

@@ -201,6 +201,7 @@ class ProxyFleet:
             "head_address": self._head_address,
             "proxy_id": proxy_id,
             "metrics_dir": self._metrics_dir.absolute(),
+            "routing": s.routing,
             "log_level": s.log_level,
         }
         files = {"api_keys_file": s.api_keys_file, "tls_cert": s.tls.cert, "tls_key": s.tls.key, "tls_ca": s.tls.ca}

@@ -19,8 +19,9 @@ from headrace.head.cluster import Cluster
 from headrace.head.commands import Commands
 from headrace.head.ledger import Ledger
 from headrace.head.overview import Overview
+from headrace.head.questions import Questions
 from headrace.head.topic import Topic
-from headrace.rpc import convert
+from headrace.rpc import convert, convert_story
 from headrace.rpc.channel import rpc_errors
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc, node_pb2, node_pb2_grpc
 
@@ -112,8 +113,8 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
 
 
 class RouteService(head_pb2_grpc.RouteServiceServicer):
-    def __init__(self, overview: Overview, commands: Commands) -> None:
-        self._overview, self._commands = overview, commands
+    def __init__(self, overview: Overview, commands: Commands, questions: Questions) -> None:
+        self._overview, self._commands, self._questions = overview, commands, questions
         self._deltas: dict[tuple[int, int], head_pb2.RouteDelta] = {}  # to the newest table, by the versions' numbers
 
     @rpc_errors
@@ -142,13 +143,31 @@ class RouteService(head_pb2_grpc.RouteServiceServicer):
         await self._commands.ensure(request.model)
         return head_pb2.EnsureResponse()
 
+    @rpc_errors
+    async def Questions(self, request: head_pb2.QuestionsRequest, context: Context) -> AsyncIterator[head_pb2.Question]:
+        async with aclosing(self._questions.listen()) as questions:
+            async for number, request_id in questions:
+                yield head_pb2.Question(id=number, request_id=request_id)
+
+    @rpc_errors
+    async def Answer(self, request: head_pb2.AnswerRequest, context: Context) -> head_pb2.AnswerResponse:
+        story = convert_story.story_from_pb(request.story) if request.HasField("story") else None
+        self._questions.answer(request.id, story)
+        return head_pb2.AnswerResponse()
+
 
 class AdminService(head_pb2_grpc.AdminServiceServicer):
     def __init__(
-        self, ledger: Ledger, cluster: Cluster, overview: Overview, commands: Commands, changed: Topic
+        self,
+        ledger: Ledger,
+        cluster: Cluster,
+        overview: Overview,
+        commands: Commands,
+        changed: Topic,
+        questions: Questions,
     ) -> None:
         self._ledger, self._cluster, self._overview = ledger, cluster, overview
-        self._commands, self._changed = commands, changed
+        self._commands, self._changed, self._questions = commands, changed, questions
 
     @rpc_errors
     async def Deploy(self, request: head_pb2.DeployRequest, context: Context) -> head_pb2.Deployment:
@@ -227,6 +246,10 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
         async with aclosing(session.read_log(replica_id, request.tail_lines, request.follow)) as pieces:
             async for data in pieces:
                 yield head_pb2.LogData(data=data)
+
+    @rpc_errors
+    async def Explain(self, request: head_pb2.ExplainRequest, context: Context) -> head_pb2.ExplainResponse:
+        return convert_story.explanation_to_pb(await self._questions.ask(request.request_id))
 
     def _find(self, asked: str) -> tuple[ReplicaId, ns.NodeSession]:
         """The one replica whose id is `asked` or begins so, and the session of its node."""

@@ -104,8 +104,8 @@ class Admission:
     def untried(self, model: str, tried: Set[ReplicaId]) -> Session | None:
         """A session with a replica of `model` that is not among `tried`, if there is one now."""
         route = self.route(model)
-        session = self._sessions.pick(route, tried) if route else None
-        return session if session and session.endpoint.replica_id not in tried else None
+        picked = self._sessions.pick(route, tried) if route else None
+        return picked.session if picked and picked.decision.replica_id not in tried else None
 
     def reaches_all(self, model: str) -> bool:
         """Whether there is a session with every replica of `model`."""
@@ -134,10 +134,10 @@ class Admission:
         """
         ticket = ticket or Ticket()
         if like or ticket.admitted:
-            found = self._look(model, excluded, 0.0, like, heard_after)
+            found = self._look(model, excluded, 0.0, like, heard_after, ticket)
             if isinstance(found, Session):
                 return found
-            return await self._wait(model, excluded, on_wait, like, heard_after=heard_after)
+            return await self._wait(model, excluded, on_wait, like, ticket, heard_after=heard_after)
         session = await self._queue_up(model, on_wait, ticket)
         ticket.admitted = True
         return session
@@ -145,12 +145,12 @@ class Admission:
     async def _queue_up(self, model: str, on_wait: Callable[[str], None], ticket: Ticket) -> Session:
         route = self.route(model)
         queue = self._queues.get(route.model if route else model)
-        found = self._next(model, 0.0) if not queue else None
+        found = self._next(model, 0.0, ticket) if not queue else None
         if isinstance(found, Session):
             return found
         if queue is None:
             queue = self._queues[route.model if route else model] = Queue(self._max_waiting, self.waiting)
-        entry = Entry(model, ticket.claim())
+        entry = Entry(model, ticket)
         waits = found or self._state(model)
         expected = self._expected_wait_s(queue, entry) if route and waits.busy else None
         limit = min(self._patience.busy_s, ticket.deadline - self._clock())
@@ -166,7 +166,7 @@ class Admission:
         )
         queue.enter(entry, full)
         try:
-            session = await self._wait(model, frozenset(), on_wait, "", (queue, entry))
+            session = await self._wait(model, frozenset(), on_wait, "", ticket, (queue, entry))
         except BaseException:
             queue.remove(entry)
             entry.settle()
@@ -190,7 +190,7 @@ class Admission:
     def _serve(self, queue: Queue) -> None:
         while (entry := queue.peek()) is not None:
             try:
-                found = self._next(entry.model, self._clock() - entry.begun)
+                found = self._next(entry.model, self._clock() - entry.begun, entry.ticket)
             except HeadraceError:
                 return  # its own task sees the same, and tells
             if not isinstance(found, Session):
@@ -204,6 +204,7 @@ class Admission:
         excluded: Set[ReplicaId],
         on_wait: Callable[[str], None],
         like: str,
+        ticket: Ticket,
         queued: tuple[Queue, Entry] | None = None,
         heard_after: float = -1.0,
     ) -> Session:
@@ -219,7 +220,7 @@ class Admission:
                     return queued[1].turn.result()
                 found = self._state(model)
             else:
-                found = self._look(model, excluded, self._clock() - begun, like, heard_after)
+                found = self._look(model, excluded, self._clock() - begun, like, heard_after, ticket)
                 if isinstance(found, Session):
                     return found
             route = self._routes.table and self._routes.table.routes.get(model)
@@ -244,28 +245,32 @@ class Admission:
                 ends = min(ends, now + _FRAMES_S)
             await self._routes.changed.wait(max(ends - now, 0.001), *turn)
 
-    def _next(self, model: str, waited_s: float) -> Session | _Wait:
+    def _next(self, model: str, waited_s: float, ticket: Ticket) -> Session | _Wait:
         """A session with room for a new request. A draining replica only when there has been no other for a while."""
         route = self.route(model)
-        session = self._sessions.pick(route, frozenset(), with_room=True) if route and route.endpoints else None
-        if session is not None and (waited_s >= self._patience.better_s or not session.draining):
-            return session
+        picked = None
+        if route and route.endpoints:
+            picked = self._sessions.pick(route, frozenset(), with_room=True, wish=ticket.wish)
+        if picked and (waited_s >= self._patience.better_s or not picked.session.draining):
+            ticket.on_choice(picked.decision, picked.candidates)
+            return picked.session
         return self._state(model)
 
     def _look(
-        self, model: str, excluded: Set[ReplicaId], waited_s: float, like: str, heard_after: float
+        self, model: str, excluded: Set[ReplicaId], waited_s: float, like: str, heard_after: float, ticket: Ticket
     ) -> Session | _Wait:
         """A session for a request that was admitted already, however busy the replicas are."""
         route = self.route(model)
-        session = None
+        picked = None
         if route and route.endpoints:
-            session = self._sessions.pick(route, excluded, like, heard_after=heard_after)
-        if session is not None:
-            tried = session.endpoint.replica_id in excluded
-            if waited_s >= self._patience.better_s or not (tried or session.draining):
-                return session
+            picked = self._sessions.pick(route, excluded, like, heard_after=heard_after, wish=ticket.wish)
+        if picked is not None:
+            tried = picked.decision.replica_id in excluded
+            if waited_s >= self._patience.better_s or not (tried or picked.session.draining):
+                ticket.on_choice(picked.decision, picked.candidates)
+                return picked.session
         state = self._state(model)
-        if like and state.busy and session is None:  # some can be reached, but none that will do
+        if like and state.busy and picked is None:  # some can be reached, but none that will do
             text = f"No replica of {model} that could go on with exactly the next token can be reached: ask again."
             error = CannotResume(text, retry_after_s=2.0)
             return _Wait("no replica that could go on can be reached", self._patience.replica_s, error)

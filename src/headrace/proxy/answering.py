@@ -12,18 +12,24 @@ from typing import Any, TypeVar
 import structlog
 from starlette.responses import Response
 
+from headrace.core.affinity import Decision, Policy
+from headrace.core.prefix import blocks_of
+from headrace.core.route import Candidate
 from headrace.core.types import Submit
 from headrace.errors import Forbidden, HeadraceError, InvalidRequest, Overloaded, RequestTimeout
 from headrace.metrics import Metrics
 from headrace.proxy.admission import Admission
 from headrace.proxy.changed import Changed
+from headrace.proxy.coalescer import NEVER, Coalescer
 from headrace.proxy.generation import WINDOW, Generation
 from headrace.proxy.moves import Moves
+from headrace.proxy.record import Record, Records
 from headrace.proxy.server import CONNECTION
 from headrace.proxy.sinks import Answer
 from headrace.proxy.stream import Place
 from headrace.proxy.ticket import ANYONE, Caller, Ticket
-from headrace.proxy.writer import Writer
+from headrace.proxy.wishes import Wishes
+from headrace.proxy.writer import Headers, Writer
 from headrace.settings import ProxySettings
 
 log = structlog.get_logger()
@@ -31,9 +37,11 @@ log = structlog.get_logger()
 RAW_SEND = "headrace.send"  # the scope's keys
 REQUEST_ID = "headrace.request_id"
 RECEIVED_AT = "headrace.received_at"
+STARTED = "headrace.started"  # there once the response has begun
 CALLER = "headrace.caller"
 T = TypeVar("T")
 
+MAX_SESSION_ID = 256
 _CLOSE_S = 5.0
 
 
@@ -52,6 +60,9 @@ class Serving:
     draining: bool = False
     idle: Changed = field(default_factory=Changed)
     moves: Moves = field(default_factory=Moves)
+    coalescer: Coalescer = NEVER
+    records: Records = field(default_factory=Records)
+    wishes: Wishes = field(default_factory=lambda: Wishes(Policy.AUTO))
 
     def fail_all(self, error: HeadraceError) -> None:
         """End what is left, each with the same error."""
@@ -95,12 +106,15 @@ class Answering(Response):
         model: str,
         submits: Sequence[Submit],
         n: int,
-        make: Callable[[Writer], Answer],
+        make: Callable[[Writer, Headers], Answer],
         keep_s: float = 0.0,
         place: Place | None = None,
         priority: int = 0,
     ) -> None:
-        """`keep_s`, `place`: see Stream. `priority`: a lower one is more urgent."""
+        """`make`: of a writer and more headers, which may change until the response begins.
+
+        `keep_s`, `place`: see Stream. `priority`: a lower one is more urgent.
+        """
         self._priority = priority
         self.background = None
         self._serving = serving
@@ -114,12 +128,13 @@ class Answering(Response):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         serving, settings = self._serving, self._serving.settings
         count = min(len(self._submits) * self._n, WINDOW)
-        known = serving.admission.route(self._model) is not None  # NotFound before anything else
-        label = self._model if known else ""  # a metric's label is never just what a client says
+        route = serving.admission.route(self._model)  # NotFound before anything else
+        label = self._model if route else ""  # a metric's label is never just what a client says
         if serving.moves.running + count > settings.max_streams:
             running, most = serving.moves.running, settings.max_streams
             raise Overloaded(f"{running} streams are running here; at most {most} may.", retry_after_s=1.0)
         ticket, timeout = self._ticket(scope, count)
+        ticket.wish = serving.wishes.of(route, self._submits[0], _session_id(scope))
         with serving.admission.counted(ticket):
             await self._answer(scope, receive, label, ticket, timeout)
 
@@ -148,6 +163,17 @@ class Answering(Response):
         passed = RequestTimeout(f"The request did not end within the {seconds:g} s of its X-Request-Timeout.")
         return Ticket(caller, self._priority, count, scope[RECEIVED_AT] + seconds), passed
 
+    def _to_submit(self, now: int, ticket: Ticket) -> list[Submit]:
+        """With what all have in common, and with their blocks, if their replica may have to know them."""
+        first, owner = ticket.wish.blocks, ticket.caller.owner
+        if not first:
+            return [replace(s, received_unix_s=now, owner=owner) for s in self._submits]
+        route = self._serving.admission.route(self._model)
+        adapter = route.adapter if route else ""
+        blocks = [first, *(blocks_of(s, adapter) for s in self._submits[1:])]
+        pairs = zip(self._submits, blocks, strict=True)
+        return [replace(s, received_unix_s=now, owner=owner, prefix=b) for s, b in pairs]
+
     async def _answer(
         self, scope: Any, receive: Any, label: str, ticket: Ticket, timeout: RequestTimeout | None
     ) -> None:
@@ -162,10 +188,24 @@ class Answering(Response):
             stall_s=settings.stall_s,
             on_cut=metrics.slow_clients.inc,
         )
-        answer = self._make(writer)
+        headers: Headers = [(b"x-headrace-route-reason", b"queued")]
+        answer = self._make(writer, headers)
         tally = metrics.tally(label)
         now = unix_now()
-        submits = [replace(s, received_unix_s=now) for s in self._submits]
+        submits = self._to_submit(now, ticket)
+        record = Record(scope[REQUEST_ID], self._model, scope[RECEIVED_AT], now)
+        serving.records.begin(record)
+
+        def chose(decision: Decision, candidates: Sequence[Candidate]) -> None:
+            reason = str(decision)
+            headers[:] = [
+                (b"x-headrace-replica", decision.replica_id.encode()),
+                (b"x-headrace-route-reason", reason.encode()),
+            ]
+            record.chose(decision, candidates)
+            metrics.routed.labels(label, "failover" if decision.moved else decision.reason.value).inc()
+
+        ticket.on_choice, ticket.on_move = chose, record.moved
         generation = Generation(
             self._model,
             submits,
@@ -178,6 +218,8 @@ class Answering(Response):
             self._place,
             ticket,
         )
+        record.generation = generation
+        how = "error"
         alarm = None
         if timeout is not None:
             alarm = asyncio.get_running_loop().call_at(ticket.deadline, generation.fail, timeout)
@@ -189,15 +231,19 @@ class Answering(Response):
         metrics.in_flight.inc()
         try:
             usage = await while_connected(receive, generation.run())
-            metrics.prompt_tokens.labels(label).inc(usage.prompt_tokens)
-            metrics.success.labels(label, generation.streams[0].reason).inc()
-            metrics.e2e.labels(label).observe(asyncio.get_running_loop().time() - scope[RECEIVED_AT])
+            tally.prompt_tokens += usage.prompt_tokens
+            tally.cached_tokens += usage.cached_tokens
+            how = generation.streams[0].reason or how
+            metrics.success.labels(label, how).inc()
+            tally.e2e.saw(asyncio.get_running_loop().time() - scope[RECEIVED_AT])
             answer.complete(usage)
             await writer.ended()
         except ClientLeft:
+            how = "cancelled"
             metrics.cancelled.labels(label).inc()
             writer.close()
         except HeadraceError as e:
+            how = e.kind
             metrics.failed.labels(label, e.kind).inc()
             if not writer.started:
                 raise
@@ -211,14 +257,23 @@ class Answering(Response):
                 writer.cut()
             raise
         finally:
+            record.ended(how)
             if alarm is not None:
                 alarm.cancel()
             if generation.first_at:
-                metrics.ttft.labels(label).observe(generation.first_at - scope[RECEIVED_AT])
+                tally.ttft.saw(generation.first_at - scope[RECEIVED_AT])
             metrics.in_flight.dec()
             serving.active.discard(generation)
             if not serving.active:
                 serving.idle.notify()
+
+
+def _session_id(scope: Any) -> str:
+    """X-Session-Id, "" without one; InvalidRequest if it is too long."""
+    given = next((v for k, v in scope["headers"] if k == b"x-session-id"), b"")
+    if len(given) > MAX_SESSION_ID:
+        raise InvalidRequest(f"X-Session-Id must have at most {MAX_SESSION_ID} characters.", param="X-Session-Id")
+    return given.decode("latin-1")
 
 
 def new_id(prefix: str) -> str:

@@ -42,7 +42,7 @@ def add(app: FastAPI, serving: Serving, read_json: ReadJson) -> None:
             parsed.model,
             submits,
             1,
-            lambda writer: Results(writer, len(submits), body),
+            lambda writer, headers: Results(writer, len(submits), body, headers),
             priority=parsed.priority or 0,
         )
 

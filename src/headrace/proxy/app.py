@@ -12,24 +12,30 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from headrace.core.affinity import Policy
 from headrace.errors import Unavailable, UserError
 from headrace.metrics import Metrics
 from headrace.process import raise_open_files, told_to_stop
 from headrace.proxy import api
 from headrace.proxy.admission import Admission, Patience
 from headrace.proxy.answering import Serving
+from headrace.proxy.coalescer import Coalescer
 from headrace.proxy.edge import Edge
+from headrace.proxy.explain import answer_questions
+from headrace.proxy.record import Records
 from headrace.proxy.routes import Routes
 from headrace.proxy.security import Keys, check_bind
 from headrace.proxy.server import Server, listen, new_server
 from headrace.proxy.session import Silence
 from headrace.proxy.sessions import Sessions
+from headrace.proxy.wishes import Wishes
 from headrace.rpc.channel import open_channel, tls_of
 from headrace.settings import ProxySettings
 
 log = structlog.get_logger()
 
 _FLUSH_S = 1.0
+_GC_THRESHOLDS = 20_000, 20, 20  # the rows of a few frames are garbage by themselves, and not worth a look
 _OTHER_FILES = 128  # connections to replicas and to the head, metrics, and clients that are being refused
 _LAST_WORDS_S = 2.0  # for errors of cut streams to be written
 
@@ -41,6 +47,7 @@ async def run(settings: ProxySettings) -> None:
         # What there is now stays: the collector need not look at it again while tokens wait.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         why = await told_to_stop()
         log.info("proxy_draining", why=why, requests=len(proxy.serving.active))
         await proxy.drain(settings.drain_s, told_to_stop())
@@ -105,17 +112,27 @@ async def serving(
     sock = listen(settings.http_host, settings.http_port)
     host, port = sock.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    policy = Policy(settings.routing)
     async with open_channel(settings.head_address, tls) as channel, asyncio.TaskGroup() as tasks:
         routes = Routes(channel, settings.head_address, proxy_id, least_epoch=settings.least_epoch)
-        sessions = Sessions(tasks, proxy_id, routes.changed, silence or Silence(), tls)
+        sessions = Sessions(tasks, proxy_id, routes.changed, silence or Silence(), tls, policy)
         routes.on_change = sessions.apply
         patience = patience or Patience(model_s=settings.wait_s, busy_s=settings.busy_s)
         admission = Admission(tasks, routes, sessions, settings.max_waiting, patience)
-        shared = Serving(settings, admission, metrics)
+        shared = Serving(
+            settings,
+            admission,
+            metrics,
+            coalescer=Coalescer(settings.coalesce_s),
+            records=Records(proxy_id),
+            wishes=Wishes(policy),
+        )
         server = new_server(Edge(api.build(shared, routes), keys, metrics))
         background = [
             tasks.create_task(routes.run(), name="routes"),
+            tasks.create_task(answer_questions(channel, proxy_id, shared.records), name="questions"),
             tasks.create_task(_report(metrics, admission, routes, sessions), name="metrics"),
+            tasks.create_task(shared.coalescer.run(), name="pressure"),
         ]
         web = tasks.create_task(server.serve(sockets=[sock]), name="http")
         log.info("proxy_listening", address=address, proxy_id=proxy_id, pid=os.getpid(), head=settings.head_address)

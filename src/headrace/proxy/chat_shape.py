@@ -9,7 +9,7 @@ from typing import Any
 from headrace.core.types import Parsed, TokenLogprob, ToolCall
 from headrace.proxy.extras import Extra
 from headrace.proxy.generation import Usage
-from headrace.proxy.shapes import Choice, event, token_object, usage_object
+from headrace.proxy.shapes import Choice, dumps, event, token_object, usage_object
 
 
 def _reasoning(text: str) -> dict[str, str]:
@@ -48,24 +48,27 @@ class ChatShape:
     include_usage: bool = False
     logprobs: bool = False
     tail: bytes = b""
+    _open: bytes = b""  # an event up to its choices
+    _close: bytes = b""  # and after them
 
     def __post_init__(self) -> None:
-        usage = b',"usage":null' if self.include_usage else b""
-        self.tail = b'},"logprobs":null,"finish_reason":null}]' + usage + b"}\n\n"
-
-    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
         chunk = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model}
-        return event(chunk | {"choices": choices} | ({"usage": usage} if self.include_usage else {}))
+        self._open = event(chunk)[: -len(b"}\n\n")] + b',"choices":['
+        self._close = b"]" + (b',"usage":null' if self.include_usage else b"") + b"}\n\n"
+        self.tail = b'},"logprobs":null,"finish_reason":null}' + self._close
 
-    def _delta(self, index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> bytes:
-        return self._chunk([{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}])
+    def _delta(self, index: int, delta: dict[str, Any], logprobs: Any = None) -> bytes:
+        choice = dumps({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None})
+        return self._open + choice + self._close
 
     def prelude(self) -> bytes:
-        return b"".join(self._delta(i, {"role": "assistant", "content": ""}) for i in range(self.choices))
+        return b"".join(
+            b'%b{"index":%d,"delta":{"role":"assistant","content":""%b' % (self._open, i, self.tail)
+            for i in range(self.choices)
+        )
 
     def head(self, index: int) -> bytes:
-        whole = self._delta(index, {"content": ""})
-        return whole[: whole.index(b'"content":') + len(b'"content":')]
+        return b'%b{"index":%d,"delta":{"content":' % (self._open, index)
 
     def with_logprobs(self, index: int, text: str, tokens: Sequence[TokenLogprob]) -> bytes:
         return self._delta(index, {"content": text}, self._logprobs(tokens))
@@ -87,10 +90,11 @@ class ChatShape:
         return self._delta(index, delta)
 
     def finish(self, index: int, reason: str) -> bytes:
-        return self._delta(index, {}, None, reason)
+        ended = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%b"}' % (index, reason.encode())
+        return self._open + ended + self._close
 
     def usage(self, usage: Usage) -> bytes:
-        return self._chunk([], usage_object(usage))
+        return self._open + b'],"usage":' + dumps(usage_object(usage)) + b"}\n\n"
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         return {

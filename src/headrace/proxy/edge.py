@@ -8,7 +8,7 @@ from typing import Any
 
 from headrace.errors import HeadraceError
 from headrace.metrics import Metrics
-from headrace.proxy.answering import CALLER, RAW_SEND, RECEIVED_AT, REQUEST_ID, new_id
+from headrace.proxy.answering import CALLER, RAW_SEND, RECEIVED_AT, REQUEST_ID, STARTED, new_id
 from headrace.proxy.security import OPEN_PATHS, Keys
 from headrace.proxy.shapes import dumps
 
@@ -62,6 +62,7 @@ class Edge:
 
         async def counted(message: Any) -> None:
             if message["type"] == "http.response.start":
+                scope[STARTED] = True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
                 self._metrics.responses.labels(path, str(message["status"])).inc()
             await send(message)

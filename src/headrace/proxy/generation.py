@@ -54,8 +54,9 @@ class Generation:
         self._wake = asyncio.Event()
         self._error: errors.HeadraceError | None = None
         self._limit = asyncio.timeout(None)
+        on_move = self._ticket.on_move
         self.streams = [
-            Stream(p * n + i, fan_out(submit, i), sink, tally, self._wake.set, moves.may_move, keep_s, place)
+            Stream(p * n + i, fan_out(submit, i), sink, tally, self._wake.set, moves.may_move, keep_s, place, on_move)
             for p, submit in enumerate(submits)
             for i in range(n)
         ]
@@ -89,7 +90,7 @@ class Generation:
                 if isinstance(s.error, errors.Quarantined):
                     self._moves.quarantine(self.model, self._submits[s.index // self._n])
                 s.end("abort")
-        return self._usage()
+        return self.usage()
 
     async def _run(self) -> None:
         while True:
@@ -149,7 +150,8 @@ class Generation:
         except TimeoutError:
             self._sink.waiting(f"waiting for the first token of {self.model}")
 
-    def _usage(self) -> Usage:
+    def usage(self) -> Usage:
+        """What it has come to so far."""
         prompts = self.streams[:: self._n]
         return Usage(
             prompt_tokens=sum(s.prompt_tokens for s in prompts),

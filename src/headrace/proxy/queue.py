@@ -8,17 +8,19 @@ from collections import Counter
 from headrace.core.fair import Claim, FairQueue
 from headrace.errors import HeadraceError
 from headrace.proxy.session import Session
+from headrace.proxy.ticket import Ticket
 
 
 class Entry:
     """One that waits. `turn` brings its session, or the error with which it has to go."""
 
-    __slots__ = ("begun", "claim", "model", "turn")
+    __slots__ = ("begun", "claim", "model", "ticket", "turn")
 
-    def __init__(self, model: str, claim: Claim) -> None:
+    def __init__(self, model: str, ticket: Ticket) -> None:
         loop = asyncio.get_running_loop()
         self.model = model
-        self.claim = claim
+        self.ticket = ticket
+        self.claim = ticket.claim()
         self.begun = loop.time()
         self.turn: asyncio.Future[Session] = loop.create_future()
 

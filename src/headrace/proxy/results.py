@@ -12,9 +12,9 @@ from headrace.errors import HeadraceError
 from headrace.proxy.extras import Extra
 from headrace.proxy.generation import Usage
 from headrace.proxy.shapes import dumps
-from headrace.proxy.stream import Place
+from headrace.proxy.stream import HasPlace
 from headrace.proxy.tasks import EmbeddingRequest, RerankRequest
-from headrace.proxy.writer import Writer
+from headrace.proxy.writer import Headers, Writer
 
 Body = Callable[[Sequence[Result], Usage], dict[str, Any]]
 
@@ -22,15 +22,16 @@ Body = Callable[[Sequence[Result], Usage], dict[str, Any]]
 class Results:
     """Collects one result per input, in the order of the inputs."""
 
-    def __init__(self, writer: Writer, count: int, body: Body) -> None:
+    def __init__(self, writer: Writer, count: int, body: Body, headers: Headers) -> None:
         self.writer = writer
+        self._headers = headers
         self._body = body
         self._results = [Result(0) for _ in range(count)]
 
-    def delta(self, index: int, text: str, logprobs: Any, place: Place | None = None) -> None:
+    def delta(self, index: int, text: str, logprobs: Any, place: HasPlace | None = None) -> None:
         """There is none."""
 
-    def extra(self, index: int, item: Extra, place: Place | None = None) -> None:
+    def extra(self, index: int, item: Extra, place: HasPlace | None = None) -> None:
         if isinstance(item, Result):
             self._results[index] = item
 
@@ -46,7 +47,7 @@ class Results:
     def complete(self, usage: Usage) -> None:
         body = dumps(self._body(self._results, usage))
         length = (b"content-length", str(len(body)).encode())
-        self.writer.start(200, [(b"content-type", b"application/json"), length])
+        self.writer.start(200, [(b"content-type", b"application/json"), length, *self._headers])
         self.writer.end(body)
 
     def fail(self, error: HeadraceError) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httptools
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from headrace.errors import HeadraceError, InvalidRequest, RequestTimeout, UserError
@@ -23,7 +24,7 @@ HEAD_S = 30.0
 KEEP_ALIVE_S = 75
 UNSENT_BYTES = 64 * 1024
 """What the kernel holds of an answer beside what is on its way; it would take megabytes of what nobody reads."""
-CONNECTION = "headrace.connection"  # the scope's key of the transport
+CONNECTION = "headrace.connection"  # the scope's key of the client's Connection
 
 
 class HeadTooLarge(HeadraceError):
@@ -34,8 +35,39 @@ def _head_too_large() -> HeadTooLarge:
     return HeadTooLarge(f"The request's head has more than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} fields.")
 
 
+class Connection:
+    """A client's connection, past ASGI: for tokens, and for an answer that must not look whole."""
+
+    __slots__ = ("_flow", "_transport", "lost")
+
+    def __init__(self, transport: asyncio.Transport, flow: FlowControl) -> None:
+        self._transport, self._flow = transport, flow
+        self.lost = False
+
+    def chunk(self, data: bytes) -> bool:
+        """Write a piece of a body that has begun without a length, as the server's `send` would.
+
+        False, and nothing is written, if `send` must be asked: the client does not read, or is gone.
+        """
+        if self.lost or self._flow.write_paused:
+            return False
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
+    def abort(self) -> None:
+        """Break it at once."""
+        self._transport.abort()
+
+    def close(self) -> None:
+        """Break it when all that was written has been sent."""
+        self.lost = True
+        self._transport.close()
+
+
 class _Protocol(HttpToolsProtocol):
     """Counts the bytes of a request's head and the time it takes."""
+
+    _connection: Connection
 
     _head_bytes = 0  # received since the last head was complete
     _parsed_bytes = 0  # of this head's fields
@@ -45,10 +77,12 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._connection = Connection(transport, self.flow)
         self._head_timer = self.loop.call_later(HEAD_S, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._connection.lost = True
         super().connection_lost(exc)
 
     def _stop_timer(self) -> None:
@@ -61,7 +95,7 @@ class _Protocol(HttpToolsProtocol):
         self._in_head = True
         self._parsed_bytes = 0
         scope: Any = self.scope
-        scope[CONNECTION] = self.transport
+        scope[CONNECTION] = self._connection
 
     def on_headers_complete(self) -> None:
         self._in_head = False

@@ -19,6 +19,7 @@ from headrace.core.types import Endpoint, Failure, Load, Parsed, Submit
 from headrace.errors import HeadraceError, ReplicaGone
 from headrace.proxy.changed import Changed
 from headrace.proxy.extras import Extra, PromptLogprobs
+from headrace.proxy.prefixes import Prefixes
 from headrace.proxy.pulse import Pulse
 from headrace.rpc import convert, convert_streams
 from headrace.rpc.channel import Tls, from_rpc, open_channel
@@ -49,6 +50,10 @@ class Receiver(Protocol):
     def started(self, prompt_tokens: int, echo: str = "", delivered: Sequence[int] = ()) -> None: ...
     def extra(self, item: Extra) -> None: ...
     def delta(self, now: float, position: int, ids: Sequence[int], text: str, logprobs: Any) -> None: ...
+    def token(self, now: float, position: int, token_id: int, text: str) -> None:
+        """A delta of one token, which is what most are."""
+        ...
+
     def finished(self, reason: str, cached_tokens: int, failure: Failure | None) -> None: ...
     def rejected(self, failure: Failure) -> None: ...
     def gone(self, error: HeadraceError) -> None: ...
@@ -91,6 +96,7 @@ class Session:
         self.endpoint = endpoint
         self.load = Load()
         self.pulse = Pulse()
+        self.prefixes = Prefixes()
         self.reserved = 0  # streams that are about to be submitted here
         self.fingerprint = ""
         self.ready = False
@@ -132,6 +138,7 @@ class Session:
         message.submit.stream = number
         self._streams[number] = receiver
         self.pulse.sent(number, self._loop.time())
+        self.prefixes.sent(number, submit.prefix)
         self._out.put_nowait(message)
         return number
 
@@ -139,6 +146,7 @@ class Session:
         """Tell the replica to stop a stream, and hear no more of it. Idempotent."""
         if self._streams.pop(number, None) is not None:
             self.pulse.ended(number, self._loop.time())
+            self.prefixes.ended(number)
             self._out.put_nowait(replica_pb2.SessionRequest(abort=replica_pb2.Abort(stream=number)))
             self._check_idle()
 
@@ -198,6 +206,7 @@ class Session:
         self.ready = self.suspect = self.draining = False
         self._out = asyncio.Queue()
         self.pulse.lost(failed=not (self.retired or self._closed))
+        self.prefixes.clear()
         streams, self._streams = self._streams, {}
         for receiver in streams.values():
             try:
@@ -272,7 +281,10 @@ class Session:
             self._changed.notify()
         if not self.ready:
             self.ready, self.fingerprint = True, frame.fingerprint
+            self.prefixes.kept = frame.keeps_prefixes
             self._changed.notify()
+        if frame.prefix_added or frame.prefix_removed:
+            self.prefixes.told(frame.prefix_added, frame.prefix_removed)
         streams = self._streams
         self.pulse.frame(now, frame, self.load)
         for s in frame.started:
@@ -281,16 +293,8 @@ class Session:
         parsed = [convert_streams.parsed_from_pb(x) for x in frame.parsed] if frame.parsed else ()
         if parsed or frame.prompt_logprobs:
             self._before_rows(frame, parsed)
-        logprobs = dict(convert_streams.frame_logprobs_from_pb(frame)) if frame.logprobs else {}
-        ids, at = list(frame.token_id), 0
-        for number, position, count, text in zip(frame.stream, frame.position, frame.count, frame.text, strict=True):
-            receiver = streams.get(number)
-            if receiver is not None:
-                try:
-                    receiver.delta(now, position, ids[at : at + count], text, logprobs.get(number))
-                except Exception:
-                    self._broken(number, receiver)
-            at += count
+        if frame.stream:
+            self._rows(now, frame)
         for p in parsed:
             if p.tool_calls and (receiver := streams.get(p.stream)):
                 self._tell(p.stream, receiver.extra, replace(p, reasoning=""))
@@ -301,15 +305,37 @@ class Session:
             if receiver := streams.pop(f.stream, None):
                 failure = convert_streams.failure_from_pb(f.error) if f.HasField("error") else None
                 self.pulse.ended(f.stream, now, failed=_blames(failure))
+                self.prefixes.ended(f.stream)
                 self._tell(f.stream, receiver.finished, f.reason, f.cached_tokens, failure)
         for r in frame.rejected:
             if receiver := streams.pop(r.stream, None):
                 failure = convert_streams.failure_from_pb(r.error)
                 self.pulse.ended(r.stream, now, failed=_blames(failure) or None)
+                self.prefixes.ended(r.stream)
                 self._tell(r.stream, receiver.rejected, failure)
         if self.retired:
             self._check_idle()
         self._after_frame()
+
+    def _rows(self, now: float, frame: replica_pb2.Frame) -> None:
+        streams, ids, counts = self._streams, list(frame.token_id), list(frame.count)
+        if len(ids) == len(counts) and min(counts) == 1 and not frame.logprobs:
+            for number, position, token_id, text in zip(frame.stream, frame.position, ids, frame.text, strict=True):
+                if (receiver := streams.get(number)) is not None:
+                    try:
+                        receiver.token(now, position, token_id, text)
+                    except Exception:
+                        self._broken(number, receiver)
+            return
+        logprobs = dict(convert_streams.frame_logprobs_from_pb(frame)) if frame.logprobs else {}
+        at = 0
+        for number, position, count, text in zip(frame.stream, frame.position, counts, frame.text, strict=True):
+            if (receiver := streams.get(number)) is not None:
+                try:
+                    receiver.delta(now, position, ids[at : at + count], text, logprobs.get(number))
+                except Exception:
+                    self._broken(number, receiver)
+            at += count
 
     def _before_rows(self, frame: replica_pb2.Frame, parsed: Sequence[Parsed]) -> None:
         """What stands before the text of the same frame: the prompt, and reasoning."""

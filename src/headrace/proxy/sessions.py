@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import NamedTuple
 
 import structlog
 
+from headrace.core.affinity import NOTHING, Decision, Policy, Wish, decide
 from headrace.core.outliers import FAILURES, Standing, judge
-from headrace.core.route import Candidate, choose, choose_with_room
+from headrace.core.route import Candidate
 from headrace.core.route_delta import RouteDelta
 from headrace.core.types import Endpoint, ReplicaId, Route
 from headrace.core.waits import service_rate
@@ -24,6 +27,14 @@ _JUDGE_S = 0.25
 _Key = tuple[ReplicaId, str]  # a replica that was started again has another address
 
 
+class Picked(NamedTuple):
+    """A session, why that one, and what it was chosen from."""
+
+    session: Session
+    decision: Decision
+    candidates: Sequence[Candidate]
+
+
 class Sessions:
     """Opens a session when a route names a replica, retires it when no route does any more.
 
@@ -31,13 +42,21 @@ class Sessions:
     """
 
     def __init__(
-        self, tasks: asyncio.TaskGroup, proxy_id: str, changed: Changed, silence: Silence, tls: Tls | None = None
+        self,
+        tasks: asyncio.TaskGroup,
+        proxy_id: str,
+        changed: Changed,
+        silence: Silence,
+        tls: Tls | None = None,
+        policy: Policy = Policy.AUTO,
     ) -> None:
         self.changed = changed
         self._tasks = tasks
         self._proxy_id = proxy_id
         self._silence = silence
         self._tls = tls
+        self._policy = policy
+        self._turns = itertools.count()
         self._live: dict[_Key, Session] = {}
         self._named: dict[str, dict[ReplicaId, _Key]] = {}  # by route
         self._uses: Counter[_Key] = Counter()  # how many routes name it
@@ -107,7 +126,8 @@ class Sessions:
         *,
         with_room: bool = False,
         heard_after: float = -1.0,
-    ) -> Session | None:
+        wish: Wish = NOTHING,
+    ) -> Picked | None:
         """The session for the route's next request; None if no replica of it can be reached now.
 
         `like`: only a replica with this fingerprint will do. `with_room`: only one that is not saturated.
@@ -121,10 +141,18 @@ class Sessions:
         for e, s in mine.items():
             if s.ready and (not like or s.fingerprint == like) and s.heard_at > heard_after:
                 ready[e.replica_id] = s
-                candidates.append(_candidate(e, s, now))
-        select = choose_with_room if with_room else choose
-        chosen = select(candidates, random.random(), random.random(), excluded)
-        return ready[chosen] if chosen is not None else None
+                candidates.append(_candidate(e, s, now, wish))
+        decision = decide(
+            candidates,
+            random.random(),
+            random.random(),
+            excluded,
+            with_room=with_room,
+            wish=wish,
+            policy=self._policy,
+            turn=next(self._turns),
+        )
+        return Picked(ready[decision.replica_id], decision, candidates) if decision else None
 
     def of(self, route: Route) -> dict[Endpoint, Session]:
         """The sessions with a route's replicas, also with those that cannot be reached now."""
@@ -163,7 +191,7 @@ class Sessions:
             task.cancel()
 
 
-def _candidate(e: Endpoint, s: Session, now: float) -> Candidate:
+def _candidate(e: Endpoint, s: Session, now: float, wish: Wish) -> Candidate:
     record = s.pulse.record
     return Candidate(
         e.replica_id,
@@ -179,4 +207,5 @@ def _candidate(e: Endpoint, s: Session, now: float) -> Candidate:
         slow=record.standing in (Standing.SLOW, Standing.PROBED),
         probe=record.standing is Standing.PROBED,
         weight=record.weight(now),
+        matched=s.prefixes.matched(wish.blocks),
     )

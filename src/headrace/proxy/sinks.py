@@ -7,15 +7,19 @@ from typing import Any, Protocol
 
 from headrace.core.types import TokenLogprob
 from headrace.errors import HeadraceError
+from headrace.proxy.coalescer import NEVER, Coalescer
 from headrace.proxy.extras import Extra
 from headrace.proxy.generation import Usage
 from headrace.proxy.shapes import DONE, Choice, Shape, dumps, event, quote
-from headrace.proxy.stream import Place
+from headrace.proxy.stream import HasPlace
 from headrace.proxy.writer import Headers, Writer
 
 _STREAM = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), (b"x-content-type-options", b"nosniff")]
 SSE_HEADERS: Headers = [(b"content-type", b"text/event-stream; charset=utf-8"), *_STREAM]
 TEXT_HEADERS: Headers = [(b"content-type", b"text/plain; charset=utf-8"), *_STREAM]
+
+_STRAIGHT = 16
+"""How many texts go out at once before the next one may be held."""
 
 
 class Answer(Protocol):
@@ -23,8 +27,8 @@ class Answer(Protocol):
 
     writer: Writer
 
-    def delta(self, index: int, text: str, logprobs: Any, place: Place | None = None) -> None: ...
-    def extra(self, index: int, item: Extra, place: Place | None = None) -> None: ...
+    def delta(self, index: int, text: str, logprobs: Any, place: HasPlace | None = None) -> None: ...
+    def extra(self, index: int, item: Extra, place: HasPlace | None = None) -> None: ...
     def choice_done(self, index: int, reason: str) -> None: ...
     def waiting(self, what: str) -> None: ...
     def restart(self, index: int) -> bool: ...
@@ -49,14 +53,61 @@ class Events:
         include_usage: bool,
         headers: Headers,
         taken_over: bool = False,
+        coalescer: Coalescer = NEVER,
     ) -> None:
         self.writer = writer
         self._shape = shape
-        self._heads = [shape.head(i) for i in range(choices)]
-        self._tail = shape.tail
+        self._heads = [shape.head(i).decode() for i in range(choices)]
+        self._tail = shape.tail.decode()
         self._include_usage = include_usage
         self._headers = headers
         self._prelude = b"" if taken_over else shape.prelude()
+        self._coalescer = coalescer if choices == 1 else NEVER
+        self._held = ""  # text that waits for more, of the only choice
+        self._held_place = ""
+        self._pieces = 0  # that were held
+        self._straight = _STRAIGHT  # how many texts more are sent at once; the first is not to wait
+
+    def delta(
+        self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None, place: HasPlace | None = None
+    ) -> None:
+        if logprobs is not None:
+            self._write(_id(place) + self._shape.with_logprobs(index, text, logprobs))
+        elif self._coalescer.active and self._held_back(text, place):
+            return
+        else:
+            if self._held:
+                text, self._held = self._held + text, ""
+            at = f"id: {place.moves}.{place.tokens}.{place.chars}.{place.reasoning_chars}\n" if place else ""
+            data = f"{at}{self._heads[index]}{quote(text)}{self._tail}".encode()
+            if self._prelude or not self.writer.started:
+                data = self._begin() + data
+            self.writer.write(data)
+
+    def _held_back(self, text: str, place: HasPlace | None) -> bool:
+        if self._straight:
+            self._straight -= 1
+            return False
+        if not self._held:
+            self._pieces = 0
+            self._coalescer.hold(self)
+        self._held += text
+        self._pieces += 1
+        if place is not None:
+            self._held_place = f"id: {place.moves}.{place.tokens}.{place.chars}.{place.reasoning_chars}\n"
+        return True
+
+    def flush(self) -> None:
+        if self._held:
+            if self._pieces == 1:
+                self._straight = _STRAIGHT  # nothing came to join it: this stream's tokens are too far apart
+            self.writer.write(self._take_held())
+
+    def _take_held(self) -> bytes:
+        if not self._held:
+            return b""
+        text, self._held = self._held, ""
+        return f"{self._held_place}{self._heads[0]}{quote(text)}{self._tail}".encode()
 
     def _begin(self) -> bytes:
         if not self.writer.started:
@@ -64,25 +115,16 @@ class Events:
         prelude, self._prelude = self._prelude, b""
         return prelude
 
-    def delta(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None, place: Place | None = None) -> None:
-        if logprobs is None:
-            data = self._heads[index] + quote(text).encode() + self._tail
-        else:
-            data = self._shape.with_logprobs(index, text, logprobs)
-        if place is not None:
-            data = b"id: %d.%d.%d.%d\n" % place + data
-        if self._prelude or not self.writer.started:
-            data = self._begin() + data
-        self.writer.write(data)
+    def _write(self, data: bytes) -> None:
+        """After what came before it."""
+        self.writer.write(self._begin() + self._take_held() + data)
 
-    def extra(self, index: int, item: Extra, place: Place | None = None) -> None:
+    def extra(self, index: int, item: Extra, place: HasPlace | None = None) -> None:
         if data := self._shape.extra(index, item):
-            if place is not None:
-                data = b"id: %d.%d.%d.%d\n" % place + data
-            self.writer.write(self._begin() + data)
+            self._write(_id(place) + data)
 
     def choice_done(self, index: int, reason: str) -> None:
-        self.writer.write(self._begin() + self._shape.finish(index, reason))
+        self._write(self._shape.finish(index, reason))
 
     def waiting(self, what: str) -> None:
         """A comment, which keeps the connection alive and tells a person what is going on."""
@@ -94,10 +136,14 @@ class Events:
         return False
 
     def complete(self, usage: Usage) -> None:
-        self.writer.end((self._shape.usage(usage) if self._include_usage else b"") + DONE)
+        self.writer.end(self._take_held() + (self._shape.usage(usage) if self._include_usage else b"") + DONE)
 
     def fail(self, error: HeadraceError) -> None:
-        self.writer.end(event(error.body()))
+        self.writer.end(self._take_held() + event(error.body()))
+
+
+def _id(place: HasPlace | None) -> bytes:
+    return b"id: %d.%d.%d.%d\n" % (place.moves, place.tokens, place.chars, place.reasoning_chars) if place else b""
 
 
 class Text:
@@ -107,12 +153,12 @@ class Text:
         self.writer = writer
         self._headers = headers
 
-    def delta(self, index: int, text: str, logprobs: Any, place: Place | None = None) -> None:
+    def delta(self, index: int, text: str, logprobs: Any, place: HasPlace | None = None) -> None:
         if not self.writer.started:
             self.writer.start(200, [*TEXT_HEADERS, *self._headers])
         self.writer.write(text.encode())
 
-    def extra(self, index: int, item: Extra, place: Place | None = None) -> None:
+    def extra(self, index: int, item: Extra, place: HasPlace | None = None) -> None:
         """The plain text is the answer alone."""
 
     def choice_done(self, index: int, reason: str) -> None:
@@ -144,12 +190,14 @@ class Collected:
         self._texts: list[list[str]] = [[] for _ in range(choices)]
         self._headers = headers
 
-    def delta(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None, place: Place | None = None) -> None:
+    def delta(
+        self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None, place: HasPlace | None = None
+    ) -> None:
         self._texts[index].append(text)
         if logprobs:
             self._choices[index].logprobs.extend(logprobs)
 
-    def extra(self, index: int, item: Extra, place: Place | None = None) -> None:
+    def extra(self, index: int, item: Extra, place: HasPlace | None = None) -> None:
         self._choices[index].add(item)
 
     def choice_done(self, index: int, reason: str) -> None:

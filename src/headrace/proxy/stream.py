@@ -39,11 +39,27 @@ class Place(NamedTuple):
         return Place(*map(int, parts))
 
 
-class Sink(Protocol):
-    """Where the answer goes; called straight from the frame reader, so it must be quick and must not raise."""
+class HasPlace(Protocol):
+    """A Place, or the stream that is there now: a token makes no object."""
 
-    def delta(self, index: int, text: str, logprobs: Any, place: Place | None = None) -> None: ...
-    def extra(self, index: int, item: Extra, place: Place | None = None) -> None: ...
+    @property
+    def moves(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def chars(self) -> int: ...
+    @property
+    def reasoning_chars(self) -> int: ...
+
+
+class Sink(Protocol):
+    """Where the answer goes; called straight from the frame reader, so it must be quick and must not raise.
+
+    `place`: where the stream is with what is given, if the client is to know. It moves on: not to be kept.
+    """
+
+    def delta(self, index: int, text: str, logprobs: Any, place: HasPlace | None = None) -> None: ...
+    def extra(self, index: int, item: Extra, place: HasPlace | None = None) -> None: ...
     def choice_done(self, index: int, reason: str) -> None: ...
     def waiting(self, what: str) -> None: ...
 
@@ -57,7 +73,6 @@ class Stream:
 
     __slots__ = (
         "_called",
-        "_chars",
         "_given",
         "_history",
         "_ids",
@@ -67,12 +82,13 @@ class Stream:
         "_may_move",
         "_number",
         "_on_change",
+        "_on_move",
         "_placed_at",
-        "_reasoning_chars",
         "_session",
         "_sink",
         "_tally",
         "cached_tokens",
+        "chars",
         "error",
         "fingerprint",
         "first_at",
@@ -80,6 +96,7 @@ class Stream:
         "moves",
         "prompt_tokens",
         "reason",
+        "reasoning_chars",
         "submit",
         "taking_over",
         "tokens",
@@ -96,10 +113,12 @@ class Stream:
         may_move: Callable[[], bool] = lambda: True,
         keep_s: float = 0.0,
         place: Place | None = None,
+        on_move: Callable[[str, int], None] = lambda cause, tokens: None,
     ) -> None:
         """`keep_s`: tell the client its places, and have the replica keep the stream so long should this proxy be lost.
 
         `place`: where a client is that comes from a proxy which was lost; the stream is taken over from there.
+        `on_move`: told why it has to go to another replica, and after how many tokens.
         """
         self.index = index
         self.submit = submit
@@ -113,7 +132,7 @@ class Stream:
         self.moves = 0
         self.fingerprint = ""  # that a replica must have to take it up; "": any
         self._ids = array("I")  # the tokens that have come
-        self._chars = self._reasoning_chars = 0  # that the sink has had
+        self.chars = self.reasoning_chars = 0  # that the sink has had
         self._called = False  # it has had a tool call, or a part of one
         self._given: set[type] = set()  # what is not given again by another replica
         self._history = History()
@@ -122,12 +141,13 @@ class Stream:
         self._sink = sink
         self._tally = tally
         self._on_change = on_change
+        self._on_move = on_move
         self._may_move = may_move
         self._session: Session | None = None
         self._keep_s = keep_s
         self.taking_over = place is not None
         if place is not None:
-            self.moves, self.tokens, self._chars, self._reasoning_chars = place
+            self.moves, self.tokens, self.chars, self.reasoning_chars = place
         self._number = 0
         self._last_at = 0.0
 
@@ -165,11 +185,11 @@ class Stream:
         if self._keep_s:
             submit = replace(submit, keep_s=self._keep_s, moves=self.moves)
         if self.taking_over:
-            resume = Resume((), self._chars, self._reasoning_chars)
+            resume = Resume((), self.chars, self.reasoning_chars)
             return replace(submit, resume=resume, take_over=self.tokens)
         if not self.tokens:
             return submit
-        resume = Resume(self._ids, self._chars, self._reasoning_chars)
+        resume = Resume(self._ids, self.chars, self.reasoning_chars)
         return replace(submit, resume=resume, echo=False, prompt_logprobs=None)
 
     def end(self, reason: str, error: errors.HeadraceError | None = None) -> None:
@@ -194,16 +214,26 @@ class Stream:
 
     def extra(self, item: Extra) -> None:
         if isinstance(item, Parsed):
-            self._reasoning_chars += len(item.reasoning)
+            self.reasoning_chars += len(item.reasoning)
             self._called = self._called or bool(item.tool_calls)
         elif isinstance(item, (Echo, PromptLogprobs)):
             if type(item) in self._given:
                 return
             self._given.add(type(item))
-        self._sink.extra(self.index, item, self._place() if self._keep_s else None)
+        self._sink.extra(self.index, item, self if self._keep_s else None)
 
-    def _place(self) -> Place:
-        return Place(self.moves, self.tokens, self._chars, self._reasoning_chars)
+    def token(self, now: float, position: int, token_id: int, text: str) -> None:
+        """As `delta`, without what only the first token and a stream that has moved need."""
+        if not position or position != self.tokens or self._lost_at:
+            self.delta(now, position, (token_id,), text, None)
+            return
+        self._tally.gap(now - self._last_at, 1)
+        self._last_at = now
+        self.tokens = position + 1
+        self._ids.append(token_id)
+        if text:
+            self.chars += len(text)
+            self._sink.delta(self.index, text, None, self if self._keep_s else None)
 
     def delta(
         self, now: float, position: int, ids: Sequence[int], text: str, logprobs: Sequence[TokenLogprob] | None
@@ -222,9 +252,9 @@ class Stream:
         self._last_at = now
         self.tokens = position + count
         self._ids.extend(ids)
-        self._chars += len(text)
+        self.chars += len(text)
         if text or logprobs:
-            self._sink.delta(self.index, text, logprobs, self._place() if self._keep_s else None)
+            self._sink.delta(self.index, text, logprobs, self if self._keep_s else None)
 
     def _taken_up(self, now: float) -> None:
         self._tally.moved.append(now - self._lost_at)
@@ -302,6 +332,7 @@ class Stream:
         self._tally.retries += 1
         self._lost_at = self._lost_at or self._last_at
         self.moves += 1
+        self._on_move(error.message, self.tokens)
         self._on_change()
 
     def begin_again(self) -> bool:
@@ -312,7 +343,7 @@ class Stream:
         return True
 
     def _restart(self) -> None:
-        self.tokens = self._chars = self._reasoning_chars = 0
+        self.tokens = self.chars = self.reasoning_chars = 0
         del self._ids[:]
         self._called = False
         self._given.clear()

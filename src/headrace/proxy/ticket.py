@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
+from headrace.core.affinity import NOTHING, Decision, Wish
 from headrace.core.fair import Claim
+from headrace.core.route import Candidate
 
 PRIORITIES = (-100, 100)
 """A lower number is more urgent, as vLLM has it; 0 without one."""
@@ -20,6 +24,11 @@ class Caller:
     priority: int = 0
     max_streams: int = 0
 
+    @property
+    def owner(self) -> str:
+        """What replicas know it by; "" of nobody."""
+        return blake2b(self.name.encode(), digest_size=16).hexdigest() if self.name else ""
+
 
 ANYONE = Caller(priority=PRIORITIES[0])
 """Where no API keys are asked for."""
@@ -27,13 +36,19 @@ ANYONE = Caller(priority=PRIORITIES[0])
 
 @dataclass(slots=True)
 class Ticket:
-    """One request at admission. Once `admitted` its streams wait in no queue again, wherever they have to go."""
+    """One request at admission. Once `admitted` its streams wait in no queue again, wherever they have to go.
+
+    `on_choice` is called whenever a replica was chosen for it, `on_move` when a stream has to leave its replica.
+    """
 
     caller: Caller = ANYONE
     priority: int = 0
     streams: int = 1
     deadline: float = math.inf  # of the loop's clock
     admitted: bool = False
+    wish: Wish = NOTHING
+    on_move: Callable[[str, int], None] = lambda cause, tokens: None
+    on_choice: Callable[[Decision, Sequence[Candidate]], None] = lambda decision, candidates: None
 
     def claim(self) -> Claim:
         return Claim(self.caller.name, self.caller.weight, self.priority, float(self.streams))

@@ -1,7 +1,8 @@
 """Writes a response from inside a callback, without a task; holds back what a slow client does not read, up to a limit.
 
-ASGI's `send` is a coroutine that waits only while the client does not read. So it is driven by hand: it ends at once in
-the ordinary case, and in the other its future wakes us.
+What comes between the first and the last message goes to the connection itself. When that does not take it, ASGI's
+`send` is asked, a coroutine that waits only while the client does not read: it is driven by hand, and its future
+wakes us.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _LEAST_BYTES = 16 * 1024
 
 
 class Connection(Protocol):
-    """The client's connection, for when the answer must not look whole."""
+    """The client's connection; see server.py."""
+
+    def chunk(self, data: bytes) -> bool: ...
 
     def abort(self) -> None:
         """Break it at once."""
@@ -100,10 +103,10 @@ class Writer:
         """Send now, or hold. After an overflow all is dropped, also if the reader is back: better an end than a gap."""
         if self._finished or self.overflowed:
             return
-        if self._blocked is None:
-            self._drive(self._send({"type": "http.response.body", "body": data, "more_body": True}))
-        else:
+        if self._blocked is not None:
             self._hold(data)
+        elif self._connection is None or not self._connection.chunk(data):
+            self._drive(self._send({"type": "http.response.body", "body": data, "more_body": True}))
 
     def end(self, data: bytes = b"") -> None:
         """The last data, which is never dropped. Idempotent."""

@@ -121,13 +121,15 @@ class Engine(Protocol):
 
     `info.features` names what it honours: the fields of Sampling and "top_logprobs"; the kinds of Guide ("json_schema",
     "json_object", "regex", "grammar", "choices"); "tool_parser" if `parser` can find tool calls; "prompt_logprobs",
-    "adapters", and "dimensions" of vectors. What is not named is refused before it gets here.
+    "adapters", and "dimensions" of vectors; "resumed_penalties" if presence and frequency count delivered ids too.
+    What is not named is refused before it gets here.
     """
 
     info: ModelInfo
     eos_ids: tuple[int, ...]
     defaults: Sampling  # from the model's generation_config.json
     stall_s: float  # so long without a step, with requests to work on, means that it is dead
+    prefix_tokens: int  # that its prefix cache can hold; 0: it has none
 
     def parser(self, parsing: Parsing) -> OutputParser | None:
         """A new answer's parser, as the deployment's tool_parser and reasoning_parser say; None if neither applies."""

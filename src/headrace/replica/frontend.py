@@ -155,8 +155,8 @@ class FrontEnd:
         s = submit.sampling
         if guide:
             why = "its form is enforced from the first token on"
-        elif s.presence_penalty or s.frequency_penalty:
-            why = "engines count presence and frequency over the tokens that they made themselves"
+        elif (s.presence_penalty or s.frequency_penalty) and "resumed_penalties" not in self._info.features:
+            why = "its engine counts presence and frequency over the tokens that it made itself"
         else:
             return
         raise CannotResume(f"This answer cannot go on at another replica exactly: {why}. Ask again.")

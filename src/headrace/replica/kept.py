@@ -12,12 +12,15 @@ from headrace.replica.rows import Stream
 from headrace.replica.session import Session
 
 MAX_KEPT = 4096
+_Key = tuple[str, str]
 
 
 class Limbo(Session):
     """Where a stream is whose proxy was lost: what it brings is in its ids, the frames are nobody's."""
 
-    def send(self, load: Load | None, draining: bool, now: float, fingerprint: str = "") -> None:
+    def send(
+        self, load: Load | None, draining: bool, now: float, fingerprint: str = "", keeps_prefixes: bool = False
+    ) -> None:
         self.discard()
 
 
@@ -40,11 +43,11 @@ class Entry:
 
 
 class Kept:
-    """By request id. `on_expired` is called with a stream that nobody took over in time."""
+    """By caller and request id. `on_expired` is called with a stream that nobody took over in time."""
 
     def __init__(self, on_expired: Callable[[Stream], None]) -> None:
         self.limbo = Limbo("")
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[_Key, Entry] = {}
         self._by_engine_id: dict[int, Entry] = {}
         self._on_expired = on_expired
         self._loop = asyncio.get_running_loop()
@@ -56,7 +59,7 @@ class Kept:
         """
         if not submit.keep_s or submit.task is not Task.GENERATE:
             return
-        if old := self._entries.get(submit.request_id):
+        if old := self._entries.get(_key(submit)):
             if old.timer is None:
                 return  # two that run have the same id: only the first can be taken over
             self._expire(old)  # left behind when the stream moved on, perhaps to here
@@ -64,8 +67,8 @@ class Kept:
             return
         ids = array("I", submit.resume.token_ids if submit.resume else ())
         stream.ids = ids
-        entry = Entry(replace(submit, resume=None), stream, prompt_tokens, ids)
-        self._entries[submit.request_id] = self._by_engine_id[stream.engine_id] = entry
+        entry = Entry(replace(submit, resume=None, prefix=()), stream, prompt_tokens, ids)
+        self._entries[_key(submit)] = self._by_engine_id[stream.engine_id] = entry
 
     def detach(self, stream: Stream) -> bool:
         """The proxy is gone: whether the stream goes on without it."""
@@ -89,7 +92,7 @@ class Kept:
 
     def find(self, asked: Submit) -> Entry | None:
         """The stream that `asked` wants to take over."""
-        entry = self._entries.get(asked.request_id)
+        entry = self._entries.get(_key(asked))
         if entry is None or _essence(asked) != _essence(entry.submit) or (asked.take_over or 0) > len(entry.ids):
             return None
         return entry
@@ -117,10 +120,14 @@ class Kept:
     def _drop(self, entry: Entry) -> None:
         if entry.timer:
             entry.timer.cancel()
-        self._entries.pop(entry.submit.request_id, None)
+        self._entries.pop(_key(entry.submit), None)
         self._by_engine_id.pop(entry.stream.engine_id, None)
+
+
+def _key(s: Submit) -> _Key:
+    return s.owner, s.request_id
 
 
 def _essence(s: Submit) -> Submit:
     """What makes two submits the same request."""
-    return replace(s, stream=0, resume=None, take_over=None, received_unix_s=0, keep_s=0.0)
+    return replace(s, stream=0, resume=None, take_over=None, received_unix_s=0, keep_s=0.0, prefix=())

@@ -31,6 +31,7 @@ class Stream:
     position: int = 0
     adapter: str = ""
     ids: array[int] | None = None  # of the whole answer, if it is kept for another proxy
+    leaf: int = 0  # of its prompt, in Prefixes; 0: not there
     take: Callable[[Stream, Row, TextCodec], Finished | None] = field(default_factory=lambda: take_tokens)
 
 

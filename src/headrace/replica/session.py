@@ -32,12 +32,13 @@ class _Columns:
     parsed: list[Parsed] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     prompt_logprobs: list[tuple[int, tuple[TokenLogprob, ...]]] = field(default_factory=list)
+    prefixes: dict[int, bool] = field(default_factory=dict)
 
     def size(self) -> int:
         """About how many bytes of a flow the frame has: without what a stream brings once, which it may be late for."""
         rows = 16 * len(self.streams) + 4 * len(self.token_ids) + sum(map(len, self.texts)) * 2
         others = 32 * (len(self.started) + len(self.finished) + len(self.rejected))
-        others += sum(2 * len(s.echo) for s in self.started)
+        others += sum(2 * len(s.echo) for s in self.started) + 8 * len(self.prefixes)
         for p in self.parsed:
             others += 32 + 2 * len(p.reasoning) + sum(64 + 2 * len(c.arguments) for c in p.tool_calls)
         return 64 + rows + others + sum(32 * (1 + len(t.top)) for _, tokens in self.logprobs for t in tokens)
@@ -62,7 +63,14 @@ class Session:
     def columns(self) -> _Columns:
         return self._columns
 
-    def send(self, load: Load | None, draining: bool, now: float, fingerprint: str = "") -> None:
+    def send(
+        self,
+        load: Load | None,
+        draining: bool,
+        now: float,
+        fingerprint: str = "",
+        keeps_prefixes: bool = False,
+    ) -> None:
         """Queue what was collected, with the load, as one frame. Ends the session if the proxy does not read."""
         if self.ended.is_set():
             return
@@ -72,7 +80,7 @@ class Session:
         size = c.size()
         frame = Frame(
             c.streams, c.positions, c.counts, c.token_ids, c.texts, c.started, c.finished, c.rejected, c.logprobs,
-            load, draining, c.parsed, c.results, c.prompt_logprobs, fingerprint,
+            load, draining, c.parsed, c.results, c.prompt_logprobs, fingerprint, c.prefixes, keeps_prefixes,
         )  # fmt: skip
         self._queue.append((frame, size))
         self._queued_bytes += size

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 
 import structlog
 
@@ -16,6 +16,7 @@ from headrace.core.types import Failure, Finished, Rejected, Started, Submit
 from headrace.replica.engine import EncodeRequest, Engine, EngineRequest, Row, Step
 from headrace.replica.frontend import FrontEnd
 from headrace.replica.kept import Kept
+from headrace.replica.prefixes import Prefixes
 from headrace.replica.prepared import Prepared, PreparedEncoding, PreparedResult, Ready
 from headrace.replica.rows import Stream, put_parsed, put_text, read, take_more, take_values
 from headrace.replica.session import Session
@@ -35,6 +36,7 @@ class Streams:
         self._fingerprint = fingerprint
         self._sessions: set[Session] = set()
         self._kept = Kept(self._expired)
+        self._prefixes = Prefixes(engine.prefix_tokens, self._tell_prefixes) if engine.prefix_tokens else None
         self._by_engine_id: dict[int, Stream] = {}
         self._ids = itertools.count(1)
         self._loop = asyncio.get_running_loop()
@@ -100,6 +102,8 @@ class Streams:
         stream.session.columns.finished.append(finished)
         if stream.ids is not None:
             self._kept.finished(stream, finished)
+        if stream.leaf and self._prefixes:
+            self._prefixes.grew(stream.leaf, stream.position)
         self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
@@ -115,8 +119,16 @@ class Streams:
     def open(self, proxy_id: str) -> Session:
         session = Session(proxy_id)
         self._sessions.add(session)
-        session.send(self._engine.load(), self.draining, self._loop.time(), self._fingerprint)
+        if self._prefixes:
+            session.columns.prefixes.update(dict.fromkeys(self._prefixes.held(), True))
+        keeps = self._prefixes is not None
+        session.send(self._engine.load(), self.draining, self._loop.time(), self._fingerprint, keeps)
         return session
+
+    def _tell_prefixes(self, changes: Mapping[int, bool]) -> None:
+        """With the next frame of each session, whenever that is: no frame is worth being sent for it alone."""
+        for session in self._sessions:
+            session.columns.prefixes.update(changes)
 
     def close(self, session: Session) -> None:
         """The proxy is gone: end its streams at the engine, but for those that are kept for another."""
@@ -153,6 +165,8 @@ class Streams:
             return  # aborted meanwhile, or the proxy is gone
         if isinstance(prepared, Prepared):
             self._kept.begin(stream, submit, prepared.prompt_tokens)
+            if self._prefixes:
+                stream.leaf = self._prefixes.took(submit.prefix, prepared.prompt_tokens)
         self._begin(stream, prepared)
         self._send(session)
 

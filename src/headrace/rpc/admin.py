@@ -10,7 +10,8 @@ import grpc
 
 from headrace.core import types as t
 from headrace.core.state import Revision
-from headrace.rpc import convert
+from headrace.core.story import Explanation
+from headrace.rpc import convert, convert_story
 from headrace.rpc.channel import Tls, from_rpc, open_channel
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc
 
@@ -102,6 +103,12 @@ class AdminClient:
     async def remove_model(self, name: str) -> None:
         with self._errors():
             await self._stub.RemoveModel(head_pb2.RemoveModelRequest(name=name), timeout=_CALL_S)
+
+    async def explain(self, request_id: str) -> Explanation:
+        """What the proxies know of a request."""
+        with self._errors():
+            answer = await self._stub.Explain(head_pb2.ExplainRequest(request_id=request_id), timeout=_CALL_S)
+        return convert_story.explanation_from_pb(answer)
 
     async def read_logs(self, replica_id: str, tail_lines: int, follow: bool) -> AsyncIterator[bytes]:
         """The end of a replica's log, piece by piece; with `follow`, and then what is added to it."""

@@ -46,7 +46,7 @@ _SAMPLING = (
 
 
 _FLAT = ("adapter", "tools_json", "tool_choice", "tool_name", "one_tool_call", "template_args_json", "echo", "document",
-         "dimensions", "no_special_tokens", "received_unix_s", "keep_s", "moves")  # fmt: skip
+         "dimensions", "no_special_tokens", "received_unix_s", "keep_s", "moves", "owner")  # fmt: skip
 _TASKS = {
     t.Task.GENERATE: replica_pb2.GENERATE,
     t.Task.EMBED: replica_pb2.EMBED,
@@ -116,6 +116,8 @@ def submit_to_pb(s: t.Submit) -> replica_pb2.SessionRequest:
         m.prompt_logprobs = s.prompt_logprobs
     if s.take_over is not None:
         m.take_over = s.take_over
+    if s.prefix:
+        m.prefix.extend(s.prefix)
     return replica_pb2.SessionRequest(submit=m)
 
 
@@ -143,6 +145,7 @@ def submit_from_pb(m: replica_pb2.Submit) -> t.Submit:
         guide=guide_from_pb(m.guide) if m.HasField("guide") else None,
         prompt_logprobs=m.prompt_logprobs if m.HasField("prompt_logprobs") else None,
         take_over=m.take_over if m.HasField("take_over") else None,
+        prefix=tuple(m.prefix),
         **{name: getattr(m, name) for name in _FLAT},
     )
 
@@ -189,7 +192,11 @@ def frame_to_pb(f: t.Frame) -> replica_pb2.Frame:
         text=f.texts,
         draining=f.draining,
         fingerprint=f.fingerprint,
+        keeps_prefixes=f.keeps_prefixes,
     )
+    if f.prefixes:
+        m.prefix_added.extend(b for b, held in f.prefixes.items() if held)
+        m.prefix_removed.extend(b for b, held in f.prefixes.items() if not held)
     if f.load is not None:
         m.load.CopyFrom(load_to_pb(f.load))
     for s in f.started:
@@ -238,4 +245,6 @@ def frame_from_pb(m: replica_pb2.Frame) -> t.Frame:
         results=[result_from_pb(x) for x in m.results],
         prompt_logprobs=prompt_logprobs_from_pb(m),
         fingerprint=m.fingerprint,
+        prefixes=dict.fromkeys(m.prefix_added, True) | dict.fromkeys(m.prefix_removed, False),
+        keeps_prefixes=m.keeps_prefixes,
     )

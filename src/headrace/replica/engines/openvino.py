@@ -155,6 +155,7 @@ class OpenVinoEngine:
         self.stall_s = options.stall_s
         self.info = ModelInfo("openvino", genai.__version__, context, vocab_size, features)
         self._kv_tokens = scheduler.num_kv_blocks * _BLOCK_TOKENS
+        self.prefix_tokens = self._kv_tokens if options.prefix_cache else 0
         self._changed = threading.Condition()
         self._inbox = _Inbox()
         self._live: dict[int, _Live] = {}

@@ -75,6 +75,8 @@ def pool(hidden: np.ndarray, mask: np.ndarray, how: str) -> np.ndarray:
 class OpenVinoEncoder:
     """An embedding model or a cross-encoder. Only its own thread infers after `start`."""
 
+    prefix_tokens = 0
+
     def __init__(
         self, folder: Path, task: Task, options: EncodeOptions, resources: Resources, context_tokens: int
     ) -> None:

@@ -20,6 +20,7 @@ from headrace.errors import HeadraceError, UserError
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
 from headrace.replica.engines.options import parse_options
 from headrace.replica.engines.simulated_answers import Speaker, logprobs, prompt_logprobs, values_of
+from headrace.replica.engines.simulated_cache import SimulatedCache
 from headrace.replica.engines.simulated_parsing import SimulatedParser
 from headrace.replica.sampling import FEATURES, cannot_guide
 from headrace.replica.weights import Report
@@ -35,6 +36,7 @@ class SimulatedOptions:
     kv_tokens: int = 1_000_000
     max_running: int = 256
     prefill_chunk: int = 512  # prompt tokens that one step takes in, over all requests
+    prefix_cache: bool = True  # prompt tokens that are in the KV cache already need not be taken in
     text: str = ""  # what every answer says, over and over; "": made from (prompt, seed, index)
     answer_tokens: int = 0  # after so many the answer ends by itself; 0: a function of the prompt and seed
     crash_at_token: int = -1  # SIGKILL to itself instead of producing a stream's token of this index
@@ -70,6 +72,8 @@ class _Sequence:
     ready_at: float = 0.0
     reserved: int = 0
     ids: list[int] | None = None  # what the answer says; None: made from the key
+    cached: int = 0  # prompt tokens that the prefix cache had
+    made: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -112,6 +116,8 @@ class SimulatedEngine:
         self._encodings: list[EncodeRequest] = []
         self._running: dict[int, _Sequence] = {}
         self._kv_used = 0
+        self._cache = SimulatedCache(o.kv_tokens) if o.prefix_cache else None
+        self.prefix_tokens = o.kv_tokens if o.prefix_cache else 0
         self._load = Load(max_running=o.max_running)
         self._pending = 0  # requests without a last row, under the lock
         self._thread = threading.Thread(target=self._run, name="simulated-engine", daemon=True)
@@ -194,7 +200,14 @@ class SimulatedEngine:
         with self._changed:
             self._pending -= sum(row.finish is not None for row in rows)
             tokens = self._load.tokens_total + sum(len(r.tokens) for r in rows)
-            self._load = replace(self._load, step=self._load.step + 1, tokens_total=tokens)
+            queries, hits = (self._cache.queries, self._cache.hits) if self._cache else (0, 0)
+            self._load = replace(
+                self._load,
+                step=self._load.step + 1,
+                tokens_total=tokens,
+                prefix_query_tokens=queries,
+                prefix_hit_tokens=hits,
+            )
             load = self._load = self._now()
         self._on_step(Step(rows, load))
         return True
@@ -276,6 +289,9 @@ class SimulatedEngine:
             self._kv_used += s.reserved
             s.ready_at = now + self._options.ttft_s
             self._running[s.request.id] = s
+            if self._cache:
+                s.cached = self._cache.find(s.request.adapter, s.request.prompt_ids)
+                s.unread -= s.cached
             marker = self._options.crash_marker
             if marker and marker in simulated.decode(s.request.prompt_ids):
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -286,6 +302,8 @@ class SimulatedEngine:
             taken = min(s.unread, budget)
             s.unread -= taken
             budget -= taken
+            if taken and not s.unread and self._cache:
+                self._cache.add(s.request.adapter, s.request.prompt_ids, self._kv_used)
 
     def _decode(self, rows: list[Row]) -> None:
         now = time.monotonic()
@@ -300,13 +318,14 @@ class SimulatedEngine:
             if s.index == o.die_at_token:
                 raise _Died(f"The simulated engine died at token {s.index}.")
             if s.index >= s.end:
-                rows.append(Row(s.request.id, (), "stop"))
+                rows.append(Row(s.request.id, (), "stop", cached_tokens=s.cached))
                 self._release(s)
                 continue
             token = s.ids[s.index % len(s.ids)] if s.ids else simulated.token_at(s.key, s.index)
             made = s.index - s.request.delivered + 1
             finish = "length" if made >= s.request.max_tokens else None
-            row = Row(s.request.id, (token,), finish, logprobs(s.request, token))
+            row = Row(s.request.id, (token,), finish, logprobs(s.request, token), s.cached)
+            s.made.append(token)
             if made == 1:
                 row.prompt_logprobs = prompt_logprobs(s.request)
             s.index += 1
@@ -317,3 +336,5 @@ class SimulatedEngine:
     def _release(self, s: _Sequence) -> None:
         del self._running[s.request.id]
         self._kv_used -= s.reserved
+        if self._cache and not s.unread:
+            self._cache.add(s.request.adapter, [*s.request.prompt_ids, *s.made], self._kv_used)

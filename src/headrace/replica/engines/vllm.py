@@ -43,6 +43,7 @@ from vllm.pooling_params import PoolingParams  # noqa: E402  # pyright: ignore[r
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402  # pyright: ignore[reportMissingImports]
 from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: E402  # pyright: ignore[reportMissingImports]
 
+from headrace.replica.engines import vllm_penalties  # noqa: E402
 from headrace.replica.engines.vllm_outputs import (  # noqa: E402
     numbers_of,
     refusal_of,
@@ -106,18 +107,22 @@ class VllmEngine:
         except Exception as e:
             raise UserError(f"vLLM cannot serve {folder}: {brief(e)}") from e
         check_registered(spec.tool_parser, spec.reasoning_parser)
+        resumed = _count_resumed(config)
         vllm_processes.fork_engines_from_server()
         try:
             self._llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._stat_logger], disable_log_stats=True)
         except Exception as e:
             raise HeadraceError(f"vLLM failed to start: {vllm_processes.last_error() or brief(e)}") from e
-        model = config.model_config
+        model, cache = config.model_config, config.cache_config
+        # The engine's processes have found out how many blocks there is memory for.
+        caches = bool(cache.enable_prefix_caching) and spec.task not in ("embed", "score")
+        self.prefix_tokens = int(cache.num_gpu_blocks or 0) * int(cache.block_size or 0) if caches else 0
         self._adapters_on = bool(given.get("enable_lora"))
         self.defaults, eos = read_generation_config(folder)
         self.eos_ids = eos or tuple(_ids(model.hf_text_config.eos_token_id))
         self._parsers = Parsers(spec.tool_parser, spec.reasoning_parser, self._llm, model)
         tasks = {"embed": ("embed",), "score": ("score",)}.get(spec.task, ("generate",))
-        features = FEATURES | _GUIDES | {"prompt_logprobs"} | self._parsers.features
+        features = FEATURES | _GUIDES | {"prompt_logprobs"} | self._parsers.features | resumed
         if self._adapters_on:
             features |= {"adapters"}
         if getattr(model, "is_matryoshka", False):
@@ -365,6 +370,19 @@ class VllmEngine:
 
 def _ids(value: Any) -> list[int]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [int(value)]
+
+
+def _count_resumed(config: Any) -> set[str]:
+    """Have vLLM count a resumed stream's tokens for its penalties, where that costs the other requests nothing.
+
+    On a GPU a processor makes every step wait for the one before it, or is another one for another model runner.
+    """
+    model = config.model_config
+    fits = current_platform.is_cpu() and not (config.use_v2_model_runner or config.speculative_config)
+    if not fits or model.runner_type == "pooling":
+        return set()
+    model.logits_processors = [*(model.logits_processors or ()), vllm_penalties.NAME]
+    return {"resumed_penalties"}
 
 
 def _fast_bfloat16() -> bool:

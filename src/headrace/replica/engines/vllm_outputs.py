@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vllm.exceptions import (  # pyright: ignore[reportMissingImports]
@@ -20,12 +21,16 @@ from vllm.sampling_params import (  # pyright: ignore[reportMissingImports]
 from headrace.core.types import Guide
 from headrace.replica.engine import EngineRequest, Row
 from headrace.replica.engines.vllm_args import brief
+from headrace.replica.engines.vllm_penalties import counts_delivered, extra_args
 from headrace.replica.sampling import continued
 
 
 def sampling_params(request: EngineRequest) -> SamplingParams:
     """What vLLM is to do for `request`: new token ids only, no text."""
-    s = continued(request.sampling, request.delivered)
+    s, extra = continued(request.sampling, request.delivered), None
+    if counts_delivered(s, request.delivered):
+        extra = extra_args(s, request.delivered)
+        s = replace(s, presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0)
     return SamplingParams(
         temperature=s.temperature or 0.0,
         top_p=1.0 if s.top_p is None else s.top_p,
@@ -45,6 +50,7 @@ def sampling_params(request: EngineRequest) -> SamplingParams:
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
         structured_outputs=_structured(request.guide) if request.guide else None,
+        extra_args=extra,
         skip_clone=True,
     )
 

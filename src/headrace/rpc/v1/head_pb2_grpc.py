@@ -44,6 +44,16 @@ class RouteServiceStub:
                 request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.EnsureRequest.SerializeToString,
                 response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.EnsureResponse.FromString,
                 _registered_method=True)
+        self.Questions = channel.unary_stream(
+                '/headrace.v1.RouteService/Questions',
+                request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.QuestionsRequest.SerializeToString,
+                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Question.FromString,
+                _registered_method=True)
+        self.Answer = channel.unary_unary(
+                '/headrace.v1.RouteService/Answer',
+                request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.AnswerRequest.SerializeToString,
+                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.AnswerResponse.FromString,
+                _registered_method=True)
 
 
 class RouteServiceServicer:
@@ -64,6 +74,20 @@ class RouteServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Questions(self, request, context):
+        """Questions that people have for this proxy, as they come. A proxy holds it open, beside Watch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Answer(self, request, context):
+        """What the proxy knows about one of them; also if that is nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouteServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +100,16 @@ def add_RouteServiceServicer_to_server(servicer, server):
                     servicer.Ensure,
                     request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.EnsureRequest.FromString,
                     response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.EnsureResponse.SerializeToString,
+            ),
+            'Questions': grpc.unary_stream_rpc_method_handler(
+                    servicer.Questions,
+                    request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.QuestionsRequest.FromString,
+                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.Question.SerializeToString,
+            ),
+            'Answer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Answer,
+                    request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.AnswerRequest.FromString,
+                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.AnswerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +166,60 @@ class RouteService:
             '/headrace.v1.RouteService/Ensure',
             headrace_dot_rpc_dot_v1_dot_head__pb2.EnsureRequest.SerializeToString,
             headrace_dot_rpc_dot_v1_dot_head__pb2.EnsureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Questions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/headrace.v1.RouteService/Questions',
+            headrace_dot_rpc_dot_v1_dot_head__pb2.QuestionsRequest.SerializeToString,
+            headrace_dot_rpc_dot_v1_dot_head__pb2.Question.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Answer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.RouteService/Answer',
+            headrace_dot_rpc_dot_v1_dot_head__pb2.AnswerRequest.SerializeToString,
+            headrace_dot_rpc_dot_v1_dot_head__pb2.AnswerResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -216,6 +304,11 @@ class AdminServiceStub:
                 '/headrace.v1.AdminService/ReadLogs',
                 request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ReadLogsRequest.SerializeToString,
                 response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.LogData.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/headrace.v1.AdminService/Explain',
+                request_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ExplainResponse.FromString,
                 _registered_method=True)
 
 
@@ -304,6 +397,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """What became of a request: asks all proxies that are there, and waits a second for them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -371,6 +471,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ReadLogs,
                     request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ReadLogsRequest.FromString,
                     response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.LogData.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ExplainRequest.FromString,
+                    response_serializer=headrace_dot_rpc_dot_v1_dot_head__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -724,6 +829,33 @@ class AdminService:
             '/headrace.v1.AdminService/ReadLogs',
             headrace_dot_rpc_dot_v1_dot_head__pb2.ReadLogsRequest.SerializeToString,
             headrace_dot_rpc_dot_v1_dot_head__pb2.LogData.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.AdminService/Explain',
+            headrace_dot_rpc_dot_v1_dot_head__pb2.ExplainRequest.SerializeToString,
+            headrace_dot_rpc_dot_v1_dot_head__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,6 +20,10 @@ class RouteServiceStub:
     """
     Ensure: _aio.UnaryUnaryMultiCallable[_head_pb2.EnsureRequest, _head_pb2.EnsureResponse]
     """Makes sure that a catalogued model has a deployment. Returns at once; progress comes with the routes."""
+    Questions: _aio.UnaryStreamMultiCallable[_head_pb2.QuestionsRequest, _head_pb2.Question]
+    """Questions that people have for this proxy, as they come. A proxy holds it open, beside Watch."""
+    Answer: _aio.UnaryUnaryMultiCallable[_head_pb2.AnswerRequest, _head_pb2.AnswerResponse]
+    """What the proxy knows about one of them; also if that is nothing."""
 
 class RouteServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -39,6 +43,22 @@ class RouteServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_head_pb2.EnsureRequest, _abc.Awaitable[_head_pb2.EnsureResponse]],
     ) -> _abc.Awaitable[_head_pb2.EnsureResponse]:
         """Makes sure that a catalogued model has a deployment. Returns at once; progress comes with the routes."""
+
+    @_abc_1.abstractmethod
+    def Questions(
+        self,
+        request: _head_pb2.QuestionsRequest,
+        context: _aio.ServicerContext[_head_pb2.QuestionsRequest, _abc.AsyncIterator[_head_pb2.Question]],
+    ) -> _abc.AsyncIterator[_head_pb2.Question]:
+        """Questions that people have for this proxy, as they come. A proxy holds it open, beside Watch."""
+
+    @_abc_1.abstractmethod
+    def Answer(
+        self,
+        request: _head_pb2.AnswerRequest,
+        context: _aio.ServicerContext[_head_pb2.AnswerRequest, _abc.Awaitable[_head_pb2.AnswerResponse]],
+    ) -> _abc.Awaitable[_head_pb2.AnswerResponse]:
+        """What the proxy knows about one of them; also if that is nothing."""
 
 def add_RouteServiceServicer_to_server(servicer: RouteServiceServicer, server: _aio.Server) -> None: ...
 
@@ -61,6 +81,8 @@ class AdminServiceStub:
     AddModel: _aio.UnaryUnaryMultiCallable[_head_pb2.CatalogEntry, _head_pb2.CatalogEntry]
     RemoveModel: _aio.UnaryUnaryMultiCallable[_head_pb2.RemoveModelRequest, _head_pb2.RemoveModelResponse]
     ReadLogs: _aio.UnaryStreamMultiCallable[_head_pb2.ReadLogsRequest, _head_pb2.LogData]
+    Explain: _aio.UnaryUnaryMultiCallable[_head_pb2.ExplainRequest, _head_pb2.ExplainResponse]
+    """What became of a request: asks all proxies that are there, and waits a second for them."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -157,5 +179,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _head_pb2.ReadLogsRequest,
         context: _aio.ServicerContext[_head_pb2.ReadLogsRequest, _abc.AsyncIterator[_head_pb2.LogData]],
     ) -> _abc.AsyncIterator[_head_pb2.LogData]: ...
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _head_pb2.ExplainRequest,
+        context: _aio.ServicerContext[_head_pb2.ExplainRequest, _abc.Awaitable[_head_pb2.ExplainResponse]],
+    ) -> _abc.Awaitable[_head_pb2.ExplainResponse]:
+        """What became of a request: asks all proxies that are there, and waits a second for them."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _aio.Server) -> None: ...

@@ -128,6 +128,8 @@ class Submit(_message.Message):
     KEEP_S_FIELD_NUMBER: _builtins.int
     TAKE_OVER_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     stream: _builtins.int
     """The proxy's number for the stream, never used twice in a session."""
     request_id: _builtins.str
@@ -170,6 +172,8 @@ class Submit(_message.Message):
     """
     moves: _builtins.int
     """How often the stream has moved to another replica. One that was left behind somewhere is not the one to take over."""
+    owner: _builtins.str
+    """A digest of who called; empty where no API keys are asked for. Only the same caller may take a stream over."""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds: ...
     @_builtins.property
@@ -185,6 +189,12 @@ class Submit(_message.Message):
     @_builtins.property
     def guide(self) -> Global___Guide:
         """The form that the answer must have."""
+
+    @_builtins.property
+    def prefix(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Chained hashes of the prompt's blocks, which stand for its beginnings of all lengths. The replica says in its frames which
+        it is likely to hold; how they are made is the proxies' affair.
+        """
 
     def __init__(
         self,
@@ -215,10 +225,12 @@ class Submit(_message.Message):
         keep_s: _builtins.float = ...,
         take_over: _builtins.int | None = ...,
         moves: _builtins.int = ...,
+        prefix: _abc.Iterable[_builtins.int] | None = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "_take_over", b"_take_over", "guide", b"guide", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "resume", b"resume", "sampling", b"sampling", "take_over", b"take_over", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "_take_over", b"_take_over", "adapter", b"adapter", "dimensions", b"dimensions", "document", b"document", "echo", b"echo", "guide", b"guide", "keep_s", b"keep_s", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "moves", b"moves", "no_special_tokens", b"no_special_tokens", "one_tool_call", b"one_tool_call", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "received_unix_s", b"received_unix_s", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "take_over", b"take_over", "task", b"task", "template_args_json", b"template_args_json", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools_json", b"tools_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "_take_over", b"_take_over", "adapter", b"adapter", "dimensions", b"dimensions", "document", b"document", "echo", b"echo", "guide", b"guide", "keep_s", b"keep_s", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "moves", b"moves", "no_special_tokens", b"no_special_tokens", "one_tool_call", b"one_tool_call", "owner", b"owner", "prefix", b"prefix", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "received_unix_s", b"received_unix_s", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "take_over", b"take_over", "task", b"task", "template_args_json", b"template_args_json", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools_json", b"tools_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
@@ -509,12 +521,17 @@ class Frame(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PREFIX_ADDED_FIELD_NUMBER: _builtins.int
+    PREFIX_REMOVED_FIELD_NUMBER: _builtins.int
+    KEEPS_PREFIXES_FIELD_NUMBER: _builtins.int
     draining: _builtins.bool
     """The replica is draining: send nothing new."""
     fingerprint: _builtins.str
     """In a session's first frame: what makes answers what they are (model, template, engine). A stream may go on only at a
     replica with the same.
     """
+    keeps_prefixes: _builtins.bool
+    """In a session's first frame: the engine has a prefix cache."""
     @_builtins.property
     def stream(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -553,6 +570,14 @@ class Frame(_message.Message):
     def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamLogprobs]:
         """Once per stream that asked, before its first row."""
 
+    @_builtins.property
+    def prefix_added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What the engine's prefix cache is likely to hold, of the hashes that proxies have sent with Submit: all of it in a session's
+        first frame, what has come and what is gone in later ones. Whatever is held is held with what comes before it in its prompt.
+        """
+
+    @_builtins.property
+    def prefix_removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -571,10 +596,13 @@ class Frame(_message.Message):
         results: _abc.Iterable[Global___Result] | None = ...,
         prompt_logprobs: _abc.Iterable[Global___StreamLogprobs] | None = ...,
         fingerprint: _builtins.str = ...,
+        prefix_added: _abc.Iterable[_builtins.int] | None = ...,
+        prefix_removed: _abc.Iterable[_builtins.int] | None = ...,
+        keeps_prefixes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "draining", b"draining", "fingerprint", b"fingerprint", "finished", b"finished", "load", b"load", "logprobs", b"logprobs", "parsed", b"parsed", "position", b"position", "prompt_logprobs", b"prompt_logprobs", "rejected", b"rejected", "results", b"results", "started", b"started", "stream", b"stream", "text", b"text", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "draining", b"draining", "fingerprint", b"fingerprint", "finished", b"finished", "keeps_prefixes", b"keeps_prefixes", "load", b"load", "logprobs", b"logprobs", "parsed", b"parsed", "position", b"position", "prefix_added", b"prefix_added", "prefix_removed", b"prefix_removed", "prompt_logprobs", b"prompt_logprobs", "rejected", b"rejected", "results", b"results", "started", b"started", "stream", b"stream", "text", b"text", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

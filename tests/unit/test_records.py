@@ -1,0 +1,103 @@
+"""Records of requests, and the head's questions about them."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+
+from headrace.cli.explain import nobody_knows, story_lines
+from headrace.core.affinity import Decision, Reason
+from headrace.core.route import Candidate
+from headrace.core.story import MAX_SEEN, Explanation, Story
+from headrace.core.types import Load, ReplicaId
+from headrace.head import questions
+from headrace.head.questions import Questions
+from headrace.proxy.record import Record, Records
+from headrace.rpc.convert_story import explanation_from_pb, explanation_to_pb
+
+
+def decision(name: str, **more: object) -> Decision:
+    return Decision(ReplicaId(name), Reason.PREFIX, 9, 4, **more)  # type: ignore[arg-type]
+
+
+async def test_records_are_bounded_and_the_later_of_two_counts():
+    records = Records("p", most=3)
+    for i in (1, 2, 3, 1, 4):
+        records.begin(Record(str(i), f"model {i}", 0.0, 1.0))
+    assert records.story("2") is None
+    assert {i for i in "1234" if records.story(i)} == {"1", "3", "4"}
+
+
+async def test_a_choice_keeps_the_best_and_what_speaks_against_the_others():
+    now = asyncio.get_running_loop().time()
+    record = Record("r", "m", now, 1_700_000_000)
+    many = [Candidate(ReplicaId(f"r{i}"), i, matched=i if i > 90 else 0) for i in range(100)]
+    record.chose(decision("r50"), many)
+    odd = [
+        Candidate(ReplicaId("r50"), 1),
+        Candidate(ReplicaId("full"), 99, Load(running=8, waiting=3, max_running=8), queued=3),
+        Candidate(ReplicaId("slow"), slow=True),
+        Candidate(ReplicaId("d"), draining=True),
+        Candidate(ReplicaId("s"), suspect=True, draining=True),
+        Candidate(ReplicaId("e"), ejected=True),
+        Candidate(ReplicaId("l"), lost=True),
+        Candidate(ReplicaId("x")),
+    ]
+    record.moved("It died.", 7)
+    record.chose(decision("x", moved=True), odd)
+    record.ended("stop")
+    story = record.story("p")
+    first, second = story.choices
+    assert len(first.seen) == MAX_SEEN
+    assert first.replicas == 100
+    assert first.seen[0].replica_id == "r50"
+    assert {s.matched for s in first.seen[1:10]} == set(range(91, 100))
+    states = {s.replica_id: s.state for s in second.seen}
+    assert states == {
+        "r50": "tried before", "full": "no room", "slow": "slow", "d": "draining", "s": "silent", "e": "ejected",
+        "l": "its node is lost", "x": "",
+    }  # fmt: skip
+    assert [(m.cause, m.tokens) for m in story.moves] == [("It died.", 7)]
+    assert explanation_from_pb(explanation_to_pb(Explanation(2, 1, (story,)))) == Explanation(2, 1, (story,))
+    text = "\n".join(story_lines(story))
+    assert "went to r50: prefix; matched=4/9" in text
+    assert "and 84 more" in text
+    assert "left its replica after 7 tokens: It died." in text
+    assert "went to x: failover; by=prefix; matched=4/9" in text
+
+
+async def test_a_record_is_small():
+    """Ten thousand of them are kept."""
+    record = Record("r", "m", 0.0, 1.0)
+    record.chose(decision("r0"), [Candidate(ReplicaId(f"r{i}")) for i in range(64)])
+    (choice,) = record._choices
+    assert isinstance(choice.busyness, array)
+    assert len(choice.names) == len(choice.states) == MAX_SEEN
+
+
+async def test_questions_go_to_every_proxy_and_wait_for_all_but_not_for_long(monkeypatch):
+    q = Questions()
+    assert await q.ask("nobody there") == Explanation(0, 0, ())
+    knows = Story("r", "p1", "m", 1.0)
+
+    async def proxy(story: Story | None, deaf: bool = False) -> None:
+        async for number, request_id in q.listen():
+            assert request_id == "r"
+            if not deaf:
+                q.answer(number, story)
+
+    async with asyncio.TaskGroup() as tasks:
+        proxies = [tasks.create_task(proxy(s)) for s in (knows, None)]
+        await asyncio.sleep(0)
+        assert await q.ask("r") == Explanation(2, 2, (knows,))
+        monkeypatch.setattr(questions, "ANSWER_S", 0.05)
+        proxies.append(tasks.create_task(proxy(None, deaf=True)))
+        await asyncio.sleep(0)
+        found = await q.ask("r")
+        assert found == Explanation(3, 2, (knows,))
+        q.answer(99, knows)  # too late
+        for p in proxies:
+            p.cancel()
+    assert nobody_knows("r", Explanation(0, 0, ())).startswith("No proxy is connected")
+    assert "3 proxies were asked, of which 1 did not answer;" in nobody_knows("r", Explanation(3, 2, ()))
+    assert "1 proxy was asked; each" in nobody_knows("r", Explanation(1, 1, ()))
