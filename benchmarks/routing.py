@@ -56,7 +56,7 @@ WORDS = [
     "a", "headrace", "brings", "water", "under", "control", "to", "every", "wheel", "of", "one", "mill", "head", "many",
     "the", "quick", "brown", "fox", "jumps", "dog",
 ]  # fmt: skip
-CONVERSATIONS, TURNS, THINK_S = 18, 5, 0.5
+CONVERSATIONS, TURNS, THINK_S = 12, 5, 0.5
 SHARED_PROMPTS, SHARED_REQUESTS = 12, 40
 
 
@@ -229,7 +229,7 @@ async def replicas_of(o: argparse.Namespace, model: Path, folder: Path) -> Async
         found: list[RunningReplica] = []
         for i in range(o.replicas):
             spec = replace(a_spec(engine=o.engine, source=str(model), options=options), replica_id=ReplicaId(f"r{i}"))
-            r = await stack.enter_async_context(running(spec, folder / f"r{i}", folder / "cache"))
+            r = await stack.enter_async_context(running(spec, folder / f"r{i}", model.parent / "cache"))
             status = await r.status_when(lambda s: s.phase in (Phase.READY, Phase.FAILED), START_S)
             if status.phase is not Phase.READY:
                 raise DidNotStart(status.reason)
@@ -245,6 +245,15 @@ async def head_of(stack: AsyncExitStack, replicas: Sequence[RunningReplica]) -> 
     endpoints = tuple(Endpoint(ReplicaId(r.replica_id), r.address) for r in replicas)
     head.show(Route(MODEL, RouteState.READY, "", endpoints, 0, 4096))
     return head
+
+
+async def one_turn(kind: str, port: int, seed: int, o: argparse.Namespace, seen: Seen) -> None:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120, limits=limits) as client:
+        if kind == "chat":
+            await chat(client, seed, o.at_once, seen)
+        else:
+            await shared(client, seed, o.rate, seen)
 
 
 async def measure(o: argparse.Namespace, model: Path, folder: Path) -> dict[tuple[str, str], list[dict[str, float]]]:
@@ -273,6 +282,8 @@ async def measure(o: argparse.Namespace, model: Path, folder: Path) -> dict[tupl
                 print(f"{name} did not start: {e}", file=sys.stderr)
                 del started[name]
         order = Random(o.seed)
+        for kind in ("chat", "shared"):  # engines are slow with what is new to them
+            await one_turn(kind, started["round-robin"][1], order.randrange(2**32), o, Seen())
         for round_ in range(o.rounds):
             for kind in ("chat", "shared"):
                 names = list(started)
@@ -280,13 +291,7 @@ async def measure(o: argparse.Namespace, model: Path, folder: Path) -> dict[tupl
                 for name in names:
                     seen, before, begin = Seen(), cpu_s(replicas), time.monotonic()
                     seed = order.randrange(2**32)
-                    url = f"http://127.0.0.1:{started[name][1]}"
-                    limits = httpx.Limits(max_connections=None)
-                    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
-                        if kind == "chat":
-                            await chat(client, seed, o.at_once, seen)
-                        else:
-                            await shared(client, seed, o.rate, seen)
+                    await one_turn(kind, started[name][1], seed, o, seen)
                     seen.took_s, seen.cpu_s = time.monotonic() - begin, cpu_s(replicas) - before
                     rows.setdefault((kind, name), []).append(seen.row())
                     print(f"{round_} {kind} {name}: {json.dumps(seen.row())}", file=sys.stderr, flush=True)
@@ -317,6 +322,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=8, help="conversations at a time")
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second of the shared prompts")
     parser.add_argument("--without", nargs="*", default=[], choices=tuple(PEERS), help="peers to leave out")
+    parser.add_argument("--models", type=Path, help="keep the model and what is converted of it in this folder")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--add", action="store_true", help="to the rounds of the output that is there")
     parser.add_argument("--output", type=Path, default=None)
@@ -327,8 +333,10 @@ def main() -> None:
         if os.path.realpath(sys.prefix) != os.path.realpath(Path(python).parent.parent):
             os.execv(python, [python, *sys.argv])
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder, "model")
-        subprocess.run([sys.executable, str(ROOT / "benchmarks" / "make_llama.py"), str(model)], check=True)
+        kept = (o.models or Path(folder)).absolute()
+        model = kept / "model"
+        if not model.exists():
+            subprocess.run([sys.executable, str(ROOT / "benchmarks" / "make_llama.py"), str(model)], check=True)
         rows = asyncio.run(measure(o, model, Path(folder)))
     output = o.output or ROOT / "results" / f"routing_{o.engine}.json"
     if o.add and output.exists():
