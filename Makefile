@@ -7,11 +7,13 @@ VENV ?= .venv
 # get its smaller CPU build on Linux.
 TORCH ?= torch==2.13.0
 ARGS ?=
-# What `make chaos` does: its seed, how long, how many requests a second, on which engine, with which planted bugs.
+# What `make chaos` does: its seed, how long, how many requests a second, on which engine and model (a folder; without one
+# the demo model), with which planted bugs.
 SEED ?= 1
 MINUTES ?= 5
 RATE ?= 20
 ENGINE ?= simulated
+MODEL ?=
 MUTANTS ?= all
 
 BIN := $(VENV)/bin
@@ -51,9 +53,10 @@ format: $(VENV)/.dev ## format the code, mend what the linter can
 bench: $(VENV)/.bench ## run the benchmarks, which install their peers; takes most of an hour (ARGS="proxies --rounds 1")
 	PYTHON=$(BIN)/python scripts/bench.sh $(ARGS)
 
-chaos: $(VENV)/.dev ## break the running system at random and check that nothing is lost (SEED, MINUTES, RATE, ENGINE)
+chaos: $(VENV)/.dev $(if $(filter vllm,$(ENGINE)),$(VENV)/.vllm) ## break the running system at random and check that nothing is lost (SEED, MINUTES, RATE, ENGINE)
+	$(if $(filter vllm,$(ENGINE)),@! grep SKIPPED $(VENV)/.vllm)
 	GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ENGINE=$(ENGINE) MUTANTS=$(MUTANTS) \
-	  $(BIN)/python -m chaos_harness
+	  MODEL=$(MODEL) $(if $(filter vllm,$(ENGINE)),$(VENV)/vllm/env,$(VENV))/bin/python -m chaos_harness
 
 protos: $(VENV)/.dev ## generate src/headrace/rpc/v1 from protos/
 	PYTHON=$(BIN)/python scripts/generate_protos.sh

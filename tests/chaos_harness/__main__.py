@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from chaos_harness import report
-from chaos_harness.check_streams import Expected, simulated, uninterrupted, unknown
+from chaos_harness.check_streams import Expected, simulated, uninterrupted
 from chaos_harness.checker import Verdict, check
 from chaos_harness.faults import KINDS
 from chaos_harness.history import History
@@ -25,15 +26,18 @@ _QUESTIONS = (
     "How does a replica start?", "What is overfitting?", "What is Headrace?", "What does the head do?",
 )  # fmt: skip
 _LENGTHS = (40, 200, 400)  # tokens; small models have little to say, and who is brief is hit by nothing
+_VLLM_QUIET_S = 120.0
 _ANY_ENGINE = tuple(k for k in KINDS if not k.startswith("engine") and k != "rolling_update")
 
 
 def plan_of(env: Mapping[str, str]) -> Plan:
-    """ENGINE: simulated; openvino, with the demo model; or vllm, with MODEL."""
+    """ENGINE: simulated; openvino or vllm, with the demo model or MODEL, a folder."""
     engine = env.get("ENGINE") or "simulated"
     base = Plan()
     if engine != "simulated":
         size = Size(models=1, replicas=3, engine=engine, source=env.get("MODEL") or "builtin:demo")
+        if engine == "vllm":  # it takes half a minute to start, or minutes where several do on few processors
+            size = replace(size, start_s=600.0)
         base = Plan(kinds=_ANY_ENGINE, size=size, mix=Mix(prompts=_QUESTIONS, lengths=_LENGTHS, endless=_LENGTHS[1:]))
     return replace(
         base,
@@ -41,13 +45,14 @@ def plan_of(env: Mapping[str, str]) -> Plan:
         minutes=float(env.get("MINUTES") or 5),
         rate=float(env.get("RATE") or 20),
         every_s=float(env.get("EVERY") or 5),
+        quiet_s=_VLLM_QUIET_S if engine == "vllm" else base.quiet_s,
     )
 
 
 def _expected(plan: Plan, history: History) -> Expected:
     if plan.size.engine == "simulated":
         return simulated(plan.size.ends())
-    return uninterrupted(history.clients) if plan.size.engine == "openvino" else unknown
+    return uninterrupted(history.clients)
 
 
 def judged(plan: Plan, folder: Path, say: bool = True) -> Verdict:
@@ -67,6 +72,9 @@ def main() -> int:
     results = Path(os.environ.get("RESULTS") or "results/chaos").absolute()
     only = os.environ.get("MUTANTS", "all")
     failed = False
+    if os.environ.get("ENGINE") == "vllm" and not importlib.util.find_spec("vllm"):
+        print("There is no vLLM in this environment: `make chaos ENGINE=vllm` makes one that has it.", file=sys.stderr)
+        return 2
     if only in ("all", "none"):
         plan = plan_of(os.environ)
         folder = Path(tempfile.mkdtemp(prefix=f"seed{plan.seed}-", dir=_made(results)))

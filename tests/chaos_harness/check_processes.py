@@ -42,16 +42,19 @@ def check_processes(processes: list[Event], faults: list[Event]) -> Processes:
 
 
 def _check_orphans(found: Processes, tables: list[Event]) -> None:
-    """A replica's process that the head does not want, for longer than ten seconds while the head could say so."""
+    """A replica's process that the head does not want, or a child of one that is gone, for longer than ten seconds.
+
+    That is: while the head could say what it wants.
+    """
     unwanted_since: dict[int, float] = {}
     told: set[int] = set()
     for e in tables:
         if e["wanted"] is None:
             unwanted_since.clear()  # nobody to say what is wanted: the time begins anew
             continue
-        rows = {r["pid"]: r for r in e["rows"] if r["role"] == "replica"}
+        rows = {r["pid"]: r for r in e["rows"] if r["role"] in ("replica", "child")}
         wanted = e["wanted"]["replicas"]
-        unwanted = {pid for pid, r in rows.items() if r["replica"] not in wanted}
+        unwanted = {pid for pid, r in rows.items() if r["replica"] not in wanted or r.get("leader", pid) not in rows}
         unwanted_since = {pid: unwanted_since.get(pid, e["t"]) for pid in unwanted}
         for pid, since in unwanted_since.items():
             if e["t"] - since > _SOON_S and pid not in told:
@@ -68,7 +71,7 @@ def _check_doubles(found: Processes, tables: list[Event]) -> None:
     for e in tables:
         by_name: defaultdict[tuple[str, ...], list[Event]] = defaultdict(list)
         for r in e["rows"]:
-            if r["role"] not in ("other", "standby"):
+            if r["role"] not in ("other", "standby", "child"):
                 by_name[(r["role"], r.get("replica") or r.get("proxy") or r.get("node", ""))].append(r)
         now = {name for name, rows in by_name.items() if len(rows) > 1}
         for name in (now & before) - told:

@@ -187,8 +187,3 @@ def uninterrupted(clients: list[Event]) -> Expected:
 
 def _request(start: Event) -> tuple[str, ...]:
     return tuple(str(start[k]) for k in ("model", "api", "prompt", "max_tokens"))
-
-
-def unknown(start: Event) -> None:
-    """For engines whose answers are not the same each time: only how they come and end is checked."""
-    return None

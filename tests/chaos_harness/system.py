@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chaos_harness.processes import Row, table
+from chaos_harness.processes import Row, Table
 from headrace.core.types import ClusterStatus, DeployRequest, Phase
 from headrace.errors import HeadraceError
 from headrace.process import child_env
@@ -39,6 +39,7 @@ class Size:
     engine: str = "simulated"
     source: str = "builtin:demo"
     lease_s: float = 10.0
+    start_s: float = 120.0  # in which everything must be READY
 
     def ends(self) -> dict[str, int]:
         """Tokens after which answers end by themselves: others for each model, so that a mix-up shows."""
@@ -55,6 +56,7 @@ class System:
 
     def __post_init__(self) -> None:
         self.http, self.node, self.grpc = _free_ports(3)
+        self._table = Table(self.root)
         self.head: subprocess.Popen[bytes] | None = None
         self.schedulers: dict[str, subprocess.Popen[bytes] | None] = {}
         self.admin = AdminClient(f"127.0.0.1:{self.grpc}")
@@ -68,6 +70,8 @@ class System:
 
     def engine_args(self, model: str) -> dict[str, Any]:
         """`kv_tokens` tells one revision from the next and changes nothing else."""
+        if self.size.engine == "vllm":
+            return {"dtype": "float32", "max_num_seqs": 32, "kv_cache_memory_bytes": 2**28}
         if self.size.engine != "simulated":
             return {}
         s = self.size
@@ -79,18 +83,18 @@ class System:
 
     # --- starting ---
 
-    async def start(self, patience_s: float = 120.0) -> None:
+    async def start(self) -> None:
         """Everything, until every replica that is wanted is READY."""
         for folder in (self.root / "logs", self.orders):
             folder.mkdir(parents=True, exist_ok=True)
         self.start_head()
         for n in range(self.size.nodes):
             self.start_scheduler(f"n{n + 1}")
-        async with asyncio.timeout(patience_s):
+        async with asyncio.timeout(self.size.start_s):
             await self.until(lambda s: len([n for n in s.nodes if n.alive]) == self.size.nodes)
             for model in self.models:
                 await self.admin.deploy(self.deploy_request(model))
-            await self.until(self.well)
+            await self.until(self.well, self.size.start_s)
 
     def deploy_request(self, model: str) -> DeployRequest:
         n = self.size.replicas
@@ -159,7 +163,7 @@ class System:
         return steady and len(nodes) == self.size.nodes and all(p.state == "running" for p in s.proxies)
 
     def processes(self) -> list[Row]:
-        return table(self.root)
+        return self._table.rows()
 
     def proxies_with(self, epoch: int) -> set[int]:
         """The processes of proxies that say in their logs that they took routes of this epoch, or of a later one."""

@@ -233,6 +233,14 @@ def test_an_orphan_is_found_after_ten_seconds() -> None:
     assert processes(*(table(t, [lone], None) for t in range(30))) == []  # nobody says what is wanted
 
 
+def test_what_a_dead_replica_s_engine_leaves_behind_is_an_orphan() -> None:
+    leader, child = row(7, replica="r1"), row(8, "child", replica="r1", leader=7)
+    after = [row(9, replica="r1"), row(10, "child", replica="r1", leader=9)]
+    assert processes(*(table(t, [leader, child], ["r1"]) for t in range(30))) == []
+    assert processes(table(0, [leader, child], ["r1"]), *(table(t, after, ["r1"]) for t in range(1, 30))) == []
+    assert processes(*(table(t, [*after, child], ["r1"]) for t in range(30))) == ["I4 orphan"]
+
+
 def test_a_double_is_found() -> None:
     twice = [row(7, replica="r1"), row(8, replica="r1")]
     assert processes(table(1, twice, ["r1"])) == []  # one is about to go
