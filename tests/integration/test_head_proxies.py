@@ -127,7 +127,7 @@ async def test_a_watcher_gets_the_table_once_and_then_what_changes(tmp_path: Pat
 
 async def test_a_slow_watcher_gets_one_delta_for_all_that_it_missed() -> None:
     overview: Any = SimpleNamespace(routes_changed=Topic(), watched_by=lambda *_: nullcontext(), table=None)
-    service = RouteService(overview, cast("Any", None))
+    service = RouteService(overview, cast("Any", None), cast("Any", None))
 
     def show(version: int, *names: str) -> None:
         overview.table = RouteTable(1, version, {n: Route(n, RouteState.STARTING) for n in names})
