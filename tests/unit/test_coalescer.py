@@ -123,6 +123,16 @@ def test_two_texts_travel_in_one_event_and_lone_ones_wait_no_more():
     assert len(page.writes) == before + 1
 
 
+def test_what_is_held_is_bounded():
+    page, hold = Page(), ByHand()
+    sink = Events(cast("Writer", page), ChatShape("c", "m", 1, 1), 1, False, [], coalescer=hold)
+    hold.active = True
+    for _ in range(100):
+        sink.delta(0, "x" * 1000, None)
+    assert max(map(len, page.writes)) < 5000
+    assert "".join(c["choices"][0]["delta"]["content"] for _, c in events(page)) == "x" * (100_000 - len(sink._held))
+
+
 def test_several_choices_are_never_held():
     page, hold = Page(), ByHand()
     sink = Events(cast("Writer", page), ChatShape("c", "m", 1, 2), 2, False, [], coalescer=hold)

@@ -20,6 +20,8 @@ TEXT_HEADERS: Headers = [(b"content-type", b"text/plain; charset=utf-8"), *_STRE
 
 _STRAIGHT = 16
 """How many texts go out at once before the next one may be held."""
+_MOST_HELD_CHARS = 2048
+"""Where texts are long a write is not what they cost, and one write must not outgrow what a slow client may leave unread."""
 
 
 class Answer(Protocol):
@@ -95,6 +97,8 @@ class Events:
         self._pieces += 1
         if place is not None:
             self._held_place = f"id: {place.moves}.{place.tokens}.{place.chars}.{place.reasoning_chars}\n"
+        if len(self._held) > _MOST_HELD_CHARS:
+            self.writer.write(self._take_held())
         return True
 
     def flush(self) -> None:
