@@ -21,7 +21,7 @@ from headrace.core.outliers import Standing
 from headrace.core.types import Endpoint, ReplicaId, Route, RouteState
 
 CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
-# Steps that are long beside what a busy machine keeps a process waiting: a slot that comes free is filled before the next.
+# Steps are long beside what a busy machine keeps a process waiting: a slot that comes free is filled before the next.
 SLOTS, TOKENS, STEP_S = 8, 10, 0.1
 PEAK_RPS = SLOTS / ((TOKENS + 1) * STEP_S)
 

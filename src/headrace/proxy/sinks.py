@@ -21,7 +21,7 @@ TEXT_HEADERS: Headers = [(b"content-type", b"text/plain; charset=utf-8"), *_STRE
 _STRAIGHT = 16
 """How many texts go out at once before the next one may be held."""
 _MOST_HELD_CHARS = 2048
-"""Where texts are long a write is not what they cost, and one write must not outgrow what a slow client may leave unread."""
+"""Where texts are long a write is not what they cost, and one must not outgrow what a slow client may leave unread."""
 
 
 class Answer(Protocol):
