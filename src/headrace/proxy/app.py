@@ -35,7 +35,6 @@ from headrace.settings import ProxySettings
 log = structlog.get_logger()
 
 _FLUSH_S = 1.0
-_GC_THRESHOLDS = 20_000, 20, 20  # the rows of a few frames are garbage by themselves, and not worth a look
 _OTHER_FILES = 128  # connections to replicas and to the head, metrics, and clients that are being refused
 _LAST_WORDS_S = 2.0  # for errors of cut streams to be written
 
@@ -47,7 +46,6 @@ async def run(settings: ProxySettings) -> None:
         # What there is now stays: the collector need not look at it again while tokens wait.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
         why = await told_to_stop()
         log.info("proxy_draining", why=why, requests=len(proxy.serving.active))
         await proxy.drain(settings.drain_s, told_to_stop())
