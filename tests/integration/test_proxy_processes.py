@@ -55,6 +55,34 @@ async def proxies(
         yield children, head, replica, f"http://127.0.0.1:{port}"
 
 
+async def test_a_proxy_without_routes_leaves_connections_to_others_while_there_are_any(tmp_path: Path):
+    async with proxies(1, tmp_path) as ((first,), head, _, url):
+        await ask(url)
+        address = head.address
+        await head.die()
+        port = int(url.rpartition(":")[2])
+        settings = {"http_port": port, "head_address": address, "metrics_dir": str(tmp_path / "metrics")}
+        log = tmp_path / "second.log"
+        second = Child.spawn([sys.executable, "-c", PROGRAM, json.dumps(settings)], env=child_env({}), output=log)
+        try:
+            await eventually(lambda: "proxy_listening" in log.read_text())
+            for _ in range(30):
+                await ask(url)
+            os.kill(first.pid, signal.SIGKILL)
+
+            async def taken() -> int:
+                async with httpx.AsyncClient(base_url=url) as client:
+                    try:
+                        return (await client.get("/health")).status_code
+                    except httpx.TransportError:
+                        return 0
+
+            while await taken() != 200:  # noqa: ASYNC110 - the condition is another process's
+                await asyncio.sleep(0.05)
+        finally:
+            await second.stop(2.0)
+
+
 async def ask(url: str) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=20) as client:  # a connection of its own
         assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200

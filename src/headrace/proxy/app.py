@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +26,7 @@ from headrace.proxy.explain import answer_questions
 from headrace.proxy.record import Records
 from headrace.proxy.routes import Routes
 from headrace.proxy.security import Keys, check_bind
-from headrace.proxy.server import Server, listen, new_server
+from headrace.proxy.server import BACKLOG, Server, bind, new_server
 from headrace.proxy.session import Silence
 from headrace.proxy.sessions import Sessions
 from headrace.proxy.wishes import Wishes
@@ -36,6 +37,7 @@ log = structlog.get_logger()
 
 _FLUSH_S = 1.0
 _OTHER_FILES = 128  # connections to replicas and to the head, metrics, and clients that are being refused
+_LOOK_S = 0.5
 _LAST_WORDS_S = 2.0  # for errors of cut streams to be written
 
 
@@ -107,7 +109,10 @@ async def serving(
     tls = tls_of(settings.tls)
     proxy_id = settings.proxy_id or f"proxy-{uuid.uuid4().hex[:6]}"
     metrics = Metrics(settings.metrics_dir)
-    sock = listen(settings.http_host, settings.http_port)
+    sock = bind(settings.http_host, settings.http_port)
+    alone = not await _somebody_listens(sock)
+    if alone:
+        sock.listen(BACKLOG)
     host, port = sock.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     policy = Policy(settings.routing)
@@ -132,7 +137,7 @@ async def serving(
             tasks.create_task(_report(metrics, admission, routes, sessions), name="metrics"),
             tasks.create_task(shared.coalescer.run(), name="pressure"),
         ]
-        web = tasks.create_task(server.serve(sockets=[sock]), name="http")
+        web = tasks.create_task(_serve(server, sock, routes, alone), name="http")
         log.info("proxy_listening", address=address, proxy_id=proxy_id, pid=os.getpid(), head=settings.head_address)
         try:
             yield Proxy(address, shared, routes, sessions, server)
@@ -145,6 +150,28 @@ async def serving(
                 task.cancel()
             sessions.close()
             metrics.flush()
+
+
+async def _serve(server: Server, sock: socket.socket, routes: Routes, alone: bool) -> None:
+    """Answer requests; unless `alone`, leave them to the other proxies of the port until the head has sent routes."""
+    while routes.table is None and not (alone or server.should_exit):
+        await routes.changed.wait(_LOOK_S)
+        alone = not await _somebody_listens(sock)
+    if not server.should_exit:
+        await server.serve(sockets=[sock])
+
+
+async def _somebody_listens(sock: socket.socket) -> bool:
+    """Whether a connection to the address would be taken."""
+    with socket.socket(sock.family, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(probe, sock.getsockname()), _LOOK_S)
+        except TimeoutError:
+            return True  # somebody who is busy
+        except OSError:
+            return False
+    return True
 
 
 async def _end(server: Server, web: asyncio.Task[None]) -> None:

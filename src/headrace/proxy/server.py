@@ -21,6 +21,7 @@ from headrace.proxy.shapes import dumps
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
 HEAD_S = 30.0
+BACKLOG = 4096
 KEEP_ALIVE_S = 75
 UNSENT_BYTES = 64 * 1024
 """What the kernel holds of an answer beside what is on its way; it would take megabytes of what nobody reads."""
@@ -169,13 +170,16 @@ def new_server(app: Any) -> Server:
             proxy_headers=False,  # no forwarded header is to be trusted
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            backlog=4096,
+            backlog=BACKLOG,
         )
     )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket that other proxies may share (SO_REUSEPORT). UserError if the address cannot be had."""
+def bind(host: str, port: int) -> socket.socket:
+    """A socket for an address that other proxies may share (SO_REUSEPORT), which does not listen yet.
+
+    UserError if the address cannot be had.
+    """
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, proto)
@@ -187,7 +191,6 @@ def listen(host: str, port: int) -> socket.socket:
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
             sock.bind(address)
-            sock.listen(4096)
         except OSError:
             sock.close()
             raise
