@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 MAX_FRAMES = 1024
 MAX_BYTES = 8 * 1024 * 1024
+MAX_MERGED_BYTES = 512 * 1024
+"""A frame grows no more; a message of gRPC may have 4 MiB."""
 MAX_ENTRIES = 128 * 1024
 """Log-probabilities of prompts in one frame, about; more go into several frames."""
 
@@ -43,9 +45,72 @@ class _Columns:
             others += 32 + 2 * len(p.reasoning) + sum(64 + 2 * len(c.arguments) for c in p.tool_calls)
         return 64 + rows + others + sum(32 * (1 + len(t.top)) for _, tokens in self.logprobs for t in tokens)
 
+    @property
+    def plain(self) -> bool:
+        """Whether what comes later may go into the same frame: nothing here has a place among its stream's texts."""
+        return not (self.logprobs or self.parsed or self.results or self.prompt_logprobs)
+
+    def add(self, later: _Columns) -> None:
+        """Put what came later behind what is here; both plain."""
+        self.streams += later.streams
+        self.positions += later.positions
+        self.counts += later.counts
+        self.token_ids += later.token_ids
+        self.texts += later.texts
+        self.started += later.started
+        self.finished += later.finished
+        self.rejected += later.rejected
+        self.prefixes |= later.prefixes
+
+    def join_rows(self) -> None:
+        """Make one row of all that a stream has, so that it leaves as one event."""
+        at: dict[int, int] = {}
+        ids: list[list[int]] = []
+        texts: list[list[str]] = []
+        positions: list[int] = []
+        begin = 0
+        for number, position, count, text in zip(self.streams, self.positions, self.counts, self.texts, strict=True):
+            if (row := at.get(number)) is None:
+                row = at[number] = len(ids)
+                ids.append([])
+                texts.append([])
+                positions.append(position)
+            ids[row] += self.token_ids[begin : begin + count]
+            texts[row].append(text)
+            begin += count
+        self.streams, self.positions, self.counts = list(at), positions, [len(i) for i in ids]
+        self.token_ids = [i for row in ids for i in row]
+        self.texts = ["".join(t) for t in texts]
+
+
+@dataclass(slots=True)
+class _Queued:
+    """A frame that waits to be written. `merged`: of several steps."""
+
+    columns: _Columns
+    size: int
+    load: Load | None
+    draining: bool
+    fingerprint: str = ""
+    keeps_prefixes: bool = False
+    merged: bool = False
+
+    def frame(self) -> Frame:
+        c = self.columns
+        if self.merged:
+            c.join_rows()
+        return Frame(
+            c.streams, c.positions, c.counts, c.token_ids, c.texts, c.started, c.finished, c.rejected, c.logprobs,
+            self.load, self.draining, c.parsed, c.results, c.prompt_logprobs, self.fingerprint, c.prefixes,
+            self.keeps_prefixes,
+        )  # fmt: skip
+
 
 class Session:
-    """Collects a step's news and queues it as one frame. Belongs to the event loop."""
+    """Collects a step's news and queues it as one frame; while that waits, the next steps' join it.
+
+    Belongs to the event loop.
+    """
 
     def __init__(self, proxy_id: str) -> None:
         self.proxy_id = proxy_id
@@ -53,7 +118,7 @@ class Session:
         self.ended = asyncio.Event()
         self.why_ended = ""
         self._columns = _Columns()
-        self._queue: deque[tuple[Frame, int]] = deque()
+        self._queue: deque[_Queued] = deque()
         self._queued_bytes = 0
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
@@ -76,13 +141,14 @@ class Session:
             return
         c, self._columns = self._columns, _Columns()
         if c.prompt_logprobs:
-            self._send_prompts(c)
+            self._send_prompts(c, draining)
         size = c.size()
-        frame = Frame(
-            c.streams, c.positions, c.counts, c.token_ids, c.texts, c.started, c.finished, c.rejected, c.logprobs,
-            load, draining, c.parsed, c.results, c.prompt_logprobs, fingerprint, c.prefixes, keeps_prefixes,
-        )  # fmt: skip
-        self._queue.append((frame, size))
+        last = self._queue[-1] if self._queue else None
+        if last and last.size + size <= MAX_MERGED_BYTES and c.plain and last.columns.plain:
+            last.columns.add(c)
+            last.size, last.load, last.draining, last.merged = last.size + size, load, draining, True
+        else:
+            self._queue.append(_Queued(c, size, load, draining, fingerprint, keeps_prefixes))
         self._queued_bytes += size
         self.sent_at = now
         self._wake.set()
@@ -90,14 +156,15 @@ class Session:
         if len(self._queue) > MAX_FRAMES or self._queued_bytes > MAX_BYTES:
             self.end(f"Proxy {self.proxy_id} does not read its frames.")
 
-    def _send_prompts(self, c: _Columns) -> None:
+    def _send_prompts(self, c: _Columns, draining: bool) -> None:
         """Queue all but the last of them in frames of their own, none too large to be sent."""
         entries, part = 0, []
         while len(c.prompt_logprobs) > 1:
             part.append(c.prompt_logprobs.pop(0))
             entries += sum(1 + len(t.top) for t in part[-1][1])
             if entries >= MAX_ENTRIES:
-                self._queue.append((Frame(started=c.started, prompt_logprobs=part), 0))
+                part_of = _Columns(started=c.started, prompt_logprobs=part)
+                self._queue.append(_Queued(part_of, 0, None, draining))
                 c.started, entries, part = [], 0, []
         c.prompt_logprobs[:0] = part
 
@@ -111,9 +178,9 @@ class Session:
             self._written.set()
             self._wake.clear()
             await self._wake.wait()
-        frame, size = self._queue.popleft()
-        self._queued_bytes -= size
-        return frame
+        first = self._queue.popleft()
+        self._queued_bytes -= first.size
+        return first.frame()
 
     async def written(self) -> None:
         """Return when nothing is left to write."""
