@@ -127,4 +127,9 @@ async def test_the_first_frame_keeps_what_it_says_of_the_replica() -> None:
     session.columns.prefixes[5] = False
     session.send(Load(), True, 0.0)
     (frame,) = await all_frames(session)
-    assert (frame.fingerprint, frame.keeps_prefixes, frame.draining, frame.prefixes) == ("print", True, True, {5: False})
+    assert (frame.fingerprint, frame.keeps_prefixes, frame.draining, frame.prefixes) == (
+        "print",
+        True,
+        True,
+        {5: False},
+    )
