@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from headrace.core.types import Endpoint, ReplicaId, Sampling, Submit, TextPrompt
+from headrace.core.types import Endpoint, ReplicaId, Submit, TextPrompt
 from headrace.metrics import Tally
 from headrace.proxy.changed import Changed
 from headrace.proxy.chat_shape import ChatShape
@@ -82,7 +82,7 @@ async def round_of(streams: int, frames: int) -> float:
         scope, send = await got.get()
         writer = Writer(send, scope[CONNECTION], limit_bytes=2**18, stall_s=60.0)
         sink = Events(writer, ChatShape("chatcmpl-0123456789abcdef", "sim", 1, 1, True), 1, True, [])
-        stream = Stream(0, Submit(0, "r", TextPrompt("x"), Sampling()), sink, tally, lambda: None, keep_s=10.0)
+        stream = Stream(0, Submit(0, "r", TextPrompt("x"), keep_s=10.0), sink, tally, lambda: None)
         stream.place(session)
     numbers = list(range(1, streams + 1))
     made = [

@@ -45,6 +45,7 @@ class Load:
     expected: str = ""
     ramp_s: float = 1.0
     path: str = "/v1/chat/completions"
+    host: str = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def request(load: Load | Calls) -> bytes:
     return head.encode() + load.body
 
 
-def connect(port: int) -> socket.socket:
-    s = socket.create_connection(("127.0.0.1", port))
+def connect(port: int, host: str = "127.0.0.1") -> socket.socket:
+    s = socket.create_connection((host, port))
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     s.setblocking(False)
     return s
@@ -127,7 +128,7 @@ def stream(load: Load, tell: Connection) -> Answers:
     while started < load.streams or live:
         due = begun_at + load.ramp_s * started / load.streams
         while started < load.streams and now() >= due:
-            s = _Stream(connect(load.port), now(), data_to_send)
+            s = _Stream(connect(load.port, load.host), now(), data_to_send)
             live[s.socket.fileno()] = s
             sent = s.send()
             poll.register(s.socket.fileno(), select.EPOLLIN | (0 if sent else select.EPOLLOUT))

@@ -26,6 +26,15 @@ _WORDS = [" " + word for word in TEXT.split()]
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """A head and a scheduler that run. `grpc`: the head's address for proxies."""
+
+    endpoint: HeadEndpoint
+    head: subprocess.Popen[bytes]
+    replicas: Sequence[psutil.Process]
+
+
+@dataclass(frozen=True)
 class System:
     port: int
     proxy: psutil.Process
@@ -33,47 +42,75 @@ class System:
 
 
 @contextmanager
-def system(
-    models: Mapping[str, Any], replicas: int, head_args: Sequence[str], folder: Path, python: str = sys.executable
-) -> Iterator[System]:
-    """A catalog of models, each deployed with so many replicas, and READY. `head_args`: flags, and variables as A=B."""
+def cluster(
+    models: Mapping[str, Any],
+    replicas: int,
+    head_args: Sequence[str],
+    folder: Path,
+    python: str = sys.executable,
+    *,
+    proxies: int = 0,
+    host: str = "127.0.0.1",
+) -> Iterator[Cluster]:
+    """A catalog of models, each deployed with so many replicas, and READY. `head_args`: flags, and variables as A=B.
+
+    `host`: the address of head and replicas.
+    """
     state = folder / "state"
     catalog = folder / "catalog.yaml"
     folder.mkdir(parents=True, exist_ok=True)
     catalog.write_text(json.dumps({"models": models}))
     run = [python, "-m", "headrace"]
-    ports = ["--http_port=0", "--node_port=0", "--grpc_port=0", "--num_proxies=1", f"--catalog={catalog}"]
+    ports = ["--http_port=0", "--node_port=0", "--grpc_port=0", f"--num_proxies={proxies}", f"--catalog={catalog}"]
+    own = [f"--host={host}", *([] if host.startswith("127.") else ["--allow_insecure"])]
     flags = [arg for arg in head_args if arg.startswith("-")]
     env = dict(arg.split("=", 1) for arg in head_args if not arg.startswith("-"))
     with ExitStack() as stack:
         log = folder / "headrace.log"
-        head = stack.enter_context(logged([*run, "head", *ports, f"--state_dir={state}", *flags], log, env))
+        head = stack.enter_context(logged([*run, "head", *ports, *own, f"--state_dir={state}", *flags], log, env))
         endpoint = _seen(state, head, log)
-        at = [f"--port={endpoint.node.rpartition(':')[2]}", "--num_cpus=2", "--num_gpus=0", f"--state_dir={state}"]
+        at = [
+            *own,
+            f"--head_address={host}",
+            f"--port={endpoint.node.rpartition(':')[2]}",
+            "--num_cpus=2",
+            "--num_gpus=0",
+            f"--state_dir={state}",
+        ]
         stack.enter_context(logged([*run, "scheduler", *at, f"--cache_dir={folder}/cache"], folder / "scheduler.log"))
-        proxy, pids = asyncio.run(_deploy(endpoint.grpc, list(models), replicas))
-        port = int(endpoint.http.rpartition(":")[2])
-        wait_until_it_answers(head, port, "/ready", log, START_S)
-        yield System(port, psutil.Process(proxy), [psutil.Process(pid) for pid in pids])
+        pids = asyncio.run(_deploy(endpoint.grpc, list(models), replicas))
+        yield Cluster(endpoint, head, [psutil.Process(pid) for pid in pids])
+
+
+@contextmanager
+def system(
+    models: Mapping[str, Any], replicas: int, head_args: Sequence[str], folder: Path, python: str = sys.executable
+) -> Iterator[System]:
+    """A cluster with one proxy."""
+    with cluster(models, replicas, head_args, folder, python, proxies=1) as c:
+        proxy = asyncio.run(_proxy(c.endpoint.grpc))
+        port = int(c.endpoint.http.rpartition(":")[2])
+        wait_until_it_answers(c.head, port, "/ready", folder / "headrace.log", START_S)
+        yield System(port, psutil.Process(proxy), c.replicas)
 
 
 def headrace(
     name: str, steps: Sequence[float], replicas: int, head_args: Sequence[str], folder: Path
 ) -> Iterator[Target]:
     """With a model of the simulated engine for each length of a step."""
-    with system({_model(step): _simulated(step) for step in steps}, replicas, head_args, folder) as s:
-        yield Target(name, s.port, lambda: [s.proxy], _model, _said, lambda: s.replicas)
+    with system({model(step): simulated(step) for step in steps}, replicas, head_args, folder) as s:
+        yield Target(name, s.port, lambda: [s.proxy], model, said, lambda: s.replicas)
 
 
-def _model(step_s: float) -> str:
+def model(step_s: float) -> str:
     return f"sim-{'held' if step_s > 1e6 else f'{step_s * 1000:g}ms'}"
 
 
-def _said(tokens: int) -> str:
+def said(tokens: int) -> str:
     return "".join(_WORDS[i % len(_WORDS)] for i in range(tokens))
 
 
-def _simulated(step_s: float) -> dict[str, object]:
+def simulated(step_s: float) -> dict[str, object]:
     options: dict[str, object] = {"text": TEXT, "max_running": 8192, "kv_tokens": 10**9, "answer_tokens": 10**6}
     # One that never says anything takes in a prompt's tokens one by one.
     held = {"step_s": 0.5, "prefill_chunk": 1}
@@ -91,8 +128,8 @@ def _seen(state: Path, head: subprocess.Popen[bytes], log: Path) -> HeadEndpoint
     raise DidNotStart(log.read_text(errors="replace")[-1500:])
 
 
-async def _deploy(address: str, models: Sequence[str], replicas: int) -> tuple[int, list[int]]:
-    """The proxy's and the replicas' process ids, once all replicas are READY."""
+async def _deploy(address: str, models: Sequence[str], replicas: int) -> list[int]:
+    """The replicas' process ids, once all are READY."""
     async with AdminClient(address) as admin, asyncio.timeout(START_S):
         while not any(node.alive for node in (await admin.status()).nodes):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
@@ -103,6 +140,14 @@ async def _deploy(address: str, models: Sequence[str], replicas: int) -> tuple[i
             if failed := [r.status.reason for r in status.replicas if r.status.phase is Phase.FAILED]:
                 raise DidNotStart(failed[0])
             ready = [r.status.pid for r in status.replicas if r.status.phase is Phase.READY]
-            if len(ready) == len(models) * replicas and status.proxies:
-                return status.proxies[0].pid, ready
+            if len(ready) == len(models) * replicas:
+                return ready
             await asyncio.sleep(0.1)
+
+
+async def _proxy(address: str) -> int:
+    """The process id of the head's proxy, once there is one."""
+    async with AdminClient(address) as admin, asyncio.timeout(START_S):
+        while not (proxies := (await admin.status()).proxies):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        return proxies[0].pid

@@ -1,6 +1,7 @@
 """Prometheus metrics, named as vLLM names them where they mean the same.
 
-Tokens are counted in plain integers (`Tally`) and carried over once a second, so that a token costs no metric call.
+Tokens and requests are counted in plain integers (`Tally`, `Metrics.count`) and carried over once a second, so that
+they cost no metric call.
 With a folder that the proxies of one port share, any of them answers /metrics for all.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -112,6 +114,8 @@ class Metrics:
         self._p = p
         self._own = p.CollectorRegistry()
         self._tallies: dict[str, Tally] = {}
+        self._counts: Counter[tuple[Any, tuple[str, ...]]] = Counter()
+        self.running_now = 0  # requests being answered
 
         def histogram(name: str, text: str, labels: list[str], buckets: tuple[float, ...]) -> Any:
             return p.Histogram(name, text, labels, buckets=buckets, registry=self._own)
@@ -149,6 +153,10 @@ class Metrics:
         self.slow_clients = counter("headrace_slow_clients_cut", "Clients cut because they did not read.", [])
         self._replicas: dict[str, set[str]] = {}
 
+    def count(self, counter: Any, *labels: str) -> None:
+        """One more of one of the counters here."""
+        self._counts[counter, labels] += 1
+
     def tally(self, model: str) -> Tally:
         """The running count of a model's tokens."""
         tally = self._tallies.get(model)
@@ -169,7 +177,11 @@ class Metrics:
             self.weight.labels(model, name).set(weights[name])
 
     def flush(self) -> None:
-        """Carry the tallies over."""
+        """Carry over what was counted."""
+        counts, self._counts = self._counts, Counter()
+        for (counter, labels), n in counts.items():
+            (counter.labels(*labels) if labels else counter).inc(n)
+        self.in_flight.set(self.running_now)
         for model, t in self._tallies.items():
             if t.tokens:
                 self.generation_tokens.labels(model).inc(t.tokens)

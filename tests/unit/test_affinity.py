@@ -15,7 +15,7 @@ from headrace.proxy.prefixes import Prefixes
 
 candidates = st.lists(
     st.builds(
-        Candidate,
+        lambda **given: Candidate(**given),  # what is not given here is not made up
         replica_id=st.integers(0, 30).map(lambda i: ReplicaId(f"r{i}")),
         in_flight=st.integers(0, 40),
         load=st.builds(

@@ -16,6 +16,7 @@ from headrace.errors import HeadraceError, InvalidRequest
 from headrace.proxy.openai import ChatRequest, CompletionRequest, ModelChatRequest
 from headrace.proxy.parse import decode_text, parse_json, plain_request, query_fields
 from headrace.proxy.tasks import DetokenizeRequest, EmbeddingRequest, RerankRequest, ScoreRequest, TokenizeRequest
+from headrace.proxy.ticket import Asked
 from headrace.rpc.convert_streams import submit_from_pb, submit_to_pb
 
 TASKS = (EmbeddingRequest, ScoreRequest, RerankRequest, TokenizeRequest, DetokenizeRequest)
@@ -78,7 +79,7 @@ def test_any_fields_give_a_request_or_a_sentence(model, fields):
         assert len(error.message) < 400
         assert "pydantic" not in error.message
         return
-    for s in request.submits("id"):
+    for s in request.submits(Asked("id")):
         assert s.request_id == "id"
         least = 0 if s.echo or s.prompt_logprobs is not None else 1
         assert s.max_tokens is None or least <= s.max_tokens < 2**31
@@ -101,7 +102,7 @@ def test_any_query_gives_a_request_or_a_sentence(fields):
     if error:
         assert error.param
     else:
-        assert request.submits("id")[0].prompt == ChatPrompt(b'[{"role": "user", "content": "hello"}]')
+        assert request.submits(Asked("id"))[0].prompt == ChatPrompt(b'[{"role": "user", "content": "hello"}]')
 
 
 def test_query_values():
@@ -114,7 +115,7 @@ def test_query_values():
 def test_bounds_are_inclusive_where_they_say_so():
     low = {"temperature": 0, "top_p": 1, "presence_penalty": -2, "repetition_penalty": 10, "min_p": 0, "top_k": 0}
     request = parse_json(json.dumps(GOOD[ChatRequest] | low).encode(), ChatRequest)
-    s = request.submits("id")[0].sampling
+    s = request.submits(Asked("id"))[0].sampling
     assert s == Sampling(temperature=0, top_p=1, presence_penalty=-2, repetition_penalty=10, min_p=0, top_k=0)
 
 
@@ -142,7 +143,7 @@ def test_text_bodies(text, charset):
 
 
 def chat(**fields: Any) -> Submit:
-    return parse_json(json.dumps(GOOD[ChatRequest] | fields).encode(), ChatRequest).submits("id")[0]
+    return parse_json(json.dumps(GOOD[ChatRequest] | fields).encode(), ChatRequest).submits(Asked("id"))[0]
 
 
 def test_tools_as_they_travel():
@@ -191,7 +192,8 @@ def test_deep_schemas_are_refused():
 
 def test_prompt_logprobs_of_completions():
     def of(**fields: Any) -> Submit:
-        return parse_json(json.dumps(GOOD[CompletionRequest] | fields).encode(), CompletionRequest).submits("id")[0]
+        body = json.dumps(GOOD[CompletionRequest] | fields).encode()
+        return parse_json(body, CompletionRequest).submits(Asked("id"))[0]
 
     assert of(logprobs=3).prompt_logprobs is None
     assert of(logprobs=3, echo=True).prompt_logprobs == 3

@@ -16,7 +16,7 @@ from headrace.core.types import Load, ReplicaId
 loads = st.builds(Load, running=st.integers(0, 50), waiting=st.integers(0, 50), kv_usage=st.floats(0, 1))
 candidates = st.lists(
     st.builds(
-        Candidate,
+        lambda **given: Candidate(**given),  # what is not given here is not made up
         replica_id=st.integers(0, 30).map(lambda i: ReplicaId(f"r{i}")),
         in_flight=st.integers(0, 100),
         load=loads,

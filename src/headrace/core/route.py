@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from headrace.core.types import Load, ReplicaId
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A replica as one proxy sees it. `in_flight`: streams that this proxy has there now."""
+class Candidate(NamedTuple):
+    """A replica as one proxy sees it. `in_flight`: streams that this proxy has there now.
+
+    A tuple, because a request makes one for every replica.
+    """
 
     replica_id: ReplicaId
     in_flight: int = 0
-    load: Load = field(default_factory=Load)
+    load: Load = Load()
     lost: bool = False  # the head has lost its node
     suspect: bool = False  # its frames have stopped
     draining: bool = False

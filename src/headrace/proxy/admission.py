@@ -113,7 +113,7 @@ class Admission:
         if route is None:
             return False
         found = self._sessions.of(route)
-        return len(found) == len(route.endpoints) and all(s.ready for s in found.values())
+        return len(found) == len(route.endpoints) and all(s.ready for _, s in found)
 
     async def session_for(
         self,
@@ -279,7 +279,7 @@ class Admission:
     def has(self, model: str, like: str) -> bool:
         """Whether a replica of `model` with this fingerprint can be reached now."""
         route = self.route(model)
-        return route is not None and any(s.ready and s.fingerprint == like for s in self._sessions.of(route).values())
+        return route is not None and any(s.ready and s.fingerprint == like for _, s in self._sessions.of(route))
 
     def _state(self, model: str) -> _Wait:
         """What a request without a replica waits for. Unavailable if that is for nothing."""
@@ -289,7 +289,7 @@ class Admission:
         if route is None:
             text = f"This proxy has not heard from the head at {head} yet."
             return _Wait("no word from the head yet", p.head_s, Unavailable(text, retry_after_s=2.0))
-        reachable = [s for s in self._sessions.of(route).values() if s.ready]
+        reachable = [s for _, s in self._sessions.of(route) if s.ready]
         if any(not s.draining for s in reachable):
             text = f"All replicas of {model} stayed busy for {p.busy_s:g} s; try again later."
             return _Wait("all replicas are busy", p.busy_s, Overloaded(text, retry_after_s=5.0), busy=True)

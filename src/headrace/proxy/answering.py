@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from starlette.responses import Response
@@ -19,15 +20,16 @@ from headrace.core.types import Submit
 from headrace.errors import Forbidden, HeadraceError, InvalidRequest, Overloaded, RequestTimeout
 from headrace.metrics import Metrics
 from headrace.proxy.admission import Admission
+from headrace.proxy.body import header
 from headrace.proxy.changed import Changed
 from headrace.proxy.coalescer import NEVER, Coalescer
-from headrace.proxy.generation import WINDOW, Generation
+from headrace.proxy.generation import WINDOW, ClientLeft, Generation
 from headrace.proxy.moves import Moves
 from headrace.proxy.record import Record, Records
-from headrace.proxy.server import CONNECTION
+from headrace.proxy.server import CONNECTION, nothing
 from headrace.proxy.sinks import Answer
 from headrace.proxy.stream import Place
-from headrace.proxy.ticket import ANYONE, Caller, Ticket
+from headrace.proxy.ticket import ANYONE, Asked, Caller, Ticket
 from headrace.proxy.wishes import Wishes
 from headrace.proxy.writer import Headers, Writer
 from headrace.settings import ProxySettings
@@ -39,14 +41,9 @@ REQUEST_ID = "headrace.request_id"
 RECEIVED_AT = "headrace.received_at"
 STARTED = "headrace.started"  # there once the response has begun
 CALLER = "headrace.caller"
-T = TypeVar("T")
 
 MAX_SESSION_ID = 256
 _CLOSE_S = 5.0
-
-
-class ClientLeft(Exception):
-    """The connection is gone."""
 
 
 @dataclass(slots=True)
@@ -70,31 +67,12 @@ class Serving:
             generation.fail(error)
 
 
-async def _until_left(receive: Any) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    raise ClientLeft
-
-
 async def _gone(receive: Any) -> None:
     """Wait until the server has noticed that we broke the connection, so that it misses no end of the response."""
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(_CLOSE_S):
-            await _until_left(receive)
-    except (ClientLeft, TimeoutError):
-        return
-
-
-async def while_connected(receive: Any, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; ClientLeft, with `work` cancelled, as soon as the client has gone."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            watch = tasks.create_task(_until_left(receive))
-            result = await work
-            watch.cancel()
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
-    return result
+            while (await receive())["type"] != "http.disconnect":
+                pass
 
 
 class Answering(Response):
@@ -107,13 +85,12 @@ class Answering(Response):
         submits: Sequence[Submit],
         n: int,
         make: Callable[[Writer, Headers], Answer],
-        keep_s: float = 0.0,
         place: Place | None = None,
         priority: int = 0,
     ) -> None:
         """`make`: of a writer and more headers, which may change until the response begins.
 
-        `keep_s`, `place`: see Stream. `priority`: a lower one is more urgent.
+        `place`: see Stream. `priority`: a lower one is more urgent.
         """
         self._priority = priority
         self.background = None
@@ -122,7 +99,6 @@ class Answering(Response):
         self._submits = submits
         self._n = n
         self._make = make
-        self._keep_s = keep_s
         self._place = place
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -146,7 +122,7 @@ class Answering(Response):
                 f"The API key {caller.name} may ask for a priority of {caller.priority} or more, not {self._priority}.",
                 param="priority",
             )
-        given = next((v for k, v in scope["headers"] if k == b"x-request-timeout"), None)
+        given = header(scope, b"x-request-timeout")
         if given is None:
             return Ticket(caller, self._priority, count), None
         most = self._serving.settings.max_timeout_s
@@ -163,26 +139,26 @@ class Answering(Response):
         passed = RequestTimeout(f"The request did not end within the {seconds:g} s of its X-Request-Timeout.")
         return Ticket(caller, self._priority, count, scope[RECEIVED_AT] + seconds), passed
 
-    def _to_submit(self, now: int, ticket: Ticket) -> list[Submit]:
-        """With what all have in common, and with their blocks, if their replica may have to know them."""
-        first, owner = ticket.wish.blocks, ticket.caller.owner
+    def _with_blocks(self, ticket: Ticket) -> Sequence[Submit]:
+        """The submits, with their blocks if their replica may have to know them."""
+        first = ticket.wish.blocks
         if not first:
-            return [replace(s, received_unix_s=now, owner=owner) for s in self._submits]
+            return self._submits
         route = self._serving.admission.route(self._model)
         adapter = route.adapter if route else ""
         blocks = [first, *(blocks_of(s, adapter) for s in self._submits[1:])]
         pairs = zip(self._submits, blocks, strict=True)
-        return [replace(s, received_unix_s=now, owner=owner, prefix=b) for s, b in pairs]
+        return [replace(s, prefix=b) for s, b in pairs]
 
     async def _answer(
         self, scope: Any, receive: Any, label: str, ticket: Ticket, timeout: RequestTimeout | None
     ) -> None:
         serving, settings = self._serving, self._serving.settings
-        metrics = serving.metrics
+        metrics, connection = serving.metrics, scope[CONNECTION]
         begin, raw_send = scope[RAW_SEND]
         writer = Writer(
             raw_send,
-            scope.get(CONNECTION),
+            connection,
             start=begin,
             limit_bytes=settings.stream_buffer_bytes,
             stall_s=settings.stall_s,
@@ -191,9 +167,7 @@ class Answering(Response):
         headers: Headers = [(b"x-headrace-route-reason", b"queued")]
         answer = self._make(writer, headers)
         tally = metrics.tally(label)
-        now = unix_now()
-        submits = self._to_submit(now, ticket)
-        record = Record(scope[REQUEST_ID], self._model, scope[RECEIVED_AT], now)
+        record = Record(scope[REQUEST_ID], self._model, scope[RECEIVED_AT], time.time())
         serving.records.begin(record)
 
         def chose(decision: Decision, candidates: Sequence[Candidate]) -> None:
@@ -203,18 +177,17 @@ class Answering(Response):
                 (b"x-headrace-route-reason", reason.encode()),
             ]
             record.chose(decision, candidates)
-            metrics.routed.labels(label, "failover" if decision.moved else decision.reason.value).inc()
+            metrics.count(metrics.routed, label, "failover" if decision.moved else decision.reason.value)
 
         ticket.on_choice, ticket.on_move = chose, record.moved
         generation = Generation(
             self._model,
-            submits,
+            self._with_blocks(ticket),
             self._n,
             answer,
             serving.admission,
             tally,
             serving.moves,
-            self._keep_s,
             self._place,
             ticket,
         )
@@ -228,23 +201,26 @@ class Answering(Response):
         )
         writer.on_overflow = lambda: generation.fail(unread)
         serving.active.add(generation)
-        metrics.in_flight.inc()
+        metrics.running_now += 1
+        connection.on_lost = left = lambda: generation.fail(ClientLeft())
         try:
-            usage = await while_connected(receive, generation.run())
+            if connection.lost:
+                raise ClientLeft
+            usage = await generation.run()
             tally.prompt_tokens += usage.prompt_tokens
             tally.cached_tokens += usage.cached_tokens
             how = generation.streams[0].reason or how
-            metrics.success.labels(label, how).inc()
+            metrics.count(metrics.success, label, how)
             tally.e2e.saw(asyncio.get_running_loop().time() - scope[RECEIVED_AT])
             answer.complete(usage)
             await writer.ended()
         except ClientLeft:
             how = "cancelled"
-            metrics.cancelled.labels(label).inc()
+            metrics.count(metrics.cancelled, label)
             writer.close()
         except HeadraceError as e:
             how = e.kind
-            metrics.failed.labels(label, e.kind).inc()
+            metrics.count(metrics.failed, label, e.kind)
             if not writer.started:
                 raise
             log.info("stream_failed", request_id=scope[REQUEST_ID], model=self._model, kind=e.kind, error=e.message)
@@ -257,12 +233,14 @@ class Answering(Response):
                 writer.cut()
             raise
         finally:
+            if connection.on_lost is left:  # else the next request of the connection has begun
+                connection.on_lost = nothing
             record.ended(how)
             if alarm is not None:
                 alarm.cancel()
             if generation.first_at:
                 tally.ttft.saw(generation.first_at - scope[RECEIVED_AT])
-            metrics.in_flight.dec()
+            metrics.running_now -= 1
             serving.active.discard(generation)
             if not serving.active:
                 serving.idle.notify()
@@ -270,10 +248,14 @@ class Answering(Response):
 
 def _session_id(scope: Any) -> str:
     """X-Session-Id, "" without one; InvalidRequest if it is too long."""
-    given = next((v for k, v in scope["headers"] if k == b"x-session-id"), b"")
+    given = header(scope, b"x-session-id") or b""
     if len(given) > MAX_SESSION_ID:
         raise InvalidRequest(f"X-Session-Id must have at most {MAX_SESSION_ID} characters.", param="X-Session-Id")
     return given.decode("latin-1")
+
+
+def asked(scope: Any, keep_s: float = 0.0) -> Asked:
+    return Asked(scope[REQUEST_ID], unix_now(), scope.get(CALLER, ANYONE).owner, keep_s)
 
 
 def new_id(prefix: str) -> str:

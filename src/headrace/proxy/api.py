@@ -16,8 +16,8 @@ from headrace import __version__
 from headrace.core.types import Route, RouteState
 from headrace.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
 from headrace.proxy import api_tasks, docs
-from headrace.proxy.answering import REQUEST_ID, STARTED, Answering, Serving, unix_now
-from headrace.proxy.body import content_type, read_body
+from headrace.proxy.answering import REQUEST_ID, STARTED, Answering, Serving, asked, unix_now
+from headrace.proxy.body import content_type, header, read_body
 from headrace.proxy.chat_shape import ChatShape
 from headrace.proxy.completion_shape import CompletionShape
 from headrace.proxy.edge import error_response
@@ -163,17 +163,16 @@ class _Endpoints:
     def _answer(
         self, request: Request, parsed: ChatRequest | CompletionRequest, model: str, shape: Shape, count: int
     ) -> Response:
-        submits = parsed.submits(request.scope[REQUEST_ID])
-        s = submits[0]
         # What a client that comes back can be told the rest of.
-        single = bool(parsed.stream) and count == 1 and not s.tools_json and s.sampling.logprobs is None
-        last = request.headers.get("last-event-id")
+        single = bool(parsed.stream) and count == 1 and parsed.only_text()
+        submits = parsed.submits(asked(request.scope, self._serving.settings.keep_s if single else 0.0))
+        last = header(request.scope, b"last-event-id")
         if last is not None and not single:
             raise InvalidRequest(
                 "Last-Event-ID goes only with one streamed choice, without tools and log-probabilities.",
                 param="Last-Event-ID",
             )
-        place = Place.read(last) if last is not None else None
+        place = Place.read(last.decode("latin-1")) if last is not None else None
 
         def make(writer: Writer, headers: Headers) -> Answer:
             if parsed.stream:
@@ -181,10 +180,7 @@ class _Endpoints:
                 return Events(writer, shape, count, usage, headers, taken_over=place is not None, coalescer=coalescer)
             return Collected(writer, shape, count, headers)
 
-        keep_s = self._serving.settings.keep_s if single else 0.0
-        return Answering(
-            self._serving, model, submits, parsed.choices(), make, keep_s, place, priority=parsed.priority or 0
-        )
+        return Answering(self._serving, model, submits, parsed.choices(), make, place, priority=parsed.priority or 0)
 
     def chat(self, request: Request, parsed: ChatRequest, model: str = "") -> Response:
         model = model or parsed.model
@@ -218,7 +214,7 @@ class _Endpoints:
             raise InvalidRequest("'n' must be 1 for a plain text answer.", param="n")
         if parsed.logprobs:
             raise InvalidRequest("'logprobs' cannot be part of a plain text answer; ask with JSON.", param="logprobs")
-        submits = parsed.submits(request.scope[REQUEST_ID])
+        submits = parsed.submits(asked(request.scope))
         priority = parsed.priority or 0
         return Answering(self._serving, model, submits, 1, Text, priority=priority)
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from headrace.proxy import docs, results
-from headrace.proxy.answering import REQUEST_ID, Answering, Serving, new_id, unix_now
+from headrace.proxy.answering import Answering, Serving, asked, new_id, unix_now
 from headrace.proxy.results import Body, Results
 from headrace.proxy.tasks import (
     DetokenizeRequest,
@@ -36,7 +36,7 @@ def add(app: FastAPI, serving: Serving, read_json: ReadJson) -> None:
     """Add the endpoints to the application."""
 
     def answer(request: Request, parsed: TaskRequest, body: Body) -> Response:
-        submits = parsed.submits(request.scope[REQUEST_ID])
+        submits = parsed.submits(asked(request.scope))
         return Answering(
             serving,
             parsed.model,

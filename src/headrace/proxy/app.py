@@ -195,7 +195,7 @@ async def _report(metrics: Metrics, admission: Admission, routes: Routes, sessio
             metrics.unplaced.labels(model).set(count)
         if routes.table is not None:
             for route in routes.table.routes.values():
-                ready = {e.replica_id: s for e, s in sessions.of(route).items() if s.ready}
+                ready = {e.replica_id: s for e, s in sessions.of(route) if s.ready}
                 weights = sessions.weights(route)
                 metrics.replicas(route.name, {i: s.load for i, s in ready.items()}, weights)
         await asyncio.sleep(_FLUSH_S)

@@ -1,9 +1,10 @@
-"""Reads a request's body, up to a limit of bytes and of time."""
+"""Reads a request's headers, and its body, up to a limit of bytes and of time."""
 
 from __future__ import annotations
 
 import asyncio
 from email.message import Message as MimeHeader
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -13,12 +14,20 @@ BODY_S = 60.0
 DISCARD_S = 2.0
 
 
+def header(scope: Any, name: bytes) -> bytes | None:
+    """The first header of this name, which is to be given in lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value
+    return None
+
+
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body. TooLarge, also when its length is not announced; RequestTimeout if it does not come."""
-    length = request.headers.get("content-length", "")
+    length = header(request.scope, b"content-length") or b""
     too_large = TooLarge(f"The body is larger than {max_bytes} bytes, which is the most that is taken here.")
     if length.isdigit() and int(length) > max_bytes:
-        if "expect" not in request.headers:
+        if header(request.scope, b"expect") is None:
             await _discard(request, 2 * max_bytes)
         raise too_large
     body = bytearray()
@@ -55,9 +64,10 @@ async def _discard(request: Request, max_bytes: int) -> None:
 
 def content_type(request: Request) -> tuple[str, str]:
     """The body's media type in lower case, and its charset; both may be empty."""
-    header = MimeHeader()
-    header["content-type"] = request.headers.get("content-type", "")
-    if not header["content-type"]:
-        return "", ""
-    charset = header.get_param("charset", "")
-    return header.get_content_type(), str(charset).lower()
+    given = header(request.scope, b"content-type") or b""
+    if given in (b"application/json", b""):
+        return given.decode(), ""
+    parsed = MimeHeader()
+    parsed["content-type"] = given.decode("latin-1")
+    charset = parsed.get_param("charset", "")
+    return parsed.get_content_type(), str(charset).lower()

@@ -64,7 +64,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 scope[STARTED] = True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
-                self._metrics.responses.labels(path, str(message["status"])).inc()
+                self._metrics.count(self._metrics.responses, path, str(message["status"]))
             await send(message)
 
         scope[REQUEST_ID] = request_id.decode()

@@ -27,6 +27,10 @@ class Usage:
     cached_tokens: int
 
 
+class ClientLeft(Exception):
+    """The connection is gone."""
+
+
 class Generation:
     """`submits`: one per prompt; each becomes `n` streams, numbered prompt by prompt."""
 
@@ -39,11 +43,10 @@ class Generation:
         admission: Admission,
         tally: Tally,
         moves: Moves,
-        keep_s: float = 0.0,
         place: Place | None = None,
         ticket: Ticket | None = None,
     ) -> None:
-        """`keep_s`, `place`: see Stream; for a single stream only. `ticket`: see Admission."""
+        """`place`: see Stream; for a single stream only. `ticket`: see Admission."""
         self._ticket = ticket or Ticket()
         self.model = model
         self._submits = submits
@@ -52,11 +55,11 @@ class Generation:
         self._admission = admission
         self._sink = sink
         self._wake = asyncio.Event()
-        self._error: errors.HeadraceError | None = None
+        self._error: errors.HeadraceError | ClientLeft | None = None
         self._limit = asyncio.timeout(None)
         on_move = self._ticket.on_move
         self.streams = [
-            Stream(p * n + i, fan_out(submit, i), sink, tally, self._wake.set, moves.may_move, keep_s, place, on_move)
+            Stream(p * n + i, fan_out(submit, i), sink, tally, self._wake.set, moves.may_move, place, on_move)
             for p, submit in enumerate(submits)
             for i in range(n)
         ]
@@ -66,7 +69,7 @@ class Generation:
         """Loop time of the first token of any choice; 0.0 before."""
         return min((s.first_at for s in self.streams if s.first_at), default=0.0)
 
-    def fail(self, error: errors.HeadraceError) -> None:
+    def fail(self, error: errors.HeadraceError | ClientLeft) -> None:
         """End the request with an error, from outside. Idempotent."""
         if self._error is None:
             self._error = error
@@ -144,11 +147,16 @@ class Generation:
         if self.first_at or self.streams[0].taking_over:
             await self._wake.wait()
             return
+        timer = asyncio.get_running_loop().call_later(_FIRST_TOKEN_WORD_S, self._say_waiting)
         try:
-            async with asyncio.timeout(_FIRST_TOKEN_WORD_S):
-                await self._wake.wait()
-        except TimeoutError:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+
+    def _say_waiting(self) -> None:
+        if not self.first_at:
             self._sink.waiting(f"waiting for the first token of {self.model}")
+        self._wake.set()  # for the next one
 
     def usage(self) -> Usage:
         """What it has come to so far."""

@@ -7,7 +7,6 @@ of the second group of `Common` are extensions that vLLM has too.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -28,7 +27,7 @@ from headrace.proxy.fields import (
 )
 from headrace.proxy.messages import Message, chat_prompt, user_prompt
 from headrace.proxy.strict import Strict
-from headrace.proxy.ticket import PRIORITIES
+from headrace.proxy.ticket import PRIORITIES, Asked
 from headrace.proxy.tools import ResponseFormat, StructuredOutputs, TemplateArgs, ToolChoiceField, Tools, tools_json
 
 DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI has it for /v1/completions
@@ -101,9 +100,19 @@ class Common(Strict):
             min_tokens=self.min_tokens,
         )
 
-    def _submit(self, request_id: str, prompt: Prompt, logprobs: int | None) -> Submit:
-        sampling = self._sampling(logprobs)
-        return Submit(0, request_id, prompt, sampling, self.limit(), self.stop or (), guide=self.structured_outputs)
+    def _submit(self, asked: Asked, prompt: Prompt, logprobs: int | None, **more: Any) -> Submit:
+        return Submit(
+            0,
+            asked.request_id,
+            prompt,
+            self._sampling(logprobs),
+            self.limit(),
+            self.stop or (),
+            received_unix_s=asked.received_unix_s,
+            owner=asked.owner,
+            keep_s=asked.keep_s,
+            **{"guide": self.structured_outputs} | more,
+        )
 
 
 class ChatRequest(Common):
@@ -152,27 +161,32 @@ class ChatRequest(Common):
         if self.response_format and self.structured_outputs:
             raise Rejected("and response_format are two forms of one answer; give one of them", "structured_outputs")
 
-    def submits(self, request_id: str) -> list[Submit]:
-        """One; its stream number is still to be given."""
-        return [self._chat_submit(request_id, chat_prompt(self.messages))]
+    def _takes_tools(self) -> bool:
+        return bool(self.tools) and not (self.tool_choice and self.tool_choice.mode == "none")
 
-    def _chat_submit(self, request_id: str, prompt: Prompt) -> Submit:
-        submit = self._submit(request_id, prompt, (self.top_logprobs or 0) if self.logprobs else None)
+    def only_text(self) -> bool:
+        """Whether text is all that is asked for: no tools, no log-probabilities."""
+        return not (self.logprobs or self._takes_tools())
+
+    def submits(self, asked: Asked) -> list[Submit]:
+        """One; its stream number is still to be given."""
+        return [self._chat_submit(asked, chat_prompt(self.messages))]
+
+    def _chat_submit(self, asked: Asked, prompt: Prompt) -> Submit:
+        more: dict[str, Any] = {}
         if self.response_format:
-            submit = replace(submit, guide=self.response_format)
+            more["guide"] = self.response_format
         if self.chat_template_kwargs:
-            args = json.dumps(self.chat_template_kwargs, ensure_ascii=False).encode()
-            submit = replace(submit, template_args_json=args)
+            more["template_args_json"] = json.dumps(self.chat_template_kwargs, ensure_ascii=False).encode()
         choice = self.tool_choice
-        if not self.tools or (choice and choice.mode == "none"):
-            return submit
-        return replace(
-            submit,
-            tools_json=tools_json(self.tools),
-            tool_choice=choice.mode if choice else "auto",
-            tool_name=choice.name if choice else "",
-            one_tool_call=self.parallel_tool_calls is False,
-        )
+        if self.tools and self._takes_tools():
+            more |= {
+                "tools_json": tools_json(self.tools),
+                "tool_choice": choice.mode if choice else "auto",
+                "tool_name": choice.name if choice else "",
+                "one_tool_call": self.parallel_tool_calls is False,
+            }
+        return self._submit(asked, prompt, (self.top_logprobs or 0) if self.logprobs else None, **more)
 
 
 class CompletionRequest(Common):
@@ -200,13 +214,16 @@ class CompletionRequest(Common):
         if self.prompt_logprobs is not None and self.stream:
             raise Rejected("is not available with stream: true", "prompt_logprobs")
 
-    def submits(self, request_id: str) -> list[Submit]:
+    def only_text(self) -> bool:
+        """Whether text is all that is asked for: no log-probabilities."""
+        return self.logprobs is None
+
+    def submits(self, asked: Asked) -> list[Submit]:
         """One per prompt; their stream numbers are still to be given."""
         wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
         of_prompt = max((w for w in wanted if w is not None), default=None)
         return [
-            replace(self._submit(request_id, p, self.logprobs), echo=bool(self.echo), prompt_logprobs=of_prompt)
-            for p in self.prompt
+            self._submit(asked, p, self.logprobs, echo=bool(self.echo), prompt_logprobs=of_prompt) for p in self.prompt
         ]
 
 
@@ -222,10 +239,10 @@ class ModelChatRequest(ChatRequest):
         if (self.prompt is None) == (not self.messages):
             raise Rejected("or messages must be given, one of the two", "prompt")
 
-    def submits(self, request_id: str) -> list[Submit]:
+    def submits(self, asked: Asked) -> list[Submit]:
         if self.prompt is None:
-            return super().submits(request_id)
-        return [self._chat_submit(request_id, user_prompt(self.prompt))]
+            return super().submits(asked)
+        return [self._chat_submit(asked, user_prompt(self.prompt))]
 
 
 AnyRequest = ChatRequest | CompletionRequest

@@ -7,7 +7,7 @@ import contextlib
 import http
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httptools
@@ -36,14 +36,21 @@ def _head_too_large() -> HeadTooLarge:
     return HeadTooLarge(f"The request's head has more than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} fields.")
 
 
-class Connection:
-    """A client's connection, past ASGI: for tokens, and for an answer that must not look whole."""
+def nothing() -> None: ...
 
-    __slots__ = ("_flow", "_transport", "lost")
+
+class Connection:
+    """A client's connection, past ASGI: for tokens, and for an answer that must not look whole.
+
+    `on_lost` is called when it is gone.
+    """
+
+    __slots__ = ("_flow", "_transport", "lost", "on_lost")
 
     def __init__(self, transport: asyncio.Transport, flow: FlowControl) -> None:
         self._transport, self._flow = transport, flow
         self.lost = False
+        self.on_lost: Callable[[], None] = nothing
 
     def chunk(self, data: bytes) -> bool:
         """Write a piece of a body that has begun without a length, as the server's `send` would.
@@ -84,6 +91,7 @@ class _Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._connection.lost = True
+        self._connection.on_lost()
         super().connection_lost(exc)
 
     def _stop_timer(self) -> None:

@@ -138,7 +138,7 @@ class Sessions:
         ready: dict[ReplicaId, Session] = {}
         candidates: list[Candidate] = []
         now = self._clock()
-        for e, s in mine.items():
+        for e, s in mine:
             if s.ready and (not like or s.fingerprint == like) and s.heard_at > heard_after:
                 ready[e.replica_id] = s
                 candidates.append(_candidate(e, s, now, wish))
@@ -154,27 +154,27 @@ class Sessions:
         )
         return Picked(ready[decision.replica_id], decision, candidates) if decision else None
 
-    def of(self, route: Route) -> dict[Endpoint, Session]:
+    def of(self, route: Route) -> list[tuple[Endpoint, Session]]:
         """The sessions with a route's replicas, also with those that cannot be reached now."""
-        found = ((e, self._live.get((e.replica_id, e.address))) for e in route.endpoints)
-        return {e: s for e, s in found if s is not None}
+        live = self._live
+        return [(e, s) for e in route.endpoints if (s := live.get((e.replica_id, e.address))) is not None]
 
     def rate(self, route: Route) -> float:
         """Streams of this proxy that end per second at a route's replicas; 0.0: not known."""
-        return sum(service_rate(s.in_flight, s.pulse.held) for s in self.of(route).values())
+        return sum(service_rate(s.in_flight, s.pulse.held) for _, s in self.of(route))
 
     def weights(self, route: Route) -> dict[ReplicaId, float]:
         """The share of traffic of each of a route's replicas beside a sound one, 0 to 1."""
         now = self._clock()
-        return {e.replica_id: s.pulse.record.share(now) for e, s in self.of(route).items()}
+        return {e.replica_id: s.pulse.record.share(now) for e, s in self.of(route)}
 
-    def _judge(self, route: Route, mine: dict[Endpoint, Session]) -> None:
+    def _judge(self, route: Route, mine: Sequence[tuple[Endpoint, Session]]) -> None:
         now = self._clock()
-        failing = any(s.pulse.record.failures >= FAILURES for s in mine.values())
+        failing = any(s.pulse.record.failures >= FAILURES for _, s in mine)
         if not failing and now < self._judged.get(route.model, 0.0) + _JUDGE_S:
             return
         self._judged[route.model] = now
-        records = {e.replica_id: s.pulse.record for e, s in mine.items()}
+        records = {e.replica_id: s.pulse.record for e, s in mine}
         before = {i: r.standing for i, r in records.items()}
         judge(records, now)
         for i, r in records.items():

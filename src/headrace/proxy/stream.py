@@ -111,11 +111,10 @@ class Stream:
         tally: Tally,
         on_change: Callable[[], None],
         may_move: Callable[[], bool] = lambda: True,
-        keep_s: float = 0.0,
         place: Place | None = None,
         on_move: Callable[[str, int], None] = lambda cause, tokens: None,
     ) -> None:
-        """`keep_s`: tell the client its places, and have the replica keep the stream so long should this proxy be lost.
+        """With a `keep_s` the client is told its places, from which it may go on at another proxy.
 
         `place`: where a client is that comes from a proxy which was lost; the stream is taken over from there.
         `on_move`: told why it has to go to another replica, and after how many tokens.
@@ -144,7 +143,7 @@ class Stream:
         self._on_move = on_move
         self._may_move = may_move
         self._session: Session | None = None
-        self._keep_s = keep_s
+        self._keep_s = submit.keep_s
         self.taking_over = place is not None
         if place is not None:
             self.moves, self.tokens, self.chars, self.reasoning_chars = place
@@ -182,8 +181,8 @@ class Stream:
 
     def _to_submit(self, adapter: str) -> Submit:
         submit = replace(self.submit, adapter=adapter) if adapter else self.submit
-        if self._keep_s:
-            submit = replace(submit, keep_s=self._keep_s, moves=self.moves)
+        if self.moves:
+            submit = replace(submit, moves=self.moves)
         if self.taking_over:
             resume = Resume((), self.chars, self.reasoning_chars)
             return replace(submit, resume=resume, take_over=self.tokens)

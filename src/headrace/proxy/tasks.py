@@ -11,7 +11,7 @@ from headrace.core.types import Prompt, Submit, Task, TextPrompt, TokenPrompt
 from headrace.proxy.fields import MAX_INPUTS, MAX_MESSAGES, Inputs, Rejected, Texts
 from headrace.proxy.messages import Message, chat_prompt
 from headrace.proxy.strict import Strict
-from headrace.proxy.ticket import PRIORITIES
+from headrace.proxy.ticket import PRIORITIES, Asked
 from headrace.proxy.tools import TemplateArgs
 
 
@@ -30,12 +30,12 @@ class EmbeddingRequest(_Request):
     encoding_format: Literal["float", "base64"] | None = Field(None, description="float, if nothing is said.")
     dimensions: int | None = Field(None, ge=1, le=2**16, description="For models that can shorten their vectors.")
 
-    def submits(self, request_id: str) -> list[Submit]:
-        return [Submit(0, request_id, p, task=Task.EMBED, dimensions=self.dimensions or 0) for p in self.input]
+    def submits(self, asked: Asked) -> list[Submit]:
+        return [Submit(0, asked.request_id, p, task=Task.EMBED, dimensions=self.dimensions or 0) for p in self.input]
 
 
-def _score(request_id: str, text: str, document: str) -> Submit:
-    return Submit(0, request_id, TextPrompt(text), task=Task.SCORE, document=document)
+def _score(asked: Asked, text: str, document: str) -> Submit:
+    return Submit(0, asked.request_id, TextPrompt(text), task=Task.SCORE, document=document)
 
 
 class ScoreRequest(_Request):
@@ -48,9 +48,9 @@ class ScoreRequest(_Request):
         if len(self.text_1) not in (1, len(self.text_2)):
             raise Rejected(f"must be one text or {len(self.text_2)}, as many as text_2 has", "text_1")
 
-    def submits(self, request_id: str) -> list[Submit]:
+    def submits(self, asked: Asked) -> list[Submit]:
         first = self.text_1 if len(self.text_1) > 1 else self.text_1 * len(self.text_2)
-        return [_score(request_id, a, b) for a, b in zip(first, self.text_2, strict=True)]
+        return [_score(asked, a, b) for a, b in zip(first, self.text_2, strict=True)]
 
 
 class RerankRequest(_Request):
@@ -61,8 +61,8 @@ class RerankRequest(_Request):
     top_n: int | None = Field(None, ge=0, le=MAX_INPUTS, description="0: all.")
     return_documents: bool | None = Field(None, description="true, if nothing is said.")
 
-    def submits(self, request_id: str) -> list[Submit]:
-        return [_score(request_id, self.query, d) for d in self.documents]
+    def submits(self, asked: Asked) -> list[Submit]:
+        return [_score(asked, self.query, d) for d in self.documents]
 
 
 class TokenizeRequest(_Request):
@@ -82,7 +82,7 @@ class TokenizeRequest(_Request):
             if self.prompt is not None and getattr(self, field) is not None:
                 raise Rejected("is only allowed with messages", field)
 
-    def submits(self, request_id: str) -> list[Submit]:
+    def submits(self, asked: Asked) -> list[Submit]:
         special = self.add_special_tokens
         if special is None:
             special = self.messages is None
@@ -93,7 +93,7 @@ class TokenizeRequest(_Request):
         return [
             Submit(
                 0,
-                request_id,
+                asked.request_id,
                 prompt,
                 task=Task.TOKENIZE,
                 template_args_json=json.dumps(args, ensure_ascii=False).encode() if args else b"",
@@ -108,8 +108,8 @@ class DetokenizeRequest(_Request):
 
     tokens: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)
 
-    def submits(self, request_id: str) -> list[Submit]:
-        return [Submit(0, request_id, TokenPrompt(self.tokens), task=Task.DETOKENIZE)]
+    def submits(self, asked: Asked) -> list[Submit]:
+        return [Submit(0, asked.request_id, TokenPrompt(self.tokens), task=Task.DETOKENIZE)]
 
 
 TaskRequest = EmbeddingRequest | ScoreRequest | RerankRequest | TokenizeRequest | DetokenizeRequest

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from headrace.core.affinity import NOTHING, Decision, Wish
 from headrace.core.fair import Claim
@@ -32,6 +33,15 @@ class Caller:
 
 ANYONE = Caller(priority=PRIORITIES[0])
 """Where no API keys are asked for."""
+
+
+class Asked(NamedTuple):
+    """What all streams of a request have in common. `owner`: see Caller; `keep_s`: see Submit."""
+
+    request_id: str
+    received_unix_s: int = 0
+    owner: str = ""
+    keep_s: float = 0.0
 
 
 @dataclass(slots=True)

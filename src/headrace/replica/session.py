@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -123,6 +124,7 @@ class Session:
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
         self.sent_at = 0.0
+        self._soon: asyncio.TimerHandle | None = None
 
     @property
     def columns(self) -> _Columns:
@@ -137,6 +139,9 @@ class Session:
         keeps_prefixes: bool = False,
     ) -> None:
         """Queue what was collected, with the load, as one frame. Ends the session if the proxy does not read."""
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
         if self.ended.is_set():
             return
         c, self._columns = self._columns, _Columns()
@@ -155,6 +160,11 @@ class Session:
         self._written.clear()
         if len(self._queue) > MAX_FRAMES or self._queued_bytes > MAX_BYTES:
             self.end(f"Proxy {self.proxy_id} does not read its frames.")
+
+    def send_within(self, seconds: float, send: Callable[[Session], None]) -> None:
+        """Have `send` called for what was collected, unless a frame goes out before."""
+        if self._soon is None and not self.ended.is_set():
+            self._soon = asyncio.get_running_loop().call_later(seconds, send, self)
 
     def _send_prompts(self, c: _Columns, draining: bool) -> None:
         """Queue all but the last of them in frames of their own, none too large to be sent."""
@@ -190,5 +200,7 @@ class Session:
         """No more frames; the handler closes the call."""
         if not self.ended.is_set():
             self.why_ended = why
+            if self._soon is not None:
+                self._soon.cancel()
             self.ended.set()
             self._written.set()

@@ -26,6 +26,9 @@ log = structlog.get_logger()
 HEARTBEAT_S = 0.5
 """A session hears something at least every second: checked this often, sent when it was silent for as long."""
 
+STARTED_S = 0.01
+"""How long a proxy may not know that a stream has begun, if no token comes before."""
+
 
 class Streams:
     """Submits, aborts and the steps' rows, in one place."""
@@ -168,7 +171,11 @@ class Streams:
             if self._prefixes:
                 stream.leaf = self._prefixes.took(submit.prefix, prepared.prompt_tokens)
         self._begin(stream, prepared)
-        self._send(session)
+        if stream.number in session.streams:
+            # The next step's frame says it as well, and a frame costs both sides more than what is in it.
+            session.send_within(STARTED_S, self._send)
+        else:
+            self._send(session)
 
     async def _take_over(self, stream: Stream, submit: Submit) -> None:
         """Go on, for another proxy, with a stream whose own was lost; its client has had a part of what there is."""
