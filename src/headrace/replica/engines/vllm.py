@@ -3,6 +3,8 @@
 Facts that shaped this (vLLM 0.32):
 - all outputs of one step are put into their requests' collectors within one callback of the event loop: a tap in their
   place gathers them into one step, with no task, future or wake-up per request;
+- the object that it makes of an output for its callers costs more than the rest of the way: a request that wants ids
+  alone has them taken before that;
 - generated ids include the end-of-sequence or stop token;
 - a dead engine process shows as `errored` within 0.1 s, and as an exception in every collector;
 - statistics come with every step, also with one that brings no token.
@@ -45,7 +47,9 @@ from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: E402  # pyright: ign
 
 from headrace.replica.engines import vllm_penalties  # noqa: E402
 from headrace.replica.engines.vllm_outputs import (  # noqa: E402
+    finish_of,
     numbers_of,
+    plain_row,
     refusal_of,
     row_of,
     sampling_params,
@@ -81,10 +85,17 @@ class _Live:
     prompt_logprobs: int | None
     internal_id: str = ""
     ended: bool = False
+    state: Any = None  # vLLM's own of it
 
     def put(self, output: Any) -> None:
         if not self.ended:
             self.engine.take(self, output)
+
+    def put_ids(self, ids: list[int], pooled: Any, reason: Any, *args: Any, **more: Any) -> None:
+        """In the place of the state's `make_request_output`; None: nothing is to be put anywhere."""
+        if not self.ended:
+            finish = None if reason is None else finish_of(str(reason))
+            self.engine.took(self, plain_row(self.id, ids, finish, self.stops, self.state.num_cached_tokens or 0))
 
 
 class VllmEngine:
@@ -271,8 +282,17 @@ class VllmEngine:
         live.internal_id = collector.request_id
         early = collector.output
         collector.put = live.put
+        self._tap(live)
         if early is not None:
             live.put(early)
+
+    def _tap(self, live: _Live) -> None:
+        """Take ids before vLLM makes an output object of them, where nothing but ids is wanted."""
+        if live.logprobs is not None or live.prompt_logprobs is not None:
+            return
+        live.state = self._llm.output_processor.request_states.get(live.internal_id)
+        if live.state is not None and live.state.logprobs_processor is not None and live.state.stream_interval == 1:
+            live.state.make_request_output = live.put_ids
 
     def _generation(self, request: EngineRequest) -> tuple[_Live, Coroutine[Any, Any, Any]]:
         stops = frozenset() if request.sampling.ignore_eos else frozenset((*self.eos_ids, *request.stop_token_ids))
@@ -309,13 +329,16 @@ class VllmEngine:
         row = row_of(live.id, output, live.stops, live.logprobs, live.prompt_logprobs)
         if row.prompt_logprobs:
             live.prompt_logprobs = None  # told once
+        self.took(live, row)
+
+    def took(self, live: _Live, row: Row) -> None:
         if row.finish is None:
             self._queue(row)
         else:
             self._end(live, row)
 
     def _end(self, live: _Live, row: Row) -> None:
-        live.ended = True
+        live.ended, live.state = True, None  # which refers to `live`
         self._live.pop(live.id, None)
         self._queue(row)
 

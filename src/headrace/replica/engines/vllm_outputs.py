@@ -94,21 +94,29 @@ def _top(entry: Mapping[int, Any], n: int) -> Alternatives:
     return tuple((i, logprob) for _, i, logprob in ranked)
 
 
+def finish_of(reason: str | None) -> str | None:
+    """Why a stream ended, in our words."""
+    return reason if reason in (None, "length", "abort", "error") else "stop"
+
+
+def plain_row(request_id: int, tokens: list[int], finish: str | None, stops: Collection[int], cached: int) -> Row:
+    """What one step brought; without the last token if that is one of `stops`."""
+    if finish == "error":
+        return Row(request_id, tokens, "error", error="vLLM failed on this request; the replica's log says more.")
+    if finish == "stop" and tokens and tokens[-1] in stops:
+        tokens = tokens[:-1]
+    return Row(request_id, tokens, finish, cached_tokens=cached)
+
+
 def row_of(
     request_id: int, output: Any, stops: Collection[int], logprobs: int | None, prompt_logprobs: int | None
 ) -> Row:
-    """What one step brought for a request that generates; without the last token if that is one of `stops`."""
+    """As `plain_row`, with log-probabilities."""
     out = output.outputs[0]
     tokens: list[int] = list(out.token_ids)
-    finish: str | None = out.finish_reason
-    if finish == "error":
-        return Row(request_id, tokens, "error", error="vLLM failed on this request; the replica's log says more.")
-    if finish not in (None, "length", "abort"):
-        finish = "stop"
-    numbers = logprobs_of(tokens, out.logprobs, logprobs) if logprobs is not None and out.logprobs else []
-    if finish == "stop" and tokens and tokens[-1] in stops:
-        del tokens[-1], numbers[len(tokens) :]
-    row = Row(request_id, tokens, finish, numbers, output.num_cached_tokens or 0)
+    row = plain_row(request_id, tokens, finish_of(out.finish_reason), stops, output.num_cached_tokens or 0)
+    if logprobs is not None and out.logprobs:
+        row.logprobs = logprobs_of(tokens, out.logprobs, logprobs)[: len(row.tokens)]
     if prompt_logprobs is not None and output.prompt_logprobs:
         row.prompt_logprobs = prompt_logprobs_of(output.prompt_token_ids or (), output.prompt_logprobs, prompt_logprobs)
     return row
