@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
+import logging
 import pstats
 import statistics
 import time
@@ -108,6 +109,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it has a traceback for each answer that we leave
     if args.profile:
         profile = cProfile.Profile()
         profile.enable()

@@ -11,6 +11,7 @@ from chaos_harness.stats import slope
 _SOON_S = 10.0
 _SLOPE = 1.0  # MiB a minute and process that a warm system may grow by, in runs long enough to tell
 _LONG_S = 600.0
+_WARM_S = 180.0  # of a process, until its buffers and records have about the size that they will have
 _TELLING_MIN = 1.0  # minutes after which a slope says something
 
 
@@ -144,11 +145,14 @@ def check_queues(found: Processes, queues: list[Event], quiet_at: float) -> None
 
 
 def _check_memory(found: Processes, tables: list[Event]) -> None:
-    """The growth of processes that lived through the second half of the run."""
+    """The growth in the second half of the run, of processes that were warm by then."""
     points: defaultdict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
-    for e in tables[len(tables) // 2 :]:
+    born: dict[int, float] = {}
+    warm_s = min(_WARM_S, (tables[-1]["t"] - tables[0]["t"]) / 4) if tables else 0.0
+    for i, e in enumerate(tables):
         for r in e["rows"]:
-            points[(r["role"], r["pid"])].append((e["t"] / 60, r["rss"] / 2**20))
+            if e["t"] - born.setdefault(r["pid"], e["t"]) >= warm_s and i >= len(tables) // 2:
+                points[(r["role"], r["pid"])].append((e["t"] / 60, r["rss"] / 2**20))
     for (role, pid), seen in points.items():
         minutes = seen[-1][0] - seen[0][0]
         if minutes < _TELLING_MIN:

@@ -24,6 +24,7 @@ class FakeSession:
     endpoint: Endpoint
     ready: bool = True
     fingerprint: str = "f"
+    silent_s: float = 0.5
     live: dict[int, Stream] = field(default_factory=dict)
     submits: list[Submit] = field(default_factory=list)
     aborted: int = 0
@@ -244,6 +245,21 @@ def test_two_deaths_at_the_begin_are_the_requests_fault_others_are_not():
         placed(stream).leave().gone(ReplicaGone("Killed."))
     assert stream.error
     assert (stream.error.status, stream.error.code) == (422, "request_quarantined")
+
+
+def test_what_was_silent_before_the_stream_came_has_not_died_of_it():
+    stream, _ = a_stream()
+    for silent_s in (2.0, 0.5, 2.0):
+        session = FakeSession(Endpoint(ReplicaId("r"), ""), silent_s=silent_s)
+        stream.place(cast("Session", session))
+        session.leave().gone(ReplicaGone("Silent."))
+    assert (stream.deaths, stream.done) == (1, False)
+    session = FakeSession(Endpoint(ReplicaId("r"), ""), silent_s=2.0)
+    stream.place(cast("Session", session))
+    feed(stream, 1)  # it was only late
+    session.leave().gone(ReplicaGone("Killed."))
+    assert stream.error
+    assert stream.error.code == "request_quarantined"
 
 
 def test_no_budget_no_move():

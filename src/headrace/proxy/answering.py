@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -196,10 +196,12 @@ class Answering(Response):
         alarm = None
         if timeout is not None:
             alarm = asyncio.get_running_loop().call_at(ticket.deadline, generation.fail, timeout)
-        unread = RequestTimeout(
-            f"The client left more than {settings.stream_buffer_bytes} bytes unread.", code="client_too_slow"
-        )
-        writer.on_overflow = lambda: generation.fail(unread)
+
+        def unread() -> None:
+            text = f"The client left more than {settings.stream_buffer_bytes} bytes unread."
+            generation.fail(RequestTimeout(text, code="client_too_slow"))
+
+        writer.on_overflow = unread
         serving.active.add(generation)
         metrics.running_now += 1
         connection.on_lost = left = lambda: generation.fail(ClientLeft())
@@ -233,6 +235,7 @@ class Answering(Response):
                 writer.cut()
             raise
         finally:
+            writer.on_overflow = nothing  # no cycle may be left: the collector is dear
             if connection.on_lost is left:  # else the next request of the connection has begun
                 connection.on_lost = nothing
             record.ended(how)
@@ -259,7 +262,7 @@ def asked(scope: Any, keep_s: float = 0.0) -> Asked:
 
 
 def new_id(prefix: str) -> str:
-    return f"{prefix}{uuid.uuid4().hex}"
+    return prefix + os.urandom(16).hex()
 
 
 def unix_now() -> int:

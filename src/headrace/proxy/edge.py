@@ -70,13 +70,19 @@ class Edge:
         scope[REQUEST_ID] = request_id.decode()
         scope[RECEIVED_AT] = asyncio.get_running_loop().time()
         scope[RAW_SEND] = counted, send
+        try:
+            await self._authorized(scope, receive, counted, authorization)
+        finally:
+            del scope[RAW_SEND]  # a cycle, for which the collector would have to look
+
+    async def _authorized(self, scope: Any, receive: Any, send: Any, authorization: bytes) -> None:
         # The path that the router will use, nothing that a client can say beside it.
         if self._keys is not None and scope["path"] not in OPEN_PATHS:
             try:
                 scope[CALLER] = self._keys.check(authorization)
             except HeadraceError as e:
                 status, headers, body = error_response(e)
-                await counted({"type": "http.response.start", "status": status, "headers": headers})
-                await counted({"type": "http.response.body", "body": body})
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
                 return
-        await self._app(scope, receive, counted)
+        await self._app(scope, receive, send)

@@ -30,6 +30,7 @@ log = structlog.get_logger()
 
 _BACK_OFF_S = (0.1, 1.0)
 _OTHER_KIND = 3
+_TOGETHER_BYTES = 64 * 1024  # of messages that leave as one; one that is larger takes none with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,11 @@ class Session:
     def heard_at(self) -> float:
         """Loop time of the last frame."""
         return self._last_frame_at if self.ready else 0.0
+
+    @property
+    def silent_s(self) -> float:
+        """Since the last frame."""
+        return self._loop.time() - self._last_frame_at
 
     @property
     def in_flight(self) -> int:
@@ -238,7 +244,12 @@ class Session:
         await call.write(replica_pb2.SessionRequest(hello=hello))
         try:
             while True:
-                await call.write(await out.get())
+                message = await out.get()
+                size = message.ByteSize()
+                while size < _TOGETHER_BYTES and not out.empty():
+                    message.more.append(out.get_nowait())
+                    size += message.more[-1].ByteSize()
+                await call.write(message)
         except asyncio.InvalidStateError:
             return  # the call has ended; the reader knows why
 

@@ -66,7 +66,7 @@ class Events:
         self._prelude = b"" if taken_over else shape.prelude()
         self._coalescer = coalescer if choices == 1 else NEVER
         self._held = ""  # text that waits for more, of the only choice
-        self._held_place = ""
+        self._held_place: tuple[int, int, int, int] | None = None
         self._pieces = 0  # that were held
         self._straight = _STRAIGHT  # how many texts more are sent at once; the first is not to wait
 
@@ -96,7 +96,7 @@ class Events:
         self._held += text
         self._pieces += 1
         if place is not None:
-            self._held_place = f"id: {place.moves}.{place.tokens}.{place.chars}.{place.reasoning_chars}\n"
+            self._held_place = place.moves, place.tokens, place.chars, place.reasoning_chars
         if len(self._held) > _MOST_HELD_CHARS:
             self.writer.write(self._take_held())
         return True
@@ -111,7 +111,8 @@ class Events:
         if not self._held:
             return b""
         text, self._held = self._held, ""
-        return f"{self._held_place}{self._heads[0]}{quote(text)}{self._tail}".encode()
+        at = f"id: {'.'.join(map(str, self._held_place))}\n" if self._held_place else ""
+        return f"{at}{self._heads[0]}{quote(text)}{self._tail}".encode()
 
     def _begin(self) -> bytes:
         if not self.writer.started:

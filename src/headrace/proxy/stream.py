@@ -21,6 +21,9 @@ from headrace.metrics import Tally
 from headrace.proxy.extras import Echo, Extra, PromptLogprobs
 from headrace.proxy.session import Session
 
+DEAF_S = 1.5
+"""A replica that has been silent for longer, where a frame comes every second, may not hear what it is given."""
+
 
 class Place(NamedTuple):
     """How far a stream has come, which is the id of its event."""
@@ -73,6 +76,7 @@ class Stream:
 
     __slots__ = (
         "_called",
+        "_deaf",
         "_given",
         "_history",
         "_ids",
@@ -136,6 +140,7 @@ class Stream:
         self._given: set[type] = set()  # what is not given again by another replica
         self._history = History()
         self._placed_at = 0  # tokens that it had when it came to its replica
+        self._deaf = False  # its replica, when it came there
         self._lost_at = 0.0
         self._sink = sink
         self._tally = tally
@@ -172,6 +177,7 @@ class Stream:
         """Submit to a replica, for one of its adapters. If the session broke meanwhile the stream goes on waiting."""
         self.tried.append(session.endpoint.replica_id)
         self._placed_at = self.tokens
+        self._deaf = session.silent_s > DEAF_S
         try:
             self._number = session.submit(self._to_submit(adapter), self)
         except errors.ReplicaGone as e:
@@ -277,7 +283,9 @@ class Stream:
     def gone(self, error: errors.HeadraceError) -> None:
         session, self._session = self._session, None
         if isinstance(error, errors.ReplicaGone):
-            self._lost(Loss.DEATH, error, session)
+            # What was silent before the stream came, and ever since, has not died of it.
+            deaf = self._deaf and self.tokens == self._placed_at
+            self._lost(Loss.REFUSAL if deaf else Loss.DEATH, error, session)
         else:
             self.end("error", error)
 

@@ -117,15 +117,16 @@ class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
     ) -> None:
         """Do what the proxy says, until it ends the session."""
         try:
-            async for message in requests:
-                match message.WhichOneof("message"):
-                    case "submit":
-                        await streams.submit(session, convert_streams.submit_from_pb(message.submit))
-                    case "abort":
-                        streams.abort(session, message.abort.stream)
-                    case _:
-                        session.end("A session has one hello.")
-                        return
+            async for first in requests:
+                for message in (first, *first.more):
+                    match message.WhichOneof("message"):
+                        case "submit":
+                            await streams.submit(session, convert_streams.submit_from_pb(message.submit))
+                        case "abort":
+                            streams.abort(session, message.abort.stream)
+                        case _:
+                            session.end("A session has one hello.")
+                            return
             session.end()
         except grpc.RpcError:
             session.end()

@@ -28,6 +28,7 @@ class StopFinder:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(s for s in stops if s)
+        self._ends = frozenset(c for s in self._stops for c in s[:-1])  # what a beginning of one can end with
         self._held = ""
         self.stopped = False
 
@@ -43,6 +44,9 @@ class StopFinder:
         if found:
             self.stopped, self._held = True, ""
             return held[: min(found)[1]]
+        if held[-1:] not in self._ends:  # as after most tokens
+            self._held = ""
+            return held
         keep = max(_overlap(held, s) for s in self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
