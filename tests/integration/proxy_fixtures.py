@@ -53,6 +53,13 @@ class Live:
     position: int = 0
 
 
+async def all_of(messages: Any) -> AsyncIterator[replica_pb2.SessionRequest]:
+    """Also those that came in one message with another."""
+    async for first in messages:
+        for message in (first, *first.more):
+            yield message
+
+
 class Replica(ReplicaServiceServicer):
     """Makes word(0), word(1), … for every stream. Knobs may be turned at any time.
 
@@ -123,7 +130,7 @@ class Replica(ReplicaServiceServicer):
         started: list[t.Started] = []
 
         async def listen() -> None:
-            async for request in request_iterator:
+            async for request in all_of(request_iterator):
                 if request.HasField("abort"):
                     self.aborts.append(request.abort.stream)
                     self.live.pop((number, request.abort.stream), None)

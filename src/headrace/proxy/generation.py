@@ -93,6 +93,8 @@ class Generation:
                 if isinstance(s.error, errors.Quarantined):
                     self._moves.quarantine(self.model, self._submits[s.index // self._n])
                 s.end("abort")
+                s.error = None  # whose traceback leads back to here
+            self._error = None
         return self.usage()
 
     async def _run(self) -> None:
