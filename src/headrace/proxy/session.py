@@ -42,7 +42,7 @@ class Silence:
     """
 
     suspect_s: float = 3.0
-    gone_s: float = 8.0
+    gone_s: float = 7.0
 
 
 class Receiver(Protocol):
