@@ -142,7 +142,7 @@ async def test_the_three_models_of_the_specification_answer_on_demand_as_transfo
     async with two_terminals(tmp_path, catalog) as system:
         assert (await system.admin.status()).deployments == ()
         for name, model in small.items():
-            pieces = await system.pieces(name, "Explain about Machine Learning?", max_tokens=40)
+            pieces = await system.pieces(name, "Explain about Machine Learning?", max_tokens=120)
             assert len(pieces) > 5, pieces
             assert "".join(pieces).strip()
             prompt, text, tokens = reference(model)
@@ -160,7 +160,7 @@ async def test_a_safetensors_folder_is_converted_once_and_status_shows_it(
         seen: list[tuple[str, float]] = []
         async with asyncio.TaskGroup() as tasks:
             watcher = tasks.create_task(system.activities("tinyllama", seen))
-            pieces = await system.pieces("tinyllama", "Explain about Machine Learning?", max_tokens=40)
+            pieces = await system.pieces("tinyllama", "Explain about Machine Learning?", max_tokens=120)
             assert len(pieces) > 5, pieces
             watcher.cancel()
         progress = [p for activity, p in seen if activity.startswith("converting")]

@@ -13,7 +13,7 @@ _COUNT = "[print(l) for l in m.render()[0].decode().splitlines() if l.startswith
 
 def test_requests_of_a_killed_proxy_are_not_in_flight_even_if_nobody_reaps_it(tmp_path: Path) -> None:
     dead = subprocess.Popen(
-        [sys.executable, "-c", _ONE + "m.in_flight.inc(21); print('up', flush=True); input()", str(tmp_path)],
+        [sys.executable, "-c", _ONE + "m.running_now = 21; m.flush(); print('up', flush=True); input()", str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -25,7 +25,7 @@ def test_requests_of_a_killed_proxy_are_not_in_flight_even_if_nobody_reaps_it(tm
         stat = Path(f"/proc/{dead.pid}/stat")
         while stat.read_text().rpartition(")")[2].split()[0] != "Z":  # a zombie, until we reap it
             time.sleep(0.01)
-        other = [sys.executable, "-c", _ONE + "m.in_flight.inc(2);" + _COUNT, str(tmp_path)]
+        other = [sys.executable, "-c", _ONE + "m.running_now = 2;" + _COUNT, str(tmp_path)]
         assert subprocess.run(other, capture_output=True, text=True, check=True).stdout.split() == [
             "headrace_requests_in_flight",
             "2.0",

@@ -8,7 +8,7 @@ import os
 import socket
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import structlog
@@ -109,14 +109,16 @@ async def serving(
     tls = tls_of(settings.tls)
     proxy_id = settings.proxy_id or f"proxy-{uuid.uuid4().hex[:6]}"
     metrics = Metrics(settings.metrics_dir)
-    sock = bind(settings.http_host, settings.http_port)
-    alone = not await _somebody_listens(sock)
-    if alone:
-        sock.listen(BACKLOG)
-    host, port = sock.getsockname()[:2]
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     policy = Policy(settings.routing)
-    async with open_channel(settings.head_address, tls) as channel, asyncio.TaskGroup() as tasks:
+    async with AsyncExitStack() as stack:
+        sock = stack.enter_context(bind(settings.http_host, settings.http_port))
+        alone = not await _somebody_listens(sock)
+        if alone:
+            sock.listen(BACKLOG)
+        host, port = sock.getsockname()[:2]
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        channel = await stack.enter_async_context(open_channel(settings.head_address, tls))
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
         routes = Routes(channel, settings.head_address, proxy_id, least_epoch=settings.least_epoch)
         sessions = Sessions(tasks, proxy_id, routes.changed, silence or Silence(), tls, policy)
         routes.on_change = sessions.apply
