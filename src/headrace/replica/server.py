@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import os
@@ -135,6 +136,9 @@ class Replica:
         if why := await self._or_death(streams.warm_up()):
             raise Failed(why, False)
         self._board.load = engine.load
+        # Much has been loaded, and all of it stays: the collector need not look at it again while tokens wait.
+        gc.collect()
+        gc.freeze()
         self._service.streams = streams
         wanted = self._file.spec.adapters
         adapters = self._service.adapters = Adapters(engine, streams, self._board, self._cache, wanted)
