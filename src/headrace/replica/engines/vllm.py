@@ -91,11 +91,14 @@ class _Live:
         if not self.ended:
             self.engine.take(self, output)
 
-    def put_ids(self, ids: list[int], pooled: Any, reason: Any, *args: Any, **more: Any) -> None:
+    def put_ids(
+        self, new_token_ids: list[int], pooling_output: Any, finish_reason: Any, *args: Any, **more: Any
+    ) -> None:
         """In the place of the state's `make_request_output`; None: nothing is to be put anywhere."""
         if not self.ended:
-            finish = None if reason is None else finish_of(str(reason))
-            self.engine.took(self, plain_row(self.id, ids, finish, self.stops, self.state.num_cached_tokens or 0))
+            finish = None if finish_reason is None else finish_of(str(finish_reason))
+            cached = self.state.num_cached_tokens or 0
+            self.engine.took(self, plain_row(self.id, new_token_ids, finish, self.stops, cached))
 
 
 class VllmEngine:

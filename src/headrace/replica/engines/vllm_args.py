@@ -124,6 +124,8 @@ def cpu_environment(resources: Resources, workers: int = 1) -> dict[str, str]:
 
 def brief(e: BaseException) -> str:
     """What vLLM said, in a line for people."""
+    while isinstance(e, BaseExceptionGroup):
+        e = e.exceptions[0]
     errors = getattr(e, "errors", None)
     if callable(errors):  # pydantic's
         try:
