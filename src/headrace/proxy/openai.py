@@ -101,6 +101,7 @@ class Common(Strict):
         )
 
     def _submit(self, asked: Asked, prompt: Prompt, logprobs: int | None, **more: Any) -> Submit:
+        more.setdefault("guide", self.structured_outputs)
         return Submit(
             0,
             asked.request_id,
@@ -111,7 +112,7 @@ class Common(Strict):
             received_unix_s=asked.received_unix_s,
             owner=asked.owner,
             keep_s=asked.keep_s,
-            **{"guide": self.structured_outputs} | more,
+            **more,
         )
 
 
