@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from peers.report import Result, added, cells, targets, values
+from peers.report import Result, cells, targets, values
 
 COLOURS = {
     "smg": "#b5651d",
@@ -83,19 +83,23 @@ def _cost(result: Result, path: Path) -> None:
 
 def _latency(result: Result, path: Path) -> None:
     columns = [c for c in cells(result, "streams", wall=False) if c["replicas"] == 1 and c["streams"] in (16, 64, 256)]
-    shown = [t for t in targets(result) if t not in ("direct", "floor")]
-    figure, axes = _figure("What the proxy adds: time to the first token (p50, and p99 as a line)")
+    shown = [t for t in targets(result) if t != "floor"]
+    figure, axes = _figure("Time to the first token (p50, and p99 as a line); direct: without any proxy")
     width = 0.8 / max(1, len(shown))
+    named: set[str] = set()
     for i, t in enumerate(shown):
         for j, c in enumerate(columns):
-            middle, high = (added(result, t, c["name"], f"ttft_{q}_ms") for q in ("p50", "p99"))
+            middle, high = (values(result, t, c["name"], f"ttft_{q}_ms") for q in ("p50", "p99"))
             if not middle:
                 continue
             x = j + (i - (len(shown) - 1) / 2) * width
-            axes.bar(x, statistics.median(middle), width * 0.9, color=_colour(t, result), label=t if j == 0 else None)
+            axes.bar(
+                x, statistics.median(middle), width * 0.9, color=_colour(t, result), label=None if t in named else t
+            )
+            named.add(t)
             axes.plot([x, x], [statistics.median(middle), statistics.median(high)], color="#333333", linewidth=1)
     axes.set_xticks(range(len(columns)), [f"{c['name']} streams" for c in columns])
-    axes.set_yscale("symlog", linthresh=1)
+    axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("ms")
     axes.legend(fontsize=8, frameon=False)
