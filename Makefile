@@ -29,7 +29,7 @@ up: $(VENV)/.up ## install what is needed and start everything on this machine
 	$(BIN)/headrace up
 
 test: $(VENV)/.test ## install what is needed and run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 	$(if $(ARGS),,@$(MAKE) --no-print-directory test-vllm)
 
 test-long: $(VENV)/.test ## the tests of faults that take long
