@@ -11,7 +11,7 @@ from chaos_harness.faults import HITS_STREAMS
 from chaos_harness.history import Event, Violation
 from chaos_harness.oracle import Answer, Oracle, chat_text
 
-_EXCUSES_S = 12.0  # after a proxy was killed, how long connections that it had may take to show it
+_EXCUSES_S = 12.0  # how long connections and streams may take to show that a proxy or a replica is gone
 _UPDATE_S = 45.0  # how long an update may take until its last old replica is gone
 Expected = Callable[[Event], Answer | None]
 
@@ -88,8 +88,11 @@ class _Excuses:
         """Both are lost: the proxy, and the replica that kept the stream for who comes back."""
         if start["mood"] != "returns" or not end["pieces"]:
             return False
-        replicas = [*self._deaths, *self._updates, *self._scalings]
-        return self._near(replicas, start["model"], end["pieces"][-1][0] - _UPDATE_S, end["t"])
+        model, last = start["model"], end["pieces"][-1][0]
+        moves = [*self._updates, *self._scalings]
+        return self._near(self._deaths, model, last - _EXCUSES_S, end["t"]) or self._near(
+            moves, model, last - _UPDATE_S, end["t"]
+        )
 
     def _near(self, faults: list[tuple[float, str | None]], model: str, since: float, until: float) -> bool:
         return any(m == model and since <= t <= until for t, m in faults)
