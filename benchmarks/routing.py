@@ -220,7 +220,7 @@ def shims(stack: ExitStack, urls: Sequence[str], folder: Path) -> list[str]:
 async def replicas_of(o: argparse.Namespace, model: Path, folder: Path) -> AsyncIterator[list[RunningReplica]]:
     if o.engine == "vllm":
         options: dict[str, object] = {"dtype": "float32", "enforce_eager": True, "max_num_batched_tokens": 1024}
-        options |= {"kv_cache_memory_bytes": KV_TOKENS * KV_TOKEN_VALUES * 4, "max_model_len": 4096}
+        options |= {"kv_cache_memory_bytes": KV_TOKENS * KV_TOKEN_VALUES * 4}
     elif o.engine == "simulated":
         options = {"kv_tokens": KV_TOKENS, "step_s": 0.02, "prefill_chunk": 256}
     else:
@@ -228,7 +228,9 @@ async def replicas_of(o: argparse.Namespace, model: Path, folder: Path) -> Async
     async with AsyncExitStack() as stack:
         found: list[RunningReplica] = []
         for i in range(o.replicas):
-            spec = replace(a_spec(engine=o.engine, source=str(model), options=options), replica_id=ReplicaId(f"r{i}"))
+            more = {"context_tokens": 4096} if o.engine == "vllm" else {}
+            spec = a_spec(engine=o.engine, source=str(model), options=options, **more)
+            spec = replace(spec, replica_id=ReplicaId(f"r{i}"))
             r = await stack.enter_async_context(running(spec, folder / f"r{i}", model.parent / "cache"))
             status = await r.status_when(lambda s: s.phase in (Phase.READY, Phase.FAILED), START_S)
             if status.phase is not Phase.READY:
