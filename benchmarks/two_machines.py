@@ -30,7 +30,7 @@ from peers.processes import DidNotStart, end_on_term, logged
 from peers.targets import START_S, chat
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "chaos"))
-from namespaces import ip, link, namespace, why_not  # the tests have it
+from namespaces import ip, link, namespace, remove_group, why_not  # the tests have it
 
 STEP_S = 0.005
 TOKENS = 400
@@ -54,12 +54,7 @@ def limited(name: str, share: float) -> Iterator[Path]:
             (path / "cpu.max").write_text(f"{quota} {PERIOD_US}")
         yield path
     finally:
-        for _ in range(200):  # it is empty once the kernel has buried the last process
-            try:
-                path.rmdir()
-                break
-            except OSError:
-                time.sleep(0.05)
+        remove_group(path)
 
 
 class Machine:

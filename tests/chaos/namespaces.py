@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _numbers = itertools.count(1)
 
@@ -27,6 +29,16 @@ def why_not() -> str:
         detail = getattr(e, "stderr", b"") or b""
         return f"no network namespaces with veth here: {e} {detail.decode(errors='replace').strip()}"
     return ""
+
+
+def remove_group(path: Path) -> None:
+    """A control group goes once it is empty: when the kernel has buried the last process."""
+    for _ in range(200):
+        try:
+            path.rmdir()
+            return
+        except OSError:
+            time.sleep(0.05)
 
 
 class Namespace:

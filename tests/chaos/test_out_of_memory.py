@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from integration.node_fixtures import HERE, Head, head_double, spec
+from namespaces import remove_group
 
 from headrace.core.types import Phase
 from headrace.process import Child, child_env
@@ -34,12 +34,7 @@ def group() -> Iterator[Path]:
         limit.write_text(str(LIMIT))
         yield path
     finally:
-        for _ in range(200):  # it is empty once the kernel has buried the last process
-            try:
-                path.rmdir()
-                break
-            except OSError:
-                time.sleep(0.05)
+        remove_group(path)
 
 
 @pytest.fixture
