@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -64,7 +65,7 @@ class Replica(ReplicaServiceServicer):
     """Makes word(0), word(1), … for every stream. Knobs may be turned at any time.
 
     step_s: time between steps; tokens: length without max_tokens; hold: makes nothing while set; silent: sends no frame
-    at all; reject: the failure that new streams get; die_at: the server stops when a stream has come to this position;
+    at all; computes: it uses CPU time, steps or not; reject: the failure that new streams get; die_at: the server stops when a stream has come to this position;
     crash_on: it stops at once at a prompt with this in it; max_running: works on so many of a session's streams at once
     (0: on all); cut: all its streams end with this; lose_at: a token is left out there; texts: the text of each token;
     result: what it brings instead of tokens.
@@ -77,6 +78,7 @@ class Replica(ReplicaServiceServicer):
         self.tokens = 8
         self.hold = False
         self.silent = False
+        self.computes = False
         self.draining = False
         self.reject: t.Failure | None = None
         self.finish_error: t.Failure | None = None
@@ -165,6 +167,7 @@ class Replica(ReplicaServiceServicer):
                         kv_usage=0.5,
                         step=self.steps,
                         max_running=self.max_running,
+                        cpu_s=1.0 + time.monotonic() if self.computes else 1.0,
                     )
                     if not self.silent:
                         yield convert_streams.frame_to_pb(news)

@@ -93,6 +93,8 @@ async def sixteen_streams_join_and_leave(p: ProxySide) -> None:
         await p.end_of(number)
     for n, number in enumerate(numbers):
         assert p.seen[number].tokens == alone[n % 8].tokens
+    worked = [f.load.cpu_s for f in p.frames if f.load]
+    assert 0 < worked[0] < worked[-1]
 
 
 async def a_long_prompt_does_not_stop_the_others(p: ProxySide) -> None:

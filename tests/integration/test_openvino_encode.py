@@ -64,6 +64,7 @@ def test_what_the_encoder_ends_with_an_error(small_encoders: dict[str, SmallEnco
     engine.encode(EncodeRequest(7, Task.EMBED, [5]))
     engine.abort(7)
     assert engine.load().waiting == 0
+    assert engine.load().cpu_s > 0
     rows = answers(engine, EncodeRequest(8, Task.EMBED, [5], dimensions=3), EncodeRequest(6, Task.EMBED, [5]))
     assert rows[6].finish == "stop"
     assert rows[7].finish == "abort"

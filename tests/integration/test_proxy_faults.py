@@ -270,6 +270,22 @@ async def test_an_engine_that_does_not_step_loses_its_streams_to_another():
         assert works.submits[0].resume
 
 
+async def test_a_long_step_is_not_a_hang():
+    async with world(2, tokens=20, step_s=0.005, silence=Silence(0.3, 0.8)) as w:
+        slow, other = w.replicas
+        other.waiting = 50
+        await eventually(lambda: any(s.load.waiting == 50 for s in w.proxy.sessions))
+        request = asyncio.create_task(w.client.post("/v1/chat/completions", json=STREAM))
+        await eventually(lambda: any(x.position > 3 for x in slow.live.values()))
+        slow.computes = slow.hold = True
+        await eventually(lambda: any(s.suspect for s in w.proxy.sessions))  # no new requests for it
+        await asyncio.sleep(1.5)
+        slow.hold = False
+        assert content((await request).text) == (answer(20), [], True)
+        assert not other.submits
+        await w.clean()
+
+
 async def test_a_stall_is_waited_for_where_there_is_no_other():
     async with world(1, tokens=20, step_s=0.005, silence=Silence(0.1, 0.3)) as w:
         request = asyncio.create_task(w.client.post("/v1/chat/completions", json=STREAM))

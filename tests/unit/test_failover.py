@@ -100,3 +100,19 @@ def test_an_engine_stalls_only_while_it_has_requests():
     assert steps.stalled_s(Load(running=1, step=6), 13.0) == 0
     assert steps.stalled_s(Load(step=6), 50.0) == 0
     assert steps.stalled_s(Load(waiting=1, step=6), 51.0) == 1
+
+
+def test_an_engine_works_while_it_uses_cpu_time():
+    steps = Steps()
+
+    def told(cpu_s: float, now: float) -> bool:
+        steps.stalled_s(Load(running=1, cpu_s=cpu_s), now)
+        return steps.working
+
+    assert not told(70.0, 10.0)  # nothing to compare with
+    assert not told(70.4, 10.1)  # too soon to say
+    assert told(71.0, 11.0)
+    assert told(71.2, 12.0)  # a share of a busy machine
+    assert not told(71.22, 13.0)  # what it takes to send a frame
+    assert not told(0.0, 14.0)  # does not say
+    assert told(72.0, 14.1)

@@ -143,6 +143,7 @@ class Load:
     prefix_hit_tokens: int = 0
     prefix_query_tokens: int = 0
     max_running: int = 0  # sequences that it runs at a time; 0: not known
+    cpu_s: float = 0.0  # CPU time of its engine so far; 0: that computes elsewhere, or does not say
 
 
 @dataclass(frozen=True, slots=True)

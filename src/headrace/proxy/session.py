@@ -38,11 +38,11 @@ class Silence:
     """An idle replica sends a frame a second. Seconds without one until it is avoided, and until it is given up.
 
     The same seconds count for an engine that makes no step while it has requests; but such a replica is given up only
-    when there is another, since the step may just be long.
+    when there is another, and never while its engine is seen to compute: then the step is just long.
     """
 
     suspect_s: float = 3.0
-    gone_s: float = 7.0
+    gone_s: float = 6.0
 
 
 class Receiver(Protocol):
@@ -265,7 +265,7 @@ class Session:
             if silent >= s.gone_s:
                 raise _Silent(f"nothing came from it for {s.gone_s:g} s")
             # Where the others are of another kind, what has begun cannot go on there: then it gets more time.
-            if self._streams and (
+            if self._streams and not self._steps.working and (
                 (stalled >= s.gone_s and self._others(self, True))
                 or (stalled >= _OTHER_KIND * s.gone_s and self._others(self, False))
             ):

@@ -93,6 +93,7 @@ def load_to_pb(x: t.Load) -> types_pb2.Load:
         prefix_hit_tokens=x.prefix_hit_tokens,
         prefix_query_tokens=x.prefix_query_tokens,
         max_running=x.max_running,
+        cpu_s=x.cpu_s,
     )
 
 
@@ -106,6 +107,7 @@ def load_from_pb(m: types_pb2.Load) -> t.Load:
         m.prefix_hit_tokens,
         m.prefix_query_tokens,
         m.max_running,
+        m.cpu_s,
     )
 
 

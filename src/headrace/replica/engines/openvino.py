@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -153,6 +154,7 @@ class OpenVinoEngine:
         if (folder / "openvino_tokenizer.xml").exists():
             features |= openvino_guides.FEATURES
         self.stall_s = options.stall_s
+        self._on_cpu = options.device == "CPU"
         self.info = ModelInfo("openvino", genai.__version__, context, vocab_size, features)
         self._kv_tokens = scheduler.num_kv_blocks * _BLOCK_TOKENS
         self.prefix_tokens = self._kv_tokens if options.prefix_cache else 0
@@ -224,7 +226,8 @@ class OpenVinoEngine:
     def _now(self) -> Load:
         """The load as of the last step, with what has been submitted since. Hold the lock."""
         running = min(self._load.running, self._pending)
-        return replace(self._load, running=running, waiting=self._pending - running)
+        cpu_s = time.process_time() if self._on_cpu else 0.0
+        return replace(self._load, running=running, waiting=self._pending - running, cpu_s=cpu_s)
 
     def _run(self) -> None:
         try:

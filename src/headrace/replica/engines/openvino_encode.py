@@ -8,6 +8,7 @@ apart (BERT's token types).
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -109,6 +110,7 @@ class OpenVinoEncoder:
             "openvino", openvino.__version__, context, int(config.get("vocab_size") or 0), frozenset(), (task.value,)
         )
         self.stall_s = options.stall_s
+        self._on_cpu = options.device == "CPU"
         self.eos_ids: tuple[int, ...] = ()
         self.defaults = Sampling()
         self._changed = threading.Condition()
@@ -157,7 +159,8 @@ class OpenVinoEncoder:
 
     def load(self) -> Load:
         with self._changed:
-            return replace(self._load, waiting=len(self._queue))
+            cpu_s = time.process_time() if self._on_cpu else 0.0
+            return replace(self._load, waiting=len(self._queue), cpu_s=cpu_s)
 
     def close(self) -> None:
         with self._changed:

@@ -286,6 +286,7 @@ class Load(_message.Message):
     PREFIX_HIT_TOKENS_FIELD_NUMBER: _builtins.int
     PREFIX_QUERY_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_RUNNING_FIELD_NUMBER: _builtins.int
+    CPU_S_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     waiting: _builtins.int
     kv_usage: _builtins.float
@@ -297,6 +298,8 @@ class Load(_message.Message):
     prefix_query_tokens: _builtins.int
     max_running: _builtins.int
     """Sequences that it runs at a time, at most; 0: not known."""
+    cpu_s: _builtins.float
+    """CPU time that the engine has used so far, in seconds; 0: it does not compute on the CPU, or does not say."""
     def __init__(
         self,
         *,
@@ -308,10 +311,11 @@ class Load(_message.Message):
         prefix_hit_tokens: _builtins.int = ...,
         prefix_query_tokens: _builtins.int = ...,
         max_running: _builtins.int = ...,
+        cpu_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_usage", b"kv_usage", "max_running", b"max_running", "prefix_hit_tokens", b"prefix_hit_tokens", "prefix_query_tokens", b"prefix_query_tokens", "running", b"running", "step", b"step", "tokens_total", b"tokens_total", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_s", b"cpu_s", "kv_usage", b"kv_usage", "max_running", b"max_running", "prefix_hit_tokens", b"prefix_hit_tokens", "prefix_query_tokens", b"prefix_query_tokens", "running", b"running", "step", b"step", "tokens_total", b"tokens_total", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
