@@ -41,7 +41,7 @@ from headrace.cli.endpoint import HeadEndpoint, read_endpoint
 from headrace.core.route_delta import whole
 from headrace.core.types import DeployRequest, ReplicaId
 from headrace.process import Child, child_env, raise_open_files
-from headrace.rpc import convert
+from headrace.rpc import convert_head
 from headrace.rpc.admin import AdminClient
 
 PER_NODE, NODES_PER_DEPLOYMENT, NODES_PER_PROXY = 10, 5, 20
@@ -197,7 +197,7 @@ async def measure(size: int, args: argparse.Namespace, folder: Path) -> dict[str
                 "the next head to show everything",
             )
             row |= {"restart_s": time.monotonic() - begun, "restart_cpu_s": head.cpu_s()}
-            row["table_bytes"] = convert.route_delta_to_pb(whole(watchers[0].table)).ByteSize()
+            row["table_bytes"] = convert_head.route_delta_to_pb(whole(watchers[0].table)).ByteSize()
             if any(w.gaps for w in watchers):
                 raise SystemExit("A delta did not follow the one before it.")
             return row

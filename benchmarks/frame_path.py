@@ -20,7 +20,8 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from headrace.core.types import Endpoint, ReplicaId, Submit, TextPrompt
+from headrace.core.streams import Submit, TextPrompt
+from headrace.core.types import Endpoint, ReplicaId
 from headrace.metrics import Tally
 from headrace.proxy.changed import Changed
 from headrace.proxy.chat_shape import ChatShape

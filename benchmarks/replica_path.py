@@ -22,7 +22,8 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 import headrace
-from headrace.core.types import ChatPrompt, Load, ModelInfo, ModelSpec, Sampling, Submit
+from headrace.core.streams import ChatPrompt, Sampling, Submit
+from headrace.core.types import Load, ModelInfo, ModelSpec
 from headrace.replica.engine import EngineRequest, Row, Step
 from headrace.replica.frontend import FrontEnd, open_front_end
 from headrace.replica.sampling import FEATURES

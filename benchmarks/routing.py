@@ -46,7 +46,8 @@ from peers.environments import Absent
 from peers.processes import DidNotStart, free_port, logged, wait_until_it_answers
 
 from headrace.core.affinity import Policy
-from headrace.core.types import Endpoint, Phase, ReplicaId, Route, RouteState
+from headrace.core.phase import Phase
+from headrace.core.types import Endpoint, ReplicaId, Route, RouteState
 
 MODEL = "small"
 START_S = 400.0  # of a replica

@@ -16,13 +16,14 @@ from typing import Any
 
 import grpc
 
+from headrace.core.phase import Phase
 from headrace.core.route_delta import NOTHING, RouteDelta, apply, follows
-from headrace.core.types import ModelInfo, NodeId, NodeInfo, Phase, ReplicaId, ReplicaSpec, ReplicaStatus, Resources
+from headrace.core.types import ModelInfo, NodeId, NodeInfo, ReplicaId, ReplicaSpec, ReplicaStatus, Resources
 from headrace.node import link as node_link
 from headrace.node.epoch import EpochFile
 from headrace.node.link import HeadLink
 from headrace.rpc import channel as rpc_channel
-from headrace.rpc import convert
+from headrace.rpc import convert_head
 from headrace.rpc.v1 import head_pb2
 from headrace.rpc.v1.head_pb2_grpc import RouteServiceStub
 
@@ -129,7 +130,7 @@ class Watcher:
                     async for message in RouteServiceStub(channel).Watch(request):
                         self.messages += 1
                         self.received_bytes += message.ByteSize()
-                        if not self._take(convert.route_delta_from_pb(message)):
+                        if not self._take(convert_head.route_delta_from_pb(message)):
                             self.gaps += 1
                             break
                 except grpc.RpcError:

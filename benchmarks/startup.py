@@ -27,18 +27,10 @@ from pathlib import Path
 
 import deploying
 
+from headrace.core.phase import Phase
 from headrace.core.specfile import dump_spec
-from headrace.core.types import (
-    ModelSpec,
-    Phase,
-    ReplicaId,
-    ReplicaSpec,
-    ReplicaStatus,
-    Resources,
-    Sampling,
-    Submit,
-    TokenPrompt,
-)
+from headrace.core.streams import Sampling, Submit, TokenPrompt
+from headrace.core.types import ModelSpec, ReplicaId, ReplicaSpec, ReplicaStatus, Resources
 from headrace.engines_here import installed
 from headrace.process import Child, child_env
 from headrace.rpc import convert, convert_streams

@@ -10,7 +10,8 @@ from typing import Any
 
 from replica_fixtures import ProxySide, RunningReplica
 
-from headrace.core.types import Adapter, AdapterStatus, ReplicaStatus, Sampling, TokenPrompt
+from headrace.core.streams import Sampling, TokenPrompt
+from headrace.core.types import Adapter, AdapterStatus, ReplicaStatus
 from headrace.rpc import convert
 from headrace.rpc.v1 import replica_pb2
 

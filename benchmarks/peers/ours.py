@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 
 from headrace.cli.endpoint import HeadEndpoint, read_endpoint
-from headrace.core.types import DeployRequest, Phase
+from headrace.core.phase import Phase
+from headrace.core.types import DeployRequest
 from headrace.rpc.admin import AdminClient
 from peers.processes import DidNotStart, logged, wait_until_it_answers
 from peers.targets import START_S, TEXT, Target

@@ -10,7 +10,8 @@ import pytest
 from cli_fixtures import Result, run_cli
 from parts import CATALOG, Cluster, Load, cluster, loaded
 
-from headrace.core.types import ClusterStatus, DeployRequest, Phase
+from headrace.core.phase import Phase
+from headrace.core.types import ClusterStatus, DeployRequest
 from headrace.rpc.admin import AdminClient
 
 pytestmark = pytest.mark.long

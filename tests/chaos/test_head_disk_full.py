@@ -13,7 +13,8 @@ from head_fixtures import Admin, SchedulerDouble, head_process, until
 from parts import Load, cluster, loaded
 from up_fixtures import eventually
 
-from headrace.core.types import DeployRequest, Phase
+from headrace.core.phase import Phase
+from headrace.core.types import DeployRequest
 from headrace.errors import Unavailable
 
 

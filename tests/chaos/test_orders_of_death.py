@@ -15,7 +15,7 @@ from integration.node_fixtures import Head, head_double, spawn_scheduler, spec
 from integration.replica_fixtures import a_spec
 
 from headrace.cli.leftovers import marked
-from headrace.core.types import Phase
+from headrace.core.phase import Phase
 from headrace.process import ProcessRecord
 from headrace.rpc.channel import open_channel
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc

@@ -11,7 +11,7 @@ import pytest
 from integration.node_fixtures import HERE, Head, head_double, spec
 from namespaces import remove_group
 
-from headrace.core.types import Phase
+from headrace.core.phase import Phase
 from headrace.process import Child, child_env
 
 LIMIT = 256 * 1024 * 1024

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from parts import CATALOG, Cluster, Load, answer, cluster, loaded
 
-from headrace.core.types import ClusterStatus, DeployRequest, Phase
+from headrace.core.phase import Phase
+from headrace.core.types import ClusterStatus, DeployRequest
 from headrace.rpc.admin import AdminClient
 
 pytestmark = pytest.mark.long

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from cluster_fixtures import Cluster, Traffic, cluster, ready
 
-from headrace.core.types import Phase, ReplicaId, ReplicaStatus
+from headrace.core.phase import Phase
+from headrace.core.types import ReplicaId, ReplicaStatus
 from headrace.replica.service import ReplicaServicer
 from headrace.replica.status import StatusBoard
 from headrace.rpc.channel import bind, new_server

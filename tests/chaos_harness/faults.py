@@ -15,7 +15,8 @@ from chaos_harness.history import Recorder
 from chaos_harness.impostor import impostor
 from chaos_harness.processes import Row
 from chaos_harness.system import System
-from headrace.core.types import Phase, PlacedReplica
+from headrace.core.phase import Phase
+from headrace.core.types import PlacedReplica
 from headrace.errors import HeadraceError
 
 _STEADY_S = 62.0  # a replica that was READY for a minute has no failures behind it

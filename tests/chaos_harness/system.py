@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from chaos_harness.processes import Row, Table
-from headrace.core.types import ClusterStatus, DeployRequest, Phase
+from headrace.core.phase import Phase
+from headrace.core.types import ClusterStatus, DeployRequest
 from headrace.errors import HeadraceError
 from headrace.process import child_env
 from headrace.rpc.admin import AdminClient

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from headrace.core import types as t
+from headrace.core.phase import Phase
 from headrace.errors import NotFound
 from headrace.process import child_env
-from headrace.rpc import convert
+from headrace.rpc import convert, convert_head
 from headrace.rpc.channel import bind, new_server, rpc_errors
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc
 
@@ -59,7 +60,7 @@ class FakeHead(head_pb2_grpc.AdminServiceServicer):
     def __init__(self) -> None:
         self.deployments: dict[str, t.Deployment] = {}
         self.requests: list[t.DeployRequest] = []
-        self.script: Sequence[t.ReplicaStatus] = [self.in_phase(t.Phase.READY)]
+        self.script: Sequence[t.ReplicaStatus] = [self.in_phase(Phase.READY)]
         self.catalog = {"demo": t.CatalogEntry("demo", t.ModelSpec("builtin:demo"), t.Resources(), "A small model.")}
         self.log = b"one\ntwo\n"
         self.refuses = ""  # why replicas load no adapter
@@ -67,11 +68,11 @@ class FakeHead(head_pb2_grpc.AdminServiceServicer):
         self.watch_ended = asyncio.Event()
 
     @staticmethod
-    def in_phase(phase: t.Phase, reason: str = "", activity: str = "", progress: float = -1.0) -> t.ReplicaStatus:
+    def in_phase(phase: Phase, reason: str = "", activity: str = "", progress: float = -1.0) -> t.ReplicaStatus:
         return t.ReplicaStatus(t.ReplicaId(""), "", 0, phase, reason, activity, progress)
 
     def status(self, like: t.ReplicaStatus) -> t.ClusterStatus:
-        state = t.RouteState.READY if like.phase is t.Phase.READY else t.RouteState.STARTING
+        state = t.RouteState.READY if like.phase is Phase.READY else t.RouteState.STARTING
         replicas = [
             t.PlacedReplica(
                 t.NodeId("1"),
@@ -93,11 +94,11 @@ class FakeHead(head_pb2_grpc.AdminServiceServicer):
 
     def _made(self, d: t.Deployment) -> head_pb2.Deployment:
         self.deployments[d.name] = d
-        return convert.deployment_status_to_pb(t.DeploymentStatus(d, 0, t.RouteState.STARTING))
+        return convert_head.deployment_status_to_pb(t.DeploymentStatus(d, 0, t.RouteState.STARTING))
 
     @rpc_errors
     async def Deploy(self, request: head_pb2.DeployRequest, context: Any) -> head_pb2.Deployment:
-        r = convert.deploy_request_from_pb(request)
+        r = convert_head.deploy_request_from_pb(request)
         self.requests.append(r)
         if "/" not in r.model and r.model not in self.catalog:
             raise NotFound(f"There is no model {r.model!r}. Those that exist: demo.")
@@ -127,25 +128,25 @@ class FakeHead(head_pb2_grpc.AdminServiceServicer):
 
     @rpc_errors
     async def Status(self, request: head_pb2.StatusRequest, context: Any) -> head_pb2.ClusterStatus:
-        return convert.cluster_status_to_pb(self.status(self.script[-1]))
+        return convert_head.cluster_status_to_pb(self.status(self.script[-1]))
 
     @rpc_errors
     async def WatchStatus(self, request: head_pb2.StatusRequest, context: Any) -> AsyncIterator[head_pb2.ClusterStatus]:
         self.watches += 1
         try:
             for like in self.script:
-                yield convert.cluster_status_to_pb(self.status(like))
+                yield convert_head.cluster_status_to_pb(self.status(like))
             await asyncio.Event().wait()
         finally:
             self.watch_ended.set()
 
     @rpc_errors
     async def ListModels(self, request: head_pb2.ListModelsRequest, context: Any) -> head_pb2.ListModelsResponse:
-        return head_pb2.ListModelsResponse(models=[convert.catalog_entry_to_pb(e) for e in self.catalog.values()])
+        return head_pb2.ListModelsResponse(models=[convert_head.catalog_entry_to_pb(e) for e in self.catalog.values()])
 
     @rpc_errors
     async def AddModel(self, request: head_pb2.CatalogEntry, context: Any) -> head_pb2.CatalogEntry:
-        entry = convert.catalog_entry_from_pb(request)
+        entry = convert_head.catalog_entry_from_pb(request)
         self.catalog[entry.name] = entry
         return request
 

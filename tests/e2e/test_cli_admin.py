@@ -13,7 +13,8 @@ import pytest
 from adapter_fixtures import write_adapter
 from cli_fixtures import FakeHead, Result, fake_head, run_cli
 
-from headrace.core.types import Adapter, Phase
+from headrace.core.phase import Phase
+from headrace.core.types import Adapter
 from headrace.process import child_env
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from headrace.core.phase import Phase
 from headrace.core.route_delta import NOTHING, RouteDelta, apply, follows
 from headrace.core.types import (
     Adapter,
@@ -26,7 +27,6 @@ from headrace.core.types import (
     ModelInfo,
     NodeId,
     NodeInfo,
-    Phase,
     ReplicaId,
     ReplicaSpec,
     ReplicaStatus,
@@ -35,7 +35,7 @@ from headrace.core.types import (
 )
 from headrace.head.controller import Endpoint
 from headrace.process import Child, child_env
-from headrace.rpc import convert
+from headrace.rpc import convert, convert_head
 from headrace.rpc.channel import from_rpc, open_channel
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc, node_pb2, node_pb2_grpc
 from headrace.settings import HeadSettings
@@ -188,36 +188,36 @@ class Admin:
             raise from_rpc(e, "the head") from None
 
     async def deploy(self, model: str, **more: Any) -> Any:
-        request = convert.deploy_request_to_pb(DeployRequest(model, **more))
-        return convert.deployment_status_from_pb(await self._ask(self.stub.Deploy(request, wait_for_ready=True)))
+        request = convert_head.deploy_request_to_pb(DeployRequest(model, **more))
+        return convert_head.deployment_status_from_pb(await self._ask(self.stub.Deploy(request, wait_for_ready=True)))
 
     async def delete(self, name: str) -> None:
         await self._ask(self.stub.Delete(head_pb2.DeleteRequest(name=name)))
 
     async def scale(self, name: str, low: int, high: int) -> Any:
         request = head_pb2.ScaleRequest(name=name, min_replicas=low, max_replicas=high)
-        return convert.deployment_status_from_pb(await self._ask(self.stub.Scale(request)))
+        return convert_head.deployment_status_from_pb(await self._ask(self.stub.Scale(request)))
 
     async def add_adapter(self, name: str, adapter: Adapter) -> Any:
         request = head_pb2.AddAdapterRequest(deployment=name, adapter=convert.adapter_to_pb(adapter))
-        return convert.deployment_status_from_pb(await self._ask(self.stub.AddAdapter(request)))
+        return convert_head.deployment_status_from_pb(await self._ask(self.stub.AddAdapter(request)))
 
     async def remove_adapter(self, name: str, adapter: str) -> Any:
         request = head_pb2.RemoveAdapterRequest(deployment=name, name=adapter)
-        return convert.deployment_status_from_pb(await self._ask(self.stub.RemoveAdapter(request)))
+        return convert_head.deployment_status_from_pb(await self._ask(self.stub.RemoveAdapter(request)))
 
     async def ensure(self, model: str) -> None:
         await self._ask(self.routes.Ensure(head_pb2.EnsureRequest(model=model)))
 
     async def status(self) -> ClusterStatus:
         message = await self._ask(self.stub.Status(head_pb2.StatusRequest(), wait_for_ready=True))
-        return convert.cluster_status_from_pb(message)
+        return convert_head.cluster_status_from_pb(message)
 
     async def status_when(self, what: Callable[[ClusterStatus], object]) -> ClusterStatus:
         """The first status for which `what` is true."""
         async with asyncio.timeout(PATIENCE_S):
             async for message in self.stub.WatchStatus(head_pb2.StatusRequest(), wait_for_ready=True):
-                status = convert.cluster_status_from_pb(message)
+                status = convert_head.cluster_status_from_pb(message)
                 if what(status):
                     return status
         raise AssertionError("the watch ended")
@@ -232,7 +232,7 @@ class Admin:
     async def deltas(self, proxy_id: str = "p") -> AsyncIterator[RouteDelta]:
         request = head_pb2.WatchRoutesRequest(proxy_id=proxy_id, pid=1)
         async for message in self.routes.Watch(request, wait_for_ready=True):
-            yield convert.route_delta_from_pb(message)
+            yield convert_head.route_delta_from_pb(message)
 
     async def table_when(self, what: Callable[[RouteTable], object]) -> RouteTable:
         """The first route table for which `what` is true."""

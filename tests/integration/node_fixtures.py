@@ -12,7 +12,8 @@ from typing import Any
 
 import grpc
 
-from headrace.core.types import ModelSpec, NodeInfo, Phase, ReplicaId, ReplicaSpec, ReplicaStatus, Resources
+from headrace.core.phase import Phase
+from headrace.core.types import ModelSpec, NodeInfo, ReplicaId, ReplicaSpec, ReplicaStatus, Resources
 from headrace.node.agent import serve
 from headrace.process import Child, child_env
 from headrace.rpc.channel import bind, new_server

@@ -13,13 +13,14 @@ from typing import Any
 import grpc
 import httpx
 
+from headrace.core import streams as st
 from headrace.core import types as t
 from headrace.core.route_delta import NOTHING, diff
 from headrace.errors import HeadraceError
 from headrace.proxy.admission import Patience
 from headrace.proxy.app import Proxy, serving
 from headrace.proxy.session import Silence
-from headrace.rpc import convert, convert_streams
+from headrace.rpc import convert_head, convert_streams
 from headrace.rpc.channel import bind, new_server, rpc_errors
 from headrace.rpc.v1 import head_pb2, replica_pb2
 from headrace.rpc.v1.head_pb2_grpc import RouteServiceServicer, add_RouteServiceServicer_to_server
@@ -50,7 +51,7 @@ def answer(n: int, first: int = 0) -> str:
 
 @dataclass
 class Live:
-    submit: t.Submit
+    submit: st.Submit
     position: int = 0
 
 
@@ -64,11 +65,11 @@ async def all_of(messages: Any) -> AsyncIterator[replica_pb2.SessionRequest]:
 class Replica(ReplicaServiceServicer):
     """Makes word(0), word(1), … for every stream. Knobs may be turned at any time.
 
-    step_s: time between steps; tokens: length without max_tokens; hold: makes nothing while set; silent: sends no frame
-    at all; computes: it uses CPU time, steps or not; reject: the failure that new streams get; die_at: the server stops when a stream has come to this position;
-    crash_on: it stops at once at a prompt with this in it; max_running: works on so many of a session's streams at once
-    (0: on all); cut: all its streams end with this; lose_at: a token is left out there; texts: the text of each token;
-    result: what it brings instead of tokens.
+    step_s: time between steps; tokens: length without max_tokens; hold: makes nothing while set; silent: sends no
+    frame at all; computes: it uses CPU time, steps or not; reject: the failure that new streams get; die_at: the
+    server stops when a stream has come to this position; crash_on: it stops at once at a prompt with this in it;
+    max_running: works on so many of a session's streams at once (0: on all); cut: all its streams end with this;
+    lose_at: a token is left out there; texts: the text of each token; result: what it brings instead of tokens.
     """
 
     def __init__(self, name: str, **knobs: Any) -> None:
@@ -80,21 +81,21 @@ class Replica(ReplicaServiceServicer):
         self.silent = False
         self.computes = False
         self.draining = False
-        self.reject: t.Failure | None = None
-        self.finish_error: t.Failure | None = None
+        self.reject: st.Failure | None = None
+        self.finish_error: st.Failure | None = None
         self.die_at: int | None = None
         self.lose_at: int | None = None
-        self.cut: t.Failure | None = None
+        self.cut: st.Failure | None = None
         self.crash_on = ""
         self.died = False
         self.fingerprint = "same"
         self.steps = 0
         self.texts: Sequence[str] | None = None
-        self.result: t.Result | None = None
+        self.result: st.Result | None = None
         self.waiting = 0
         self.max_running = 0
         self.dying: asyncio.Future[None] | None = None
-        self.submits: list[t.Submit] = []
+        self.submits: list[st.Submit] = []
         self.aborts: list[int] = []
         self.sessions = 0
         self.live: dict[tuple[int, int], Live] = {}
@@ -127,9 +128,9 @@ class Replica(ReplicaServiceServicer):
             raise HeadraceError(f"this is {self.name}")
         self.sessions += 1
         number = self.sessions
-        news = t.Frame()
-        rejected: list[t.Rejected] = []
-        started: list[t.Started] = []
+        news = st.Frame()
+        rejected: list[st.Rejected] = []
+        started: list[st.Started] = []
 
         async def listen() -> None:
             async for request in all_of(request_iterator):
@@ -140,20 +141,20 @@ class Replica(ReplicaServiceServicer):
                 submit = convert_streams.submit_from_pb(request.submit)
                 self.submits.append(submit)
                 if self.reject is not None:
-                    rejected.append(t.Rejected(submit.stream, self.reject))
+                    rejected.append(st.Rejected(submit.stream, self.reject))
                 else:
-                    started.append(t.Started(submit.stream, 5))
+                    started.append(st.Started(submit.stream, 5))
                     had = submit.resume.token_ids if submit.resume else ()
                     assert list(had) == list(range(len(had)))
                     self.live[number, submit.stream] = Live(submit, len(had))
-                    if self.crash_on and isinstance(submit.prompt, t.ChatPrompt):
+                    if self.crash_on and isinstance(submit.prompt, st.ChatPrompt):
                         self.died = self.died or self.crash_on.encode() in submit.prompt.messages_json
 
         async with asyncio.TaskGroup() as tasks:
             listener = tasks.create_task(listen())
             try:
                 while True:
-                    news = t.Frame(started=tuple(started), rejected=tuple(rejected), draining=self.draining)
+                    news = st.Frame(started=tuple(started), rejected=tuple(rejected), draining=self.draining)
                     news.fingerprint = self.fingerprint
                     started.clear()
                     rejected.clear()
@@ -182,21 +183,21 @@ class Replica(ReplicaServiceServicer):
                 for key in [k for k in self.live if k[0] == number]:
                     del self.live[key]
 
-    def _step(self, session: int, news: t.Frame) -> None:
+    def _step(self, session: int, news: st.Frame) -> None:
         streams: list[int] = []
         positions: list[int] = []
         texts: list[str] = []
-        logprobs: list[tuple[int, tuple[t.TokenLogprob, ...]]] = []
-        finished: list[t.Finished] = []
+        logprobs: list[tuple[int, tuple[st.TokenLogprob, ...]]] = []
+        finished: list[st.Finished] = []
         mine = [(key, live) for key, live in self.live.items() if key[0] == session]
         for (owner, stream), live in mine[: self.max_running or None]:
             if self.cut:
-                finished.append(t.Finished(stream, "error", 0, self.cut))
+                finished.append(st.Finished(stream, "error", 0, self.cut))
                 del self.live[owner, stream]
                 continue
             if self.result is not None:
                 news.results = [*news.results, replace(self.result, stream=stream)]
-                finished.append(t.Finished(stream, "stop", 0, self.finish_error))
+                finished.append(st.Finished(stream, "stop", 0, self.finish_error))
                 del self.live[owner, stream]
                 continue
             i = live.position
@@ -207,14 +208,14 @@ class Replica(ReplicaServiceServicer):
             texts.append(text)
             wanted = live.submit.sampling.logprobs
             if wanted is not None:
-                top = tuple(t.TokenLogprob(100 + k, f"a{k}".encode(), -2.0 - k) for k in range(wanted))
-                logprobs.append((stream, (t.TokenLogprob(i, text.encode(), -0.5, top),)))
+                top = tuple(st.TokenLogprob(100 + k, f"a{k}".encode(), -2.0 - k) for k in range(wanted))
+                logprobs.append((stream, (st.TokenLogprob(i, text.encode(), -0.5, top),)))
             live.position += 1
             if live.position >= min(limit, self.tokens):
                 reason = "length" if live.submit.max_tokens is not None and limit <= self.tokens else "stop"
                 if self.finish_error:
                     reason = "error"
-                finished.append(t.Finished(stream, reason, 3, self.finish_error))
+                finished.append(st.Finished(stream, reason, 3, self.finish_error))
                 del self.live[owner, stream]
         news.streams, news.positions, news.texts = streams, positions, texts
         news.counts, news.token_ids = [1] * len(streams), list(positions)
@@ -280,7 +281,7 @@ class Head(RouteServiceServicer):
                 if self.lost_deltas:
                     self.lost_deltas -= 1
                 else:
-                    yield convert.route_delta_to_pb(diff(before if before.epoch == sent.epoch else NOTHING, sent))
+                    yield convert_head.route_delta_to_pb(diff(before if before.epoch == sent.epoch else NOTHING, sent))
                 await news.wait()
         finally:
             self.watchers -= 1

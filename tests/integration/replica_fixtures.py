@@ -12,21 +12,15 @@ from pathlib import Path
 
 import grpc
 
+from headrace.core.phase import Phase
 from headrace.core.specfile import dump_spec
-from headrace.core.types import (
+from headrace.core.streams import (
     ChatPrompt,
     Finished,
     Frame,
     Guide,
-    Load,
-    ModelSpec,
-    Phase,
     Prompt,
     Rejected,
-    ReplicaId,
-    ReplicaSpec,
-    ReplicaStatus,
-    Resources,
     Result,
     Resume,
     Sampling,
@@ -35,7 +29,8 @@ from headrace.core.types import (
     TextPrompt,
     TokenLogprob,
     TokenPrompt,
-)  # fmt: skip
+)
+from headrace.core.types import Load, ModelSpec, ReplicaId, ReplicaSpec, ReplicaStatus, Resources
 from headrace.process import Child, child_env
 from headrace.rpc import convert, convert_streams
 from headrace.rpc.channel import open_channel

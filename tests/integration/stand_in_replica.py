@@ -27,8 +27,9 @@ from typing import Any
 
 import grpc
 
+from headrace.core.phase import Phase
 from headrace.core.specfile import parse_spec
-from headrace.core.types import Load, ModelInfo, Phase, ReplicaStatus
+from headrace.core.types import Load, ModelInfo, ReplicaStatus
 from headrace.errors import NotFound
 from headrace.process import ProcessRecord, write_atomic
 from headrace.rpc.channel import bind, new_server

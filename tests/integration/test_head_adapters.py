@@ -10,7 +10,7 @@ from head_fixtures import Admin, SchedulerDouble, head_settings, until
 from headrace.core.types import Adapter, CatalogEntry, ModelSpec, Resources, RouteState
 from headrace.errors import Conflict, InvalidRequest, NotFound, UserError
 from headrace.head.controller import serving
-from headrace.rpc import convert
+from headrace.rpc import convert_head
 
 A, B = Adapter("a", "/lora/a"), Adapter("b", "hf://o/b", "v1")
 
@@ -72,7 +72,7 @@ async def test_one_name_is_never_two_things(tmp_path: Path) -> None:
             await admin.deploy("/models/x", name="demo:a")
         entry = CatalogEntry("demo:a", ModelSpec("/models/x"), Resources(1.0))
         with pytest.raises(Conflict, match="demo:a is the adapter a of demo already"):
-            await admin._ask(admin.stub.AddModel(convert.catalog_entry_to_pb(entry)))
+            await admin._ask(admin.stub.AddModel(convert_head.catalog_entry_to_pb(entry)))
         await admin.deploy("/models/x", name="demo:b")
         with pytest.raises(Conflict, match="The adapter b of demo would be called as the model demo:b is"):
             await admin.add_adapter("demo", B)

@@ -11,19 +11,21 @@ from head_fixtures import Admin, head_settings, until
 from headrace.core.types import CatalogEntry, ModelSpec, Resources, RouteState
 from headrace.errors import Forbidden, HeadraceError, InvalidRequest, NotFound, Unavailable, UserError
 from headrace.head.controller import serving
-from headrace.rpc import convert
+from headrace.rpc import convert_head
 from headrace.rpc.admin import AdminClient
 from headrace.rpc.v1 import head_pb2
 
 
 async def models(admin: Admin) -> dict[str, CatalogEntry]:
     answer = await admin.stub.ListModels(head_pb2.ListModelsRequest())
-    return {m.name: convert.catalog_entry_from_pb(m) for m in answer.models}
+    return {m.name: convert_head.catalog_entry_from_pb(m) for m in answer.models}
 
 
 async def add(admin: Admin, name: str, source: str) -> CatalogEntry:
     entry = CatalogEntry(name, ModelSpec(source), Resources(1.0))
-    return convert.catalog_entry_from_pb(await admin._ask(admin.stub.AddModel(convert.catalog_entry_to_pb(entry))))
+    return convert_head.catalog_entry_from_pb(
+        await admin._ask(admin.stub.AddModel(convert_head.catalog_entry_to_pb(entry)))
+    )
 
 
 async def remove(admin: Admin, name: str) -> None:
@@ -142,7 +144,7 @@ async def test_a_slow_watcher_gets_the_newest_table_and_versions_only_grow(tmp_p
 async def test_remote_code_can_be_forbidden(tmp_path: Path) -> None:
     file = tmp_path / "catalog.yaml"
     file.write_text("models:\n  coded: {source: /models/coded, trust_remote_code: true}\n")
-    entry = convert.catalog_entry_to_pb(CatalogEntry("x", ModelSpec("/x", trust_remote_code=True), Resources(1.0)))
+    entry = convert_head.catalog_entry_to_pb(CatalogEntry("x", ModelSpec("/x", trust_remote_code=True), Resources(1.0)))
     async with serving(head_settings(tmp_path, catalog=file)) as head, Admin(head.grpc) as admin:
         await admin.deploy("/models/old", trust_remote_code=True, min_replicas=0, max_replicas=1)
     settings = head_settings(tmp_path, catalog=file, forbid_remote_code=True)

@@ -11,7 +11,8 @@ import grpc
 import pytest
 from head_fixtures import Admin, SchedulerDouble, head_settings, until
 
-from headrace.core.types import Gpu, Load, Phase, RouteState
+from headrace.core.phase import Phase
+from headrace.core.types import Gpu, Load, RouteState
 from headrace.errors import InvalidRequest, NotFound, Unavailable
 from headrace.head.controller import serving
 from headrace.rpc.v1 import head_pb2

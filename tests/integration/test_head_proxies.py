@@ -26,8 +26,9 @@ from head_fixtures import (
     until,
 )
 
+from headrace.core.phase import Phase
 from headrace.core.route_delta import NOTHING, RouteChange, RouteDelta, apply
-from headrace.core.types import ClusterStatus, Phase, Route, RouteState, RouteTable
+from headrace.core.types import ClusterStatus, Route, RouteState, RouteTable
 from headrace.errors import UserError
 from headrace.head import proxies
 from headrace.head.controller import serving
@@ -36,7 +37,7 @@ from headrace.head.services import RouteService
 from headrace.head.spare import Spare
 from headrace.head.topic import Topic
 from headrace.process import ProcessRecord, environment, signal_group
-from headrace.rpc import convert
+from headrace.rpc import convert_head
 from headrace.rpc.v1 import head_pb2
 
 HEAD = (
@@ -138,12 +139,12 @@ async def test_a_slow_watcher_gets_one_delta_for_all_that_it_missed() -> None:
     other = service.Watch(head_pb2.WatchRoutesRequest(), cast("Any", None))
     assert len((await anext(watch)).changed) == len((await anext(other)).changed) == 2
     show(2, "a")
-    assert convert.route_delta_from_pb(await anext(other)) == RouteDelta(1, 2, 1, (), ("b",))
+    assert convert_head.route_delta_from_pb(await anext(other)) == RouteDelta(1, 2, 1, (), ("b",))
     show(3, "a", "c")
     show(4, "c")
     change = RouteChange(Route("c", RouteState.STARTING))
-    assert convert.route_delta_from_pb(await anext(watch)) == RouteDelta(1, 4, 1, (change,), ("a", "b"))
-    assert convert.route_delta_from_pb(await anext(other)) == RouteDelta(1, 4, 2, (change,), ("a",))
+    assert convert_head.route_delta_from_pb(await anext(watch)) == RouteDelta(1, 4, 1, (change,), ("a", "b"))
+    assert convert_head.route_delta_from_pb(await anext(other)) == RouteDelta(1, 4, 2, (change,), ("a",))
 
 
 async def test_a_spare_takes_the_place_of_a_dead_proxy_and_ends_with_the_head(

@@ -12,18 +12,19 @@ import grpc
 import pytest
 from head_fixtures import Admin, SchedulerDouble, head_process, head_settings, until
 
-from headrace.core.types import CatalogEntry, ModelSpec, Phase, Resources, RouteState
+from headrace.core.phase import Phase
+from headrace.core.types import CatalogEntry, ModelSpec, Resources, RouteState
 from headrace.errors import UserError
 from headrace.head.controller import serving
 from headrace.process import explain_exit
-from headrace.rpc import convert
+from headrace.rpc import convert_head
 from headrace.rpc.v1 import head_pb2
 
 
 async def test_kill_and_restart_gives_the_same_deployments_intents_and_desired(tmp_path: Path) -> None:
     entry = CatalogEntry("mine", ModelSpec("/models/mine"), Resources(1.0))
     async with head_process(tmp_path) as first, Admin(first.endpoint.grpc) as admin:
-        await admin.stub.AddModel(convert.catalog_entry_to_pb(entry))
+        await admin.stub.AddModel(convert_head.catalog_entry_to_pb(entry))
         await admin.deploy("demo", min_replicas=2)
         await admin.deploy("mine")
         async with SchedulerDouble(first.endpoint.node) as node:

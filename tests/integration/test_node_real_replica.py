@@ -14,17 +14,9 @@ import pytest
 from adapter_fixtures import write_adapter
 from integration.node_fixtures import Head, head_double, spawn_scheduler
 
+from headrace.core.phase import Phase
 from headrace.core.specfile import parse_spec
-from headrace.core.types import (
-    Adapter,
-    AdapterStatus,
-    ModelSpec,
-    Phase,
-    ReplicaId,
-    ReplicaSpec,
-    ReplicaStatus,
-    Resources,
-)
+from headrace.core.types import Adapter, AdapterStatus, ModelSpec, ReplicaId, ReplicaSpec, ReplicaStatus, Resources
 from headrace.process import ProcessRecord
 from headrace.rpc.channel import open_channel
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc

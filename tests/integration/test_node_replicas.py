@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from integration.node_fixtures import Head, head_double, scheduler, spec
 
-from headrace.core.types import Phase
+from headrace.core.phase import Phase
 from headrace.process import ProcessRecord, environment
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from integration.node_fixtures import STAND_IN, spec
 
+from headrace.core.phase import Phase
 from headrace.core.restart import RestartPolicy
-from headrace.core.types import Phase, ReplicaSpec
+from headrace.core.types import ReplicaSpec
 from headrace.node import runner, standing
 from headrace.node.conditions import Conditions
 from headrace.node.memory import OomCount

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from integration.node_fixtures import Head, head_double, scheduler, settings, spawn_scheduler, spec
 
-from headrace.core.types import Phase, ReplicaStatus
+from headrace.core.phase import Phase
+from headrace.core.types import ReplicaStatus
 from headrace.errors import UserError
 from headrace.node import agent
 from headrace.node.agent import serve

@@ -11,7 +11,9 @@ from replica_fixtures import ProxySide, RunningReplica, a_spec, chat, running
 from tokenizers import Tokenizer
 
 import headrace
-from headrace.core.types import Load, Phase, Resume, Sampling, TokenPrompt
+from headrace.core.phase import Phase
+from headrace.core.streams import Resume, Sampling, TokenPrompt
+from headrace.core.types import Load
 
 pytest.importorskip("openvino_genai", reason="needs pip install 'headrace[cpu]'")
 

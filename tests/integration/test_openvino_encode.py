@@ -11,7 +11,8 @@ import pytest
 from replica_fixtures import Phase, a_spec, running
 from tokenizers import Tokenizer
 
-from headrace.core.types import Resources, Task
+from headrace.core.streams import Task
+from headrace.core.types import Resources
 from headrace.errors import UserError
 from headrace.replica.engine import EncodeRequest, EngineRequest, Row, Step
 

@@ -11,7 +11,7 @@ import pytest
 from replica_fixtures import a_spec, chat, running
 
 import headrace
-from headrace.core.types import Sampling
+from headrace.core.streams import Sampling
 
 pytest.importorskip("openvino_genai", reason="needs pip install 'headrace[cpu]'")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from replica_fixtures import ProxySide, a_spec, chat, running
 
-from headrace.core.types import Guide, Phase, Resume, Sampling
+from headrace.core.phase import Phase
+from headrace.core.streams import Guide, Resume, Sampling
 from headrace.replica.engines.openvino_guides import FEATURES
 
 pytest.importorskip("openvino_genai", reason="needs pip install 'headrace[cpu]'")

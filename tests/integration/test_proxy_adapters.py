@@ -7,7 +7,8 @@ import asyncio
 import httpx
 from integration.proxy_fixtures import PATIENCE, Replica, World, answer, eventually, world
 
-from headrace.core.types import Failure, Route, RouteState
+from headrace.core.streams import Failure
+from headrace.core.types import Route, RouteState
 
 MODEL = "demo:a"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}

@@ -17,7 +17,7 @@ from integration.proxy_fixtures import PATIENCE, Replica, World, answer, eventua
 from headrace.core import types as t
 from headrace.core.failover import MAX_DEATHS, PROVEN_BY
 from headrace.core.route_delta import whole
-from headrace.core.types import Failure
+from headrace.core.streams import Failure
 from headrace.proxy.changed import Changed
 from headrace.proxy.session import Session, Silence
 from headrace.proxy.sessions import Sessions

@@ -13,7 +13,8 @@ import httpx
 import pytest
 from integration.proxy_fixtures import PATIENCE, World, answer, eventually, raw_request, world
 
-from headrace.core.types import Failure, RouteState
+from headrace.core.streams import Failure
+from headrace.core.types import RouteState
 from headrace.errors import UserError
 from headrace.proxy.app import serving
 from headrace.settings import ProxySettings

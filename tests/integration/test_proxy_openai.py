@@ -9,7 +9,7 @@ import openai
 import pytest
 from integration.proxy_fixtures import World, answer, world
 
-from headrace.core.types import Failure
+from headrace.core.streams import Failure
 
 HELLO = [{"role": "user", "content": "hello"}]
 

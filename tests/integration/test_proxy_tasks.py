@@ -13,7 +13,8 @@ from integration.proxy_fixtures import Replica, eventually, world
 from integration.served_fixtures import client_of, served
 
 from headrace.core import simulated
-from headrace.core.types import Endpoint, Failure, Result, Route, RouteState, Task
+from headrace.core.streams import Failure, Result, Task
+from headrace.core.types import Endpoint, Route, RouteState
 from headrace.proxy.generation import WINDOW
 
 

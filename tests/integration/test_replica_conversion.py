@@ -12,7 +12,7 @@ import pytest
 from model_fixtures import SmallModel
 from replica_fixtures import a_spec, chat, running
 
-from headrace.core.types import Resume, Sampling
+from headrace.core.streams import Resume, Sampling
 from headrace.process import group_members
 
 pytest.importorskip("openvino_genai", reason="needs pip install 'headrace[cpu]'")

@@ -13,7 +13,8 @@ import pytest
 from replica_fixtures import ProxySide, RunningReplica, a_spec, chat, running, spawned
 
 from headrace.core import simulated
-from headrace.core.types import Phase, Resume, Sampling, TokenPrompt
+from headrace.core.phase import Phase
+from headrace.core.streams import Resume, Sampling, TokenPrompt
 from headrace.errors import Conflict, Overloaded, Unavailable
 from headrace.process import ProcessRecord, group_members
 from headrace.rpc.channel import from_rpc

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from integration.node_fixtures import Head, head_double, spawn_scheduler, spec
 
-from headrace.core.types import Phase
+from headrace.core.phase import Phase
 from headrace.node import epoch
 from headrace.node.epoch import EpochFile
 from headrace.process import ProcessRecord

@@ -16,7 +16,7 @@ from replica_fixtures import a_spec, chat, running
 from s3_fixtures import Asked, FakeS3, a_safetensors, fake_s3
 
 import headrace
-from headrace.core.types import Sampling
+from headrace.core.streams import Sampling
 from headrace.errors import Unavailable, UserError
 from headrace.replica.weights import Cache, Weights, fetch, parts, resolve
 from headrace.replica.weights.partial import PART_BYTES

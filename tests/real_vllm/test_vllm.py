@@ -16,7 +16,9 @@ from model_fixtures import SmallModel
 from replica_fixtures import ProxySide, RunningReplica, a_spec, chat, running
 from tokenizers import Tokenizer
 
-from headrace.core.types import Phase, ReplicaSpec, Resume, Sampling, TokenPrompt
+from headrace.core.phase import Phase
+from headrace.core.streams import Resume, Sampling, TokenPrompt
+from headrace.core.types import ReplicaSpec
 
 pytest.importorskip("vllm", reason="runs in an environment of its own: make test-vllm")
 

@@ -16,7 +16,8 @@ from integration.replica_fixtures import a_spec, running
 from integration.served_fixtures import client_of
 from model_fixtures import SmallEncoder, SmallModel
 
-from headrace.core.types import Endpoint, Phase, Route, RouteState
+from headrace.core.phase import Phase
+from headrace.core.types import Endpoint, Route, RouteState
 
 pytest.importorskip("vllm", reason="runs in an environment of its own: make test-vllm")
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from adapter_fixtures import write_adapter
 
-from headrace.core.types import Adapter, Phase, ReplicaId, ReplicaStatus
+from headrace.core.phase import Phase
+from headrace.core.types import Adapter, ReplicaId, ReplicaStatus
 from headrace.errors import Unavailable, UserError
 from headrace.replica import adapters as module
 from headrace.replica.adapters import Adapters

@@ -6,6 +6,7 @@ import pytest
 
 from headrace.core.adapters import check_clash, model_of, standing
 from headrace.core.catalog import MAX_ADAPTERS, check_adapters, parse, resolve
+from headrace.core.phase import Phase
 from headrace.core.plan import plan
 from headrace.core.state import PutDeployment, State, apply
 from headrace.core.types import (
@@ -15,7 +16,6 @@ from headrace.core.types import (
     Deployment,
     DeployRequest,
     ModelSpec,
-    Phase,
     ReplicaId,
     ReplicaStatus,
     Resources,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from headrace.core.affinity import SLACK, SPREAD, Policy, Reason, Wish, decide
 from headrace.core.prefix import BLOCK_BYTES, MAX_BLOCKS, blocks, blocks_of, matched
 from headrace.core.route import Candidate, cost, less_busy, pool, pool_with_room, room
-from headrace.core.types import ChatPrompt, Load, ReplicaId, Submit, TextPrompt, TokenPrompt
+from headrace.core.streams import ChatPrompt, Submit, TextPrompt, TokenPrompt
+from headrace.core.types import Load, ReplicaId
 from headrace.proxy.prefixes import Prefixes
 
 candidates = st.lists(

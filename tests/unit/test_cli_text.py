@@ -18,6 +18,7 @@ from headrace.cli.tables import Row, adapter_lines, model_lines, node_lines, rev
 from headrace.cli.waiting import Outcome, Standing, adapter_standing, standing
 from headrace.cli.welcome import welcome_lines
 from headrace.cli.words import number, one_line, size, wrapped
+from headrace.core.phase import Phase
 from headrace.core.state import Revision
 from headrace.core.types import (
     Adapter,
@@ -33,7 +34,6 @@ from headrace.core.types import (
     NodeId,
     NodeInfo,
     NodeStatus,
-    Phase,
     PlacedReplica,
     ProxyStatus,
     ReplicaId,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core.pressure import Pressure
-from headrace.core.types import Parsed
+from headrace.core.streams import Parsed
 from headrace.proxy.chat_shape import ChatShape
 from headrace.proxy.coalescer import Coalescer, Held
 from headrace.proxy.generation import Usage

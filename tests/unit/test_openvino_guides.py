@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.types import Guide
+from headrace.core.streams import Guide
 from headrace.replica.engines.openvino_guides import terms_of
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.core.phase import Phase
 from headrace.core.plan import PROVEN_S, Plan, plan, surge
 from headrace.core.routes import Standing, standing
 from headrace.core.state import (
@@ -32,7 +33,6 @@ from headrace.core.types import (
     ModelSpec,
     NodeId,
     NodeInfo,
-    Phase,
     ReplicaId,
     ReplicaSpec,
     ReplicaStatus,

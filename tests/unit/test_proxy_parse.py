@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.types import ChatPrompt, Guide, Sampling, Submit
+from headrace.core.streams import ChatPrompt, Guide, Sampling, Submit
 from headrace.errors import HeadraceError, InvalidRequest
 from headrace.proxy.openai import ChatRequest, CompletionRequest, ModelChatRequest
 from headrace.proxy.parse import decode_text, parse_json, plain_request, query_fields

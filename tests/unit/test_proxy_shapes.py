@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.types import Parsed, TokenLogprob, ToolCall
+from headrace.core.streams import Parsed, TokenLogprob, ToolCall
 from headrace.proxy.chat_shape import ChatShape
 from headrace.proxy.completion_shape import CompletionShape, Offsets, prompt_offsets
 from headrace.proxy.extras import Echo, PromptLogprobs

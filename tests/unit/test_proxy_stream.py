@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core.failover import MAX_DEATHS, MAX_REFUSALS, PROVEN_BY
-from headrace.core.types import Endpoint, Failure, Guide, ReplicaId, Sampling, Submit, TextPrompt
+from headrace.core.streams import Failure, Guide, Sampling, Submit, TextPrompt
+from headrace.core.types import Endpoint, ReplicaId
 from headrace.errors import HeadraceError, ReplicaGone
 from headrace.metrics import Tally
 from headrace.proxy.extras import PromptLogprobs

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.types import ToolCall
+from headrace.core.streams import ToolCall
 from headrace.replica.calls import CallList, NamedCall
 from headrace.replica.engine import Delta
 

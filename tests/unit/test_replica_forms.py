@@ -15,13 +15,10 @@ from hypothesis import strategies as st
 from headrace.core import simulated
 from headrace.core.failover import can_resume
 from headrace.core.instances import instance, numbers
-from headrace.core.types import (
+from headrace.core.streams import (
     ChatPrompt,
     Frame,
     Guide,
-    Load,
-    ModelInfo,
-    ModelSpec,
     Resume,
     Sampling,
     Started,
@@ -32,6 +29,7 @@ from headrace.core.types import (
     TokenPrompt,
     ToolCall,
 )
+from headrace.core.types import Load, ModelInfo, ModelSpec
 from headrace.errors import ContextExceeded, InvalidRequest
 from headrace.replica.engine import Delta, Parsing
 from headrace.replica.engines.simulated_parsing import CALL, THINK, SimulatedParser

@@ -14,17 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from headrace.core import simulated
-from headrace.core.types import (
-    ChatPrompt,
-    ModelInfo,
-    ModelSpec,
-    Prompt,
-    Resume,
-    Sampling,
-    Submit,
-    TextPrompt,
-    TokenPrompt,
-)
+from headrace.core.streams import ChatPrompt, Prompt, Resume, Sampling, Submit, TextPrompt, TokenPrompt
+from headrace.core.types import ModelInfo, ModelSpec
 from headrace.errors import CannotResume, ContextExceeded, InvalidRequest, UserError
 from headrace.replica.frontend import FrontEnd, Prepared, open_front_end
 from headrace.replica.sampling import FEATURES, NEUTRAL, check, complete, context_of, read_generation_config

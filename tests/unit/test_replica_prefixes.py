@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.types import ModelSpec, Sampling
+from headrace.core.streams import Sampling
+from headrace.core.types import ModelSpec
 from headrace.replica.engine import EngineRequest, Step
 from headrace.replica.engines.simulated import SimulatedEngine
 from headrace.replica.engines.simulated_cache import BLOCK_TOKENS, SimulatedCache

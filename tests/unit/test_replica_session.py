@@ -8,7 +8,8 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.types import Finished, Frame, Load, Parsed, Started
+from headrace.core.streams import Finished, Frame, Parsed, Started
+from headrace.core.types import Load
 from headrace.replica.session import MAX_BYTES, MAX_MERGED_BYTES, Session
 
 # A step: for each stream how many tokens it brings, whether it is reasoning, and whether a frame is read after it.

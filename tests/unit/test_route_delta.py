@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headrace.core.route_delta import NOTHING, RouteChange, RouteDelta, apply, diff, follows, whole
 from headrace.core.types import Endpoint, ReplicaId, Route, RouteState, RouteTable
-from headrace.rpc import convert
+from headrace.rpc import convert_head
 
 ids = st.sampled_from("abcdef")
 endpoints = st.dictionaries(ids, st.tuples(st.sampled_from(["h:1", "h:2"]), st.booleans()), max_size=5).map(
@@ -37,7 +37,7 @@ def test_a_delta_makes_the_one_of_the_other_also_over_the_wire(versions: list[Ro
     held = NOTHING
     for table in versions:
         delta = diff(held, table)
-        sent = convert.route_delta_from_pb(convert.route_delta_to_pb(delta))
+        sent = convert_head.route_delta_from_pb(convert_head.route_delta_to_pb(delta))
         assert sent == delta
         assert follows(delta, held)
         held = apply(delta, held)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from headrace.core.adapters import Known
+from headrace.core.phase import Phase
 from headrace.core.routes import settled, standing, table
 from headrace.core.state import Goal, Intent, NodeView, PutDeployment, PutIntent, State, Unplaced, apply, desired_on
 from headrace.core.types import (
@@ -18,7 +19,6 @@ from headrace.core.types import (
     ModelSpec,
     NodeId,
     NodeInfo,
-    Phase,
     ReplicaId,
     ReplicaStatus,
     Resources,

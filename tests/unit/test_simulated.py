@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import simulated
-from headrace.core.types import Guide, Load, ModelSpec, Sampling
+from headrace.core.streams import Guide, Sampling
+from headrace.core.types import Load, ModelSpec
 from headrace.errors import HeadraceError, UserError
 from headrace.replica.engine import EngineRequest, Row, Step
 from headrace.replica.engines.simulated import SimulatedEngine

@@ -6,7 +6,8 @@ import pytest
 
 from headrace.core.affinity import NOTHING, Policy
 from headrace.core.prefix import blocks_of
-from headrace.core.types import Endpoint, ReplicaId, Route, RouteState, Submit, Task, TextPrompt
+from headrace.core.streams import Submit, Task, TextPrompt
+from headrace.core.types import Endpoint, ReplicaId, Route, RouteState
 from headrace.proxy.wishes import Wishes
 
 LONG = Submit(0, "", TextPrompt("x" * 2560))

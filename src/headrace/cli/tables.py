@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from headrace.cli.waiting import doing
 from headrace.cli.words import ago, number, one_line, size, wrapped
 from headrace.core.adapters import Standing, public_name, standing
+from headrace.core.phase import Phase
 from headrace.core.state import Revision
 from headrace.core.types import (
     CatalogEntry,
@@ -15,7 +16,6 @@ from headrace.core.types import (
     DeploymentStatus,
     ModelSpec,
     NodeStatus,
-    Phase,
     PlacedReplica,
     ReplicaStatus,
     Resources,

@@ -7,15 +7,8 @@ from enum import Enum
 
 from headrace.core.adapters import public_name
 from headrace.core.adapters import standing as adapter_stands
-from headrace.core.types import (
-    Adapter,
-    ClusterStatus,
-    DeploymentStatus,
-    Phase,
-    PlacedReplica,
-    ReplicaStatus,
-    RouteState,
-)
+from headrace.core.phase import Phase
+from headrace.core.types import Adapter, ClusterStatus, DeploymentStatus, PlacedReplica, ReplicaStatus, RouteState
 
 _COMING = (Phase.READY, Phase.LOADING, Phase.STARTING, Phase.PENDING)
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from headrace.core.intents import Goal, Intent
+from headrace.core.phase import Phase
 from headrace.core.place import Candidate, Held, NoPlace, choose, fits
 from headrace.core.state import Change, DropIntent, Nodes, NodeView, PutIntent, State
-from headrace.core.types import Deployment, NodeId, Phase, ReplicaId, Resources
+from headrace.core.types import Deployment, NodeId, ReplicaId, Resources
 
 _Need = tuple[Resources, str]  # with the engine: all that matters to whether there is room
 

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from headrace.core.types import Submit, Task
+from headrace.core.streams import Submit, Task
 
 MAX_DEATHS = 2
 MAX_REFUSALS = 4

@@ -16,9 +16,10 @@ from types import MappingProxyType
 
 from headrace.core import touched
 from headrace.core.board import Board
+from headrace.core.phase import Phase
 from headrace.core.place import Choice, NoPlace, fits
 from headrace.core.state import Change, Goal, Intent, Nodes, State, Unplaced, phase_of, status_of
-from headrace.core.types import Deployment, Phase, ReplicaId
+from headrace.core.types import Deployment, ReplicaId
 
 PROVEN_S = 60.0
 REPORT_S = 1.0  # after which to look whether a node that was told of a stop has reported since

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Container, Sequence
 from hashlib import blake2b
 
-from headrace.core.types import ChatPrompt, Submit, TextPrompt
+from headrace.core.streams import ChatPrompt, Submit, TextPrompt
 
 BLOCK_BYTES = 256
 """About 64 tokens of English: an engine's own blocks have 16 to 32 tokens, and less is not worth a detour."""

@@ -7,17 +7,10 @@ from dataclasses import dataclass, replace
 
 from headrace.core import touched
 from headrace.core.adapters import Known, adapter_route
+from headrace.core.phase import Phase
 from headrace.core.state import Goal, Intent, Nodes, State, Unplaced, status_of
 from headrace.core.touched import Seen
-from headrace.core.types import (
-    Deployment,
-    DeploymentStatus,
-    Endpoint,
-    Phase,
-    ReplicaStatus,
-    Route,
-    RouteState,
-)
+from headrace.core.types import Deployment, DeploymentStatus, Endpoint, ReplicaStatus, Route, RouteState
 
 _COMING = (Phase.PENDING, Phase.STARTING, Phase.LOADING)
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from headrace.core.intents import Goal, Intent, Intents
+from headrace.core.phase import Phase
 from headrace.core.types import (
     CatalogEntry,
     Deployment,
     ModelSpec,
     NodeId,
     NodeInfo,
-    Phase,
     ReplicaId,
     ReplicaSpec,
     ReplicaStatus,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from headrace.core.types import Load
 
-
 _WORKING = 0.1
 """Of one CPU: much more than a replica needs to say that it lives, less than a step gets on a machine full of work."""
 _APART_S = 0.5
@@ -32,7 +31,7 @@ class Steps:
         """For how long there have been requests and no step; 0 while there are none. Tell it every load, in order."""
         if load.cpu_s and now - self._cpu_at >= _APART_S:
             used, passed = load.cpu_s - self._cpu_s, now - self._cpu_at
-            self.working = 0 < self._cpu_s and used >= _WORKING * passed
+            self.working = self._cpu_s > 0 and used >= _WORKING * passed
             self._cpu_s, self._cpu_at = load.cpu_s, now
         if load.step != self._last or not (load.running or load.waiting):
             self._last, self._since = load.step, now

@@ -1,4 +1,4 @@
-"""The values that decisions are made of. Plain, frozen, standard library only.
+"""What there is in a cluster, and what is wanted of it. Plain, frozen, standard library only.
 
 Sizes are in bytes, durations in seconds, times in seconds of Unix time unless a name says otherwise.
 """
@@ -6,11 +6,12 @@ Sizes are in bytes, durations in seconds, times in seconds of Unix time unless a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, NewType
+from typing import NewType
 
+from headrace.core.phase import Phase
 from headrace.errors import InvalidRequest
 
 ReplicaId = NewType("ReplicaId", str)
@@ -28,52 +29,6 @@ def check_name(name: str, what: str = "model name", param: str = "model") -> str
             param=param,
         )
     return name
-
-
-class Phase(StrEnum):
-    """Where a replica is in its life. Stored, never inferred."""
-
-    PENDING = "PENDING"
-    STARTING = "STARTING"
-    LOADING = "LOADING"
-    READY = "READY"
-    DRAINING = "DRAINING"
-    STOPPED = "STOPPED"
-    FAILED = "FAILED"
-    LOST = "LOST"
-
-
-_LIVE = (Phase.PENDING, Phase.STARTING, Phase.LOADING, Phase.READY, Phase.DRAINING)
-
-ALLOWED_MOVES: Mapping[Phase, frozenset[Phase]] = {
-    Phase.PENDING: frozenset({Phase.STARTING, Phase.STOPPED, Phase.FAILED, Phase.LOST}),
-    Phase.STARTING: frozenset(
-        {Phase.LOADING, Phase.READY, Phase.PENDING, Phase.DRAINING, Phase.STOPPED, Phase.FAILED, Phase.LOST}
-    ),
-    Phase.LOADING: frozenset({Phase.READY, Phase.PENDING, Phase.DRAINING, Phase.STOPPED, Phase.FAILED, Phase.LOST}),
-    Phase.READY: frozenset({Phase.PENDING, Phase.DRAINING, Phase.STOPPED, Phase.FAILED, Phase.LOST}),
-    Phase.DRAINING: frozenset({Phase.STOPPED, Phase.FAILED, Phase.LOST}),
-    # PENDING from a live phase is a start again after back-off; FAILED is given up.
-    Phase.FAILED: frozenset({Phase.STOPPED, Phase.LOST}),
-    # The node came back: whatever it reports is true again.
-    Phase.LOST: frozenset({*_LIVE, Phase.STOPPED, Phase.FAILED}),
-    Phase.STOPPED: frozenset(),
-}
-
-
-class InvalidMove(Exception):
-    """A replica was said to go from one phase to another that the table does not allow."""
-
-    def __init__(self, replica_id: str, old: Phase, new: Phase, reason: str) -> None:
-        super().__init__(f"replica {replica_id} cannot go from {old} to {new} ({reason or 'no reason given'})")
-        self.replica_id, self.old, self.new = replica_id, old, new
-
-
-def move(replica_id: str, old: Phase, new: Phase, reason: str = "") -> Phase:
-    """`new`, if the table allows old → new (or they are the same); else InvalidMove."""
-    if new is not old and new not in ALLOWED_MOVES[old]:
-        raise InvalidMove(replica_id, old, new, reason)
-    return new
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,197 +297,3 @@ class DeployRequest:
     reasoning_parser: str | None = None
     trust_remote_code: bool | None = None
     adapters: tuple[Adapter, ...] | None = None  # all of them
-
-
-# --- requests and streams ---
-
-FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to choose tokens. None: the model's generation_config.json, else neutral."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None  # 0: off
-    min_p: float | None = None
-    seed: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: Mapping[int, float] | None = None
-    logprobs: int | None = None  # the chosen token's, and this many alternatives
-    ignore_eos: bool | None = None
-    min_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TextPrompt:
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
-    messages_json: bytes  # OpenAI messages, a JSON array
-
-
-@dataclass(frozen=True, slots=True)
-class TokenPrompt:
-    ids: Sequence[int]
-
-
-Prompt = TextPrompt | ChatPrompt | TokenPrompt
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """What the client has had already, when a stream goes on from another replica."""
-
-    token_ids: Sequence[int]
-    text_chars: int
-    reasoning_chars: int = 0
-
-
-class Task(StrEnum):
-    """What a stream is to bring: text, or one Result."""
-
-    GENERATE = "generate"
-    EMBED = "embed"
-    SCORE = "score"
-    TOKENIZE = "tokenize"
-    DETOKENIZE = "detokenize"
-
-
-@dataclass(frozen=True, slots=True)
-class Guide:
-    """The form that an answer must have. `value`: the schema, expression or grammar; a JSON list for "choices"."""
-
-    kind: Literal["json_schema", "json_object", "regex", "grammar", "choices"]
-    value: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Starts a stream: one choice of one request. `stream` is never used twice in a session."""
-
-    stream: int
-    request_id: str
-    prompt: Prompt
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    resume: Resume | None = None
-    task: Task = Task.GENERATE
-    adapter: str = ""  # "": the model itself
-    guide: Guide | None = None
-    tools_json: bytes = b""  # OpenAI tools, a JSON array
-    tool_choice: str = ""  # "none", "auto", "required", "function"; "": "auto" with tools
-    tool_name: str = ""  # for "function"
-    one_tool_call: bool = False
-    template_args_json: bytes = b""  # for the chat template, a JSON object
-    echo: bool = False
-    document: str = ""  # SCORE; the prompt is the query
-    dimensions: int = 0  # EMBED; 0: the model's own
-    no_special_tokens: bool = False  # TOKENIZE
-    prompt_logprobs: int | None = None
-    received_unix_s: int = 0
-    keep_s: float = 0.0
-    take_over: int | None = None
-    moves: int = 0
-    prefix: Sequence[int] = ()  # the blocks of the prompt, see core/prefix.py
-    owner: str = ""  # a digest of who called
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An error as it travels; errors.from_kind makes the exception of it."""
-
-    kind: str
-    message: str
-    param: str | None = None
-    retry_after_s: float | None = None
-    code: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    stream: int
-    prompt_tokens: int
-    echo: str = ""
-    delivered: Sequence[int] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    stream: int
-    reason: str
-    cached_tokens: int = 0
-    failure: Failure | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    stream: int
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    id: int
-    token: bytes
-    logprob: float
-    top: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A piece of a tool call, as OpenAI streams it: id and name come once, arguments in pieces."""
-
-    index: int
-    id: str = ""
-    name: str = ""
-    arguments: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """What a parser took out of a stream's text."""
-
-    stream: int
-    reasoning: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """All that a stream brings which generates nothing; see Task."""
-
-    stream: int
-    values: Sequence[float] = ()
-    token_ids: Sequence[int] = ()
-    text: str = ""
-    tokens: Sequence[str] = ()  # TOKENIZE with echo: each as the vocabulary spells it
-
-
-@dataclass(slots=True)
-class Frame:
-    """The news of one engine step for one proxy, by column; see protos/headrace/v1/replica.proto."""
-
-    streams: Sequence[int] = ()
-    positions: Sequence[int] = ()
-    counts: Sequence[int] = ()
-    token_ids: Sequence[int] = ()
-    texts: Sequence[str] = ()
-    started: Sequence[Started] = ()
-    finished: Sequence[Finished] = ()
-    rejected: Sequence[Rejected] = ()
-    logprobs: Sequence[tuple[int, tuple[TokenLogprob, ...]]] = ()
-    load: Load | None = None
-    draining: bool = False
-    parsed: Sequence[Parsed] = ()
-    results: Sequence[Result] = ()
-    prompt_logprobs: Sequence[tuple[int, tuple[TokenLogprob, ...]]] = ()
-    fingerprint: str = ""
-    prefixes: Mapping[int, bool] = field(default_factory=dict[int, bool])  # held from now on, or no longer
-    keeps_prefixes: bool = False

@@ -14,6 +14,7 @@ from headrace import __version__
 from headrace.core import catalog as core_catalog
 from headrace.core import routes as core_routes
 from headrace.core.board import candidate
+from headrace.core.phase import Phase
 from headrace.core.routes import Standing
 from headrace.core.state import Unplaced, phase_of, status_of, unsaid
 from headrace.core.types import (
@@ -21,7 +22,6 @@ from headrace.core.types import (
     ClusterStatus,
     DeploymentStatus,
     NodeStatus,
-    Phase,
     PlacedReplica,
     ProxyStatus,
     RouteState,

@@ -21,7 +21,7 @@ from headrace.head.ledger import Ledger
 from headrace.head.overview import Overview
 from headrace.head.questions import Questions
 from headrace.head.topic import Topic
-from headrace.rpc import convert, convert_story
+from headrace.rpc import convert, convert_head, convert_story
 from headrace.rpc.channel import rpc_errors
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc, node_pb2, node_pb2_grpc
 
@@ -135,7 +135,7 @@ class RouteService(head_pb2_grpc.RouteServiceServicer):
         key = old.version, new.version
         if key not in self._deltas:
             self._deltas = {k: d for k, d in self._deltas.items() if k[1] == new.version}
-            self._deltas[key] = convert.route_delta_to_pb(diff(old, new))
+            self._deltas[key] = convert_head.route_delta_to_pb(diff(old, new))
         return self._deltas[key]
 
     @rpc_errors
@@ -171,8 +171,8 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
 
     @rpc_errors
     async def Deploy(self, request: head_pb2.DeployRequest, context: Context) -> head_pb2.Deployment:
-        status = await self._commands.deploy(convert.deploy_request_from_pb(request))
-        return convert.deployment_status_to_pb(status)
+        status = await self._commands.deploy(convert_head.deploy_request_from_pb(request))
+        return convert_head.deployment_status_to_pb(status)
 
     @rpc_errors
     async def Delete(self, request: head_pb2.DeleteRequest, context: Context) -> head_pb2.DeleteResponse:
@@ -182,32 +182,32 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
     @rpc_errors
     async def Scale(self, request: head_pb2.ScaleRequest, context: Context) -> head_pb2.Deployment:
         status = await self._commands.scale(request.name, request.min_replicas, request.max_replicas)
-        return convert.deployment_status_to_pb(status)
+        return convert_head.deployment_status_to_pb(status)
 
     @rpc_errors
     async def Rollback(self, request: head_pb2.RollbackRequest, context: Context) -> head_pb2.Deployment:
-        return convert.deployment_status_to_pb(await self._commands.rollback(request.name, request.revision))
+        return convert_head.deployment_status_to_pb(await self._commands.rollback(request.name, request.revision))
 
     @rpc_errors
     async def ListRevisions(
         self, request: head_pb2.ListRevisionsRequest, context: Context
     ) -> head_pb2.ListRevisionsResponse:
         found = self._commands.revisions(request.name)
-        return head_pb2.ListRevisionsResponse(revisions=[convert.revision_to_pb(r) for r in found])
+        return head_pb2.ListRevisionsResponse(revisions=[convert_head.revision_to_pb(r) for r in found])
 
     @rpc_errors
     async def AddAdapter(self, request: head_pb2.AddAdapterRequest, context: Context) -> head_pb2.Deployment:
         status = await self._commands.add_adapter(request.deployment, convert.adapter_from_pb(request.adapter))
-        return convert.deployment_status_to_pb(status)
+        return convert_head.deployment_status_to_pb(status)
 
     @rpc_errors
     async def RemoveAdapter(self, request: head_pb2.RemoveAdapterRequest, context: Context) -> head_pb2.Deployment:
         status = await self._commands.remove_adapter(request.deployment, request.name)
-        return convert.deployment_status_to_pb(status)
+        return convert_head.deployment_status_to_pb(status)
 
     @rpc_errors
     async def Status(self, request: head_pb2.StatusRequest, context: Context) -> head_pb2.ClusterStatus:
-        return convert.cluster_status_to_pb(self._overview.status())
+        return convert_head.cluster_status_to_pb(self._overview.status())
 
     @rpc_errors
     async def WatchStatus(
@@ -222,18 +222,18 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
                 status = self._overview.status()
                 if shown is None or _still(status) != _still(shown):
                     shown = status
-                    yield convert.cluster_status_to_pb(status)
+                    yield convert_head.cluster_status_to_pb(status)
                     await asyncio.sleep(STATUS_INTERVAL_S)
 
     @rpc_errors
     async def ListModels(self, request: head_pb2.ListModelsRequest, context: Context) -> head_pb2.ListModelsResponse:
         entries = self._overview.catalog().values()
-        return head_pb2.ListModelsResponse(models=[convert.catalog_entry_to_pb(e) for e in entries])
+        return head_pb2.ListModelsResponse(models=[convert_head.catalog_entry_to_pb(e) for e in entries])
 
     @rpc_errors
     async def AddModel(self, request: head_pb2.CatalogEntry, context: Context) -> head_pb2.CatalogEntry:
-        added = await self._commands.add_model(convert.catalog_entry_from_pb(request))
-        return convert.catalog_entry_to_pb(added)
+        added = await self._commands.add_model(convert_head.catalog_entry_from_pb(request))
+        return convert_head.catalog_entry_to_pb(added)
 
     @rpc_errors
     async def RemoveModel(self, request: head_pb2.RemoveModelRequest, context: Context) -> head_pb2.RemoveModelResponse:

@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from headrace.core.phase import Phase
 from headrace.core.specfile import dump_spec, parse_spec
-from headrace.core.types import Phase, ReplicaSpec
+from headrace.core.types import ReplicaSpec
 from headrace.process import ProcessRecord, write_atomic
 
 _START_MARK = "--- start of replica"

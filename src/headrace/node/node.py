@@ -10,7 +10,8 @@ from pathlib import Path
 
 import structlog
 
-from headrace.core.types import Phase, ReplicaId, ReplicaSpec, ReplicaStatus
+from headrace.core.phase import Phase
+from headrace.core.types import ReplicaId, ReplicaSpec, ReplicaStatus
 from headrace.node.conditions import Conditions
 from headrace.node.logs import rotate
 from headrace.node.runner import Runner

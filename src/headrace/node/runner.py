@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from headrace.core.phase import InvalidMove, Phase
 from headrace.core.restart import GiveUp, after_failure
-from headrace.core.types import Adapter, InvalidMove, Phase, ReplicaSpec, ReplicaStatus
+from headrace.core.types import Adapter, ReplicaSpec, ReplicaStatus
 from headrace.node.conditions import Conditions
 from headrace.node.ending import Failure, why_ended
 from headrace.node.folder import LifeRecord

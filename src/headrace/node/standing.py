@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import structlog
 
-from headrace.core.types import Load, Phase, ReplicaSpec, ReplicaStatus, move
+from headrace.core.phase import Phase, move
+from headrace.core.types import Load, ReplicaSpec, ReplicaStatus
 from headrace.node.folder import LifeRecord, ReplicaFolder
 from headrace.process import ProcessRecord
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from headrace.core.affinity import Decision, Policy
 from headrace.core.prefix import blocks_of
 from headrace.core.route import Candidate
-from headrace.core.types import Submit
+from headrace.core.streams import Submit
 from headrace.errors import Forbidden, HeadraceError, InvalidRequest, Overloaded, RequestTimeout
 from headrace.metrics import Metrics
 from headrace.proxy.admission import Admission

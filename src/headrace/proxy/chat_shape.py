@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.core.types import Parsed, TokenLogprob, ToolCall
+from headrace.core.streams import Parsed, TokenLogprob, ToolCall
 from headrace.proxy.extras import Extra
 from headrace.proxy.generation import Usage
 from headrace.proxy.shapes import Choice, dumps, event, token_object, usage_object

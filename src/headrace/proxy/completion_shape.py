@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from headrace.core.types import TokenLogprob
+from headrace.core.streams import TokenLogprob
 from headrace.proxy.extras import Echo, Extra, PromptLogprobs
 from headrace.proxy.generation import Usage
 from headrace.proxy.shapes import Choice, event, usage_object

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headrace.core.types import Parsed, Result, TokenLogprob
+from headrace.core.streams import Parsed, Result, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)

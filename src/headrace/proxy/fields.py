@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 from pydantic_core import core_schema
 
-from headrace.core.types import Prompt, TextPrompt, TokenPrompt
+from headrace.core.streams import Prompt, TextPrompt, TokenPrompt
 
 MAX_TOKENS = 2**31 - 1
 MAX_CHOICES = 128  # prompts × n

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace import errors
-from headrace.core.types import ReplicaId, Submit
+from headrace.core.streams import Submit
+from headrace.core.types import ReplicaId
 from headrace.metrics import Tally
 from headrace.proxy.admission import Admission
 from headrace.proxy.moves import Moves

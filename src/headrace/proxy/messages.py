@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from headrace.core.types import ChatPrompt
+from headrace.core.streams import ChatPrompt
 from headrace.proxy.fields import Content, Only, Rejected, Unsupported
 from headrace.proxy.strict import Strict
 from headrace.proxy.tools import MAX_TOOLS, FunctionName

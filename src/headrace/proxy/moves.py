@@ -7,7 +7,7 @@ from array import array
 from hashlib import blake2b
 
 from headrace.core.failover import MAX_DEATHS, Budget, Quarantine
-from headrace.core.types import ChatPrompt, Submit, TextPrompt
+from headrace.core.streams import ChatPrompt, Submit, TextPrompt
 from headrace.errors import Quarantined
 from headrace.proxy.stream import Stream
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from headrace.core.types import Prompt, Sampling, Submit
+from headrace.core.streams import Prompt, Sampling, Submit
 from headrace.proxy.fields import (
     MAX_CHOICES,
     MAX_MESSAGES,

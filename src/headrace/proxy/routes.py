@@ -14,7 +14,7 @@ from headrace.core.route_delta import NOTHING, RouteDelta, apply, diff, follows
 from headrace.core.types import RouteTable
 from headrace.errors import HeadraceError
 from headrace.proxy.changed import Changed
-from headrace.rpc import convert
+from headrace.rpc import convert_head
 from headrace.rpc.channel import from_rpc
 from headrace.rpc.v1 import head_pb2
 from headrace.rpc.v1.head_pb2_grpc import RouteServiceStub
@@ -58,7 +58,7 @@ class Routes:
                 call = self._stub.Watch(head_pb2.WatchRoutesRequest(proxy_id=self._proxy_id, pid=os.getpid()))
                 async for message in call:
                     delay = _BACK_OFF_S[0]
-                    if not self.accept(convert.route_delta_from_pb(message)):
+                    if not self.accept(convert_head.route_delta_from_pb(message)):
                         call.cancel()  # ask again: for all of the table, or for that of the leader
                         break
             except grpc.RpcError as e:

@@ -15,7 +15,8 @@ import grpc
 import structlog
 
 from headrace.core.steps import Steps
-from headrace.core.types import Endpoint, Failure, Load, Parsed, Submit
+from headrace.core.streams import Failure, Parsed, Submit
+from headrace.core.types import Endpoint, Load
 from headrace.errors import HeadraceError, ReplicaGone
 from headrace.proxy.changed import Changed
 from headrace.proxy.extras import Extra, PromptLogprobs
@@ -265,9 +266,13 @@ class Session:
             if silent >= s.gone_s:
                 raise _Silent(f"nothing came from it for {s.gone_s:g} s")
             # Where the others are of another kind, what has begun cannot go on there: then it gets more time.
-            if self._streams and not self._steps.working and (
-                (stalled >= s.gone_s and self._others(self, True))
-                or (stalled >= _OTHER_KIND * s.gone_s and self._others(self, False))
+            if (
+                self._streams
+                and not self._steps.working
+                and (
+                    (stalled >= s.gone_s and self._others(self, True))
+                    or (stalled >= _OTHER_KIND * s.gone_s and self._others(self, False))
+                )
             ):
                 raise _Silent(f"its engine made no step for {stalled:.0f} s, with requests to work on")
             if stalled >= s.suspect_s and not self.suspect:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from json.encoder import encode_basestring as quote
 from typing import Any, Protocol
 
-from headrace.core.types import Parsed, TokenLogprob, ToolCall
+from headrace.core.streams import Parsed, TokenLogprob, ToolCall
 from headrace.proxy.extras import Echo, Extra, PromptLogprobs
 from headrace.proxy.generation import Usage
 

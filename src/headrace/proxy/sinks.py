@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from headrace.core.types import TokenLogprob
+from headrace.core.streams import TokenLogprob
 from headrace.errors import HeadraceError
 from headrace.proxy.coalescer import NEVER, Coalescer
 from headrace.proxy.extras import Extra

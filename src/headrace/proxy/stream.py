@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 from headrace import errors
 from headrace.core.failover import MAX_DEATHS, PROVEN_BY, History, Loss, Next, after, can_resume
-from headrace.core.types import Failure, Parsed, ReplicaId, Resume, Submit, TokenLogprob
+from headrace.core.streams import Failure, Parsed, Resume, Submit, TokenLogprob
+from headrace.core.types import ReplicaId
 from headrace.metrics import Tally
 from headrace.proxy.extras import Echo, Extra, PromptLogprobs
 from headrace.proxy.session import Session

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from headrace.core.types import Prompt, Submit, Task, TextPrompt, TokenPrompt
+from headrace.core.streams import Prompt, Submit, Task, TextPrompt, TokenPrompt
 from headrace.proxy.fields import MAX_INPUTS, MAX_MESSAGES, Inputs, Rejected, Texts
 from headrace.proxy.messages import Message, chat_prompt
 from headrace.proxy.strict import Strict

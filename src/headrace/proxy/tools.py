@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import pydantic_core
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 
-from headrace.core.types import Guide
+from headrace.core.streams import Guide
 from headrace.proxy.fields import Rejected
 from headrace.proxy.strict import Strict
 

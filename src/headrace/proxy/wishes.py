@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from headrace.core.affinity import NOTHING, Policy, Wish
 from headrace.core.prefix import BLOCK_BYTES, blocks_of, prompt_bytes
-from headrace.core.types import Route, Submit, Task
+from headrace.core.streams import Submit, Task
+from headrace.core.types import Route
 from headrace.core.waits import Mean
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from headrace.core.types import ToolCall
+from headrace.core.streams import ToolCall
 from headrace.replica.engine import Delta
 
 _SPACE = " \t\n\r"

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from headrace.core.types import Guide, Load, ModelInfo, Sampling, Task, ToolCall
+from headrace.core.streams import Guide, Sampling, Task, ToolCall
+from headrace.core.types import Load, ModelInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headrace.core.types import Guide, ModelInfo, Submit
+from headrace.core.streams import Guide, Submit
+from headrace.core.types import ModelInfo
 from headrace.errors import InvalidRequest
 from headrace.replica.calls import CallList, NamedCall
 from headrace.replica.reader import new_call_id

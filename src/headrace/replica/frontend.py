@@ -8,18 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from headrace.core import simulated
-from headrace.core.types import (
-    ChatPrompt,
-    Guide,
-    ModelInfo,
-    ModelSpec,
-    Result,
-    Sampling,
-    Submit,
-    Task,
-    TextPrompt,
-    TokenPrompt,
-)
+from headrace.core.streams import ChatPrompt, Guide, Result, Sampling, Submit, Task, TextPrompt, TokenPrompt
+from headrace.core.types import ModelInfo, ModelSpec
 from headrace.errors import CannotResume, ContextExceeded, InvalidRequest
 from headrace.replica import forms
 from headrace.replica.engine import Delta, EncodeRequest, EngineRequest, OutputParser, Parsing

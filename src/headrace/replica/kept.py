@@ -7,7 +7,8 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from headrace.core.types import Finished, Load, Resume, Submit, Task
+from headrace.core.streams import Finished, Resume, Submit, Task
+from headrace.core.types import Load
 from headrace.replica.rows import Stream
 from headrace.replica.session import Session
 

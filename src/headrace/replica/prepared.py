@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headrace.core.types import Result
+from headrace.core.streams import Result
 from headrace.replica.engine import Delta, EncodeRequest, EngineRequest
 from headrace.replica.reader import Reader
 from headrace.replica.text import Answer

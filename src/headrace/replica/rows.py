@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from headrace.core.types import Failure, Finished, Parsed, Result, TokenLogprob
+from headrace.core.streams import Failure, Finished, Parsed, Result, TokenLogprob
 from headrace.replica.engine import Delta, Row
 from headrace.replica.prepared import Prepared, PreparedEncoding
 from headrace.replica.tokenizer import TextCodec

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from headrace.core.types import Guide, Sampling
+from headrace.core.streams import Guide, Sampling
 from headrace.errors import InvalidRequest
 
 NEUTRAL = Sampling(

@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 
 import structlog
 
+from headrace.core.phase import Phase
 from headrace.core.specfile import SpecFile, parse_spec
 from headrace.core.steps import Steps
-from headrace.core.types import Failure, ModelSpec, Phase, ReplicaStatus
+from headrace.core.streams import Failure
+from headrace.core.types import ModelSpec, ReplicaStatus
 from headrace.errors import HeadraceError, ReplicaGone, UserError
 from headrace.process import ProcessRecord, told_to_stop, write_atomic
 from headrace.replica.adapters import Adapters

@@ -10,7 +10,8 @@ import grpc
 import structlog
 
 from headrace import errors
-from headrace.core.types import Failure, Phase
+from headrace.core.phase import Phase
+from headrace.core.streams import Failure
 from headrace.replica.adapters import Adapters
 from headrace.replica.presence import Presence
 from headrace.replica.session import Session

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from headrace.core.types import Finished, Frame, Load, Parsed, Rejected, Result, Started, TokenLogprob
+from headrace.core.streams import Finished, Frame, Parsed, Rejected, Result, Started, TokenLogprob
+from headrace.core.types import Load
 
 if TYPE_CHECKING:
     from headrace.replica.rows import Stream

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
-from headrace.core.types import Load, Phase, ReplicaStatus, move
+from headrace.core.phase import Phase, move
+from headrace.core.types import Load, ReplicaStatus
 
 
 class StatusBoard:

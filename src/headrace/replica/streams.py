@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Set
 import structlog
 
 from headrace import errors
-from headrace.core.types import Failure, Finished, Rejected, Started, Submit
+from headrace.core.streams import Failure, Finished, Rejected, Started, Submit
 from headrace.replica.engine import EncodeRequest, Engine, EngineRequest, Row, Step
 from headrace.replica.frontend import FrontEnd
 from headrace.replica.kept import Kept

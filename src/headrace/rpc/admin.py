@@ -11,7 +11,7 @@ import grpc
 from headrace.core import types as t
 from headrace.core.state import Revision
 from headrace.core.story import Explanation
-from headrace.rpc import convert, convert_story
+from headrace.rpc import convert, convert_head, convert_story
 from headrace.rpc.channel import Tls, from_rpc, open_channel
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc
 
@@ -43,8 +43,8 @@ class AdminClient:
 
     async def deploy(self, request: t.DeployRequest) -> t.DeploymentStatus:
         with self._errors():
-            answer = await self._stub.Deploy(convert.deploy_request_to_pb(request), timeout=_CALL_S)
-        return convert.deployment_status_from_pb(answer)
+            answer = await self._stub.Deploy(convert_head.deploy_request_to_pb(request), timeout=_CALL_S)
+        return convert_head.deployment_status_from_pb(answer)
 
     async def delete(self, name: str) -> None:
         with self._errors():
@@ -54,51 +54,51 @@ class AdminClient:
         request = head_pb2.ScaleRequest(name=name, min_replicas=min_replicas, max_replicas=max_replicas)
         with self._errors():
             answer = await self._stub.Scale(request, timeout=_CALL_S)
-        return convert.deployment_status_from_pb(answer)
+        return convert_head.deployment_status_from_pb(answer)
 
     async def rollback(self, name: str, revision: int = 0) -> t.DeploymentStatus:
         """Back to `revision`; 0: to the newest that differs from the current one."""
         with self._errors():
             answer = await self._stub.Rollback(head_pb2.RollbackRequest(name=name, revision=revision), timeout=_CALL_S)
-        return convert.deployment_status_from_pb(answer)
+        return convert_head.deployment_status_from_pb(answer)
 
     async def revisions(self, name: str) -> list[Revision]:
         with self._errors():
             answer = await self._stub.ListRevisions(head_pb2.ListRevisionsRequest(name=name), timeout=_CALL_S)
-        return [convert.revision_from_pb(m, name) for m in answer.revisions]
+        return [convert_head.revision_from_pb(m, name) for m in answer.revisions]
 
     async def add_adapter(self, deployment: str, adapter: t.Adapter) -> t.DeploymentStatus:
         request = head_pb2.AddAdapterRequest(deployment=deployment, adapter=convert.adapter_to_pb(adapter))
         with self._errors():
             answer = await self._stub.AddAdapter(request, timeout=_CALL_S)
-        return convert.deployment_status_from_pb(answer)
+        return convert_head.deployment_status_from_pb(answer)
 
     async def remove_adapter(self, deployment: str, name: str) -> t.DeploymentStatus:
         request = head_pb2.RemoveAdapterRequest(deployment=deployment, name=name)
         with self._errors():
             answer = await self._stub.RemoveAdapter(request, timeout=_CALL_S)
-        return convert.deployment_status_from_pb(answer)
+        return convert_head.deployment_status_from_pb(answer)
 
     async def status(self) -> t.ClusterStatus:
         with self._errors():
             answer = await self._stub.Status(head_pb2.StatusRequest(), timeout=_CALL_S)
-        return convert.cluster_status_from_pb(answer)
+        return convert_head.cluster_status_from_pb(answer)
 
     async def watch_status(self) -> AsyncIterator[t.ClusterStatus]:
         """The status now and after every change, without end."""
         with self._errors():
             async for answer in self._stub.WatchStatus(head_pb2.StatusRequest()):
-                yield convert.cluster_status_from_pb(answer)
+                yield convert_head.cluster_status_from_pb(answer)
 
     async def models(self) -> list[t.CatalogEntry]:
         with self._errors():
             answer = await self._stub.ListModels(head_pb2.ListModelsRequest(), timeout=_CALL_S)
-        return [convert.catalog_entry_from_pb(m) for m in answer.models]
+        return [convert_head.catalog_entry_from_pb(m) for m in answer.models]
 
     async def add_model(self, entry: t.CatalogEntry) -> t.CatalogEntry:
         with self._errors():
-            answer = await self._stub.AddModel(convert.catalog_entry_to_pb(entry), timeout=_CALL_S)
-        return convert.catalog_entry_from_pb(answer)
+            answer = await self._stub.AddModel(convert_head.catalog_entry_to_pb(entry), timeout=_CALL_S)
+        return convert_head.catalog_entry_from_pb(answer)
 
     async def remove_model(self, name: str) -> None:
         with self._errors():

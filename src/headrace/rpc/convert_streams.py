@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from headrace.core import types as t
+from headrace.core import streams as st
 from headrace.errors import HeadraceError
 from headrace.rpc.convert import load_from_pb, load_to_pb
 from headrace.rpc.v1 import replica_pb2, types_pb2
 
 
-def failure_to_pb(f: t.Failure) -> types_pb2.ErrorInfo:
+def failure_to_pb(f: st.Failure) -> types_pb2.ErrorInfo:
     return types_pb2.ErrorInfo(
         kind=f.kind,
         message=f.message,
@@ -21,13 +21,13 @@ def failure_to_pb(f: t.Failure) -> types_pb2.ErrorInfo:
     )
 
 
-def failure_from_pb(m: types_pb2.ErrorInfo) -> t.Failure:
-    return t.Failure(m.kind, m.message, m.param or None, m.retry_after_s or None, m.code or None)
+def failure_from_pb(m: types_pb2.ErrorInfo) -> st.Failure:
+    return st.Failure(m.kind, m.message, m.param or None, m.retry_after_s or None, m.code or None)
 
 
-def failure_of(e: HeadraceError) -> t.Failure:
+def failure_of(e: HeadraceError) -> st.Failure:
     """An exception as the value that travels."""
-    return t.Failure(e.kind, e.message, e.param, e.retry_after_s, e.code)
+    return st.Failure(e.kind, e.message, e.param, e.retry_after_s, e.code)
 
 
 _SAMPLING = (
@@ -48,16 +48,16 @@ _SAMPLING = (
 _FLAT = ("adapter", "tools_json", "tool_choice", "tool_name", "one_tool_call", "template_args_json", "echo", "document",
          "dimensions", "no_special_tokens", "received_unix_s", "keep_s", "moves", "owner")  # fmt: skip
 _TASKS = {
-    t.Task.GENERATE: replica_pb2.GENERATE,
-    t.Task.EMBED: replica_pb2.EMBED,
-    t.Task.SCORE: replica_pb2.SCORE,
-    t.Task.TOKENIZE: replica_pb2.TOKENIZE,
-    t.Task.DETOKENIZE: replica_pb2.DETOKENIZE,
+    st.Task.GENERATE: replica_pb2.GENERATE,
+    st.Task.EMBED: replica_pb2.EMBED,
+    st.Task.SCORE: replica_pb2.SCORE,
+    st.Task.TOKENIZE: replica_pb2.TOKENIZE,
+    st.Task.DETOKENIZE: replica_pb2.DETOKENIZE,
 }
 _TASKS_BACK = {v: k for k, v in _TASKS.items()}
 
 
-def guide_to_pb(g: t.Guide) -> replica_pb2.Guide:
+def guide_to_pb(g: st.Guide) -> replica_pb2.Guide:
     if g.kind == "choices":
         return replica_pb2.Guide(choices=replica_pb2.Choices(texts=json.loads(g.value)))
     if g.kind == "json_object":
@@ -67,28 +67,28 @@ def guide_to_pb(g: t.Guide) -> replica_pb2.Guide:
     return m
 
 
-def guide_from_pb(m: replica_pb2.Guide) -> t.Guide:
+def guide_from_pb(m: replica_pb2.Guide) -> st.Guide:
     match m.WhichOneof("form"):
         case "json_schema":
-            return t.Guide("json_schema", m.json_schema)
+            return st.Guide("json_schema", m.json_schema)
         case "regex":
-            return t.Guide("regex", m.regex)
+            return st.Guide("regex", m.regex)
         case "grammar":
-            return t.Guide("grammar", m.grammar)
+            return st.Guide("grammar", m.grammar)
         case "choices":
-            return t.Guide("choices", json.dumps(list(m.choices.texts)))
+            return st.Guide("choices", json.dumps(list(m.choices.texts)))
         case _:
-            return t.Guide("json_object")
+            return st.Guide("json_object")
 
 
-def submit_to_pb(s: t.Submit) -> replica_pb2.SessionRequest:
+def submit_to_pb(s: st.Submit) -> replica_pb2.SessionRequest:
     m = replica_pb2.Submit(stream=s.stream, request_id=s.request_id, stop=s.stop)
     match s.prompt:
-        case t.TextPrompt(text):
+        case st.TextPrompt(text):
             m.text = text
-        case t.ChatPrompt(messages):
+        case st.ChatPrompt(messages):
             m.messages_json = messages
-        case t.TokenPrompt(ids):
+        case st.TokenPrompt(ids):
             m.token_ids.ids.extend(ids)
             m.token_ids.SetInParent()
     m.sampling.SetInParent()
@@ -105,7 +105,7 @@ def submit_to_pb(s: t.Submit) -> replica_pb2.SessionRequest:
         m.resume.text_chars = s.resume.text_chars
         m.resume.reasoning_chars = s.resume.reasoning_chars
         m.resume.SetInParent()
-    if s.task is not t.Task.GENERATE:
+    if s.task is not st.Task.GENERATE:
         m.task = _TASKS[s.task]
     for name in _FLAT:
         if value := getattr(s, name):
@@ -121,23 +121,23 @@ def submit_to_pb(s: t.Submit) -> replica_pb2.SessionRequest:
     return replica_pb2.SessionRequest(submit=m)
 
 
-def submit_from_pb(m: replica_pb2.Submit) -> t.Submit:
+def submit_from_pb(m: replica_pb2.Submit) -> st.Submit:
     kind = m.WhichOneof("prompt")
     if kind == "messages_json":
-        prompt: t.Prompt = t.ChatPrompt(m.messages_json)
+        prompt: st.Prompt = st.ChatPrompt(m.messages_json)
     elif kind == "token_ids":
-        prompt = t.TokenPrompt(list(m.token_ids.ids))
+        prompt = st.TokenPrompt(list(m.token_ids.ids))
     else:
-        prompt = t.TextPrompt(m.text)
+        prompt = st.TextPrompt(m.text)
     given = {name: getattr(m.sampling, name) for name in _SAMPLING if m.sampling.HasField(name)}
     bias = dict(m.sampling.logit_bias) or None
     r = m.resume
-    resume = t.Resume(list(r.token_ids), r.text_chars, r.reasoning_chars) if m.HasField("resume") else None
-    return t.Submit(
+    resume = st.Resume(list(r.token_ids), r.text_chars, r.reasoning_chars) if m.HasField("resume") else None
+    return st.Submit(
         stream=m.stream,
         request_id=m.request_id,
         prompt=prompt,
-        sampling=t.Sampling(logit_bias=bias, **given),
+        sampling=st.Sampling(logit_bias=bias, **given),
         max_tokens=m.max_tokens if m.HasField("max_tokens") else None,
         stop=tuple(m.stop),
         resume=resume,
@@ -150,40 +150,40 @@ def submit_from_pb(m: replica_pb2.Submit) -> t.Submit:
     )
 
 
-def _logprob_to_pb(x: t.TokenLogprob) -> replica_pb2.TokenLogprob:
+def _logprob_to_pb(x: st.TokenLogprob) -> replica_pb2.TokenLogprob:
     return replica_pb2.TokenLogprob(id=x.id, token=x.token, logprob=x.logprob, top=[_logprob_to_pb(y) for y in x.top])
 
 
-def _logprob_from_pb(m: replica_pb2.TokenLogprob) -> t.TokenLogprob:
-    return t.TokenLogprob(m.id, m.token, m.logprob, tuple(_logprob_from_pb(y) for y in m.top))
+def _logprob_from_pb(m: replica_pb2.TokenLogprob) -> st.TokenLogprob:
+    return st.TokenLogprob(m.id, m.token, m.logprob, tuple(_logprob_from_pb(y) for y in m.top))
 
 
-def frame_logprobs_from_pb(m: replica_pb2.Frame) -> list[tuple[int, tuple[t.TokenLogprob, ...]]]:
+def frame_logprobs_from_pb(m: replica_pb2.Frame) -> list[tuple[int, tuple[st.TokenLogprob, ...]]]:
     """The log-probabilities of a frame alone: (stream, one per token)."""
     return _logprobs_from_pb(m.logprobs)
 
 
-def prompt_logprobs_from_pb(m: replica_pb2.Frame) -> list[tuple[int, tuple[t.TokenLogprob, ...]]]:
+def prompt_logprobs_from_pb(m: replica_pb2.Frame) -> list[tuple[int, tuple[st.TokenLogprob, ...]]]:
     """The log-probabilities of a frame's prompts alone: (stream, one per token)."""
     return _logprobs_from_pb(m.prompt_logprobs)
 
 
 def _logprobs_from_pb(
     columns: Iterable[replica_pb2.StreamLogprobs],
-) -> list[tuple[int, tuple[t.TokenLogprob, ...]]]:
+) -> list[tuple[int, tuple[st.TokenLogprob, ...]]]:
     return [(x.stream, tuple(_logprob_from_pb(y) for y in x.tokens)) for x in columns]
 
 
-def parsed_from_pb(m: replica_pb2.Parsed) -> t.Parsed:
-    calls = tuple(t.ToolCall(c.index, c.id, c.name, c.arguments) for c in m.tool_calls)
-    return t.Parsed(m.stream, m.reasoning, calls)
+def parsed_from_pb(m: replica_pb2.Parsed) -> st.Parsed:
+    calls = tuple(st.ToolCall(c.index, c.id, c.name, c.arguments) for c in m.tool_calls)
+    return st.Parsed(m.stream, m.reasoning, calls)
 
 
-def result_from_pb(m: replica_pb2.Result) -> t.Result:
-    return t.Result(m.stream, list(m.values), list(m.token_ids), m.text, list(m.token))
+def result_from_pb(m: replica_pb2.Result) -> st.Result:
+    return st.Result(m.stream, list(m.values), list(m.token_ids), m.text, list(m.token))
 
 
-def frame_to_pb(f: t.Frame) -> replica_pb2.Frame:
+def frame_to_pb(f: st.Frame) -> replica_pb2.Frame:
     m = replica_pb2.Frame(
         stream=f.streams,
         position=f.positions,
@@ -220,16 +220,16 @@ def frame_to_pb(f: t.Frame) -> replica_pb2.Frame:
     return m
 
 
-def frame_from_pb(m: replica_pb2.Frame) -> t.Frame:
-    return t.Frame(
+def frame_from_pb(m: replica_pb2.Frame) -> st.Frame:
+    return st.Frame(
         streams=list(m.stream),
         positions=list(m.position),
         counts=list(m.count),
         token_ids=list(m.token_id),
         texts=list(m.text),
-        started=[t.Started(x.stream, x.prompt_tokens, x.echo, list(x.delivered)) for x in m.started],
+        started=[st.Started(x.stream, x.prompt_tokens, x.echo, list(x.delivered)) for x in m.started],
         finished=[
-            t.Finished(
+            st.Finished(
                 x.stream,
                 x.reason,
                 x.cached_tokens,
@@ -237,7 +237,7 @@ def frame_from_pb(m: replica_pb2.Frame) -> t.Frame:
             )
             for x in m.finished
         ],
-        rejected=[t.Rejected(x.stream, failure_from_pb(x.error)) for x in m.rejected],
+        rejected=[st.Rejected(x.stream, failure_from_pb(x.error)) for x in m.rejected],
         logprobs=frame_logprobs_from_pb(m),
         load=load_from_pb(m.load) if m.HasField("load") else None,
         draining=m.draining,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.core.types import ModelSpec, Resources, Task
+from headrace.core.streams import Task
+from headrace.core.types import ModelSpec, Resources
 from headrace.engines_here import HOW_TO_INSTALL, installed, pick
 from headrace.errors import UserError
 from headrace.replica.conversion import converted

@@ -23,7 +23,8 @@ from typing import Any
 
 import psutil
 
-from headrace.core.types import Load, ModelInfo, Resources, Sampling
+from headrace.core.streams import Sampling
+from headrace.core.types import Load, ModelInfo, Resources
 from headrace.errors import HeadraceError, UserError
 from headrace.replica import telemetry
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step

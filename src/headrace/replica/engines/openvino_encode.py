@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from headrace.core.types import Load, ModelInfo, Resources, Sampling, Task
+from headrace.core.streams import Sampling, Task
+from headrace.core.types import Load, ModelInfo, Resources
 from headrace.errors import HeadraceError, UserError
 from headrace.replica import telemetry
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from headrace.core.types import Guide
+from headrace.core.streams import Guide
 from headrace.replica.engine import EngineRequest
 
 FEATURES = frozenset({"json_schema", "json_object", "regex", "grammar", "choices"})

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from headrace.core.types import ToolCall
+from headrace.core.streams import ToolCall
 from headrace.errors import UserError
 from headrace.replica.engine import Delta, EngineRequest, OutputParser, Parsing
 

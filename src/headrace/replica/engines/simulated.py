@@ -15,7 +15,8 @@ from typing import Any
 from headrace import __version__
 from headrace.core import simulated
 from headrace.core.instances import CannotMake
-from headrace.core.types import Load, ModelInfo, ModelSpec, Sampling
+from headrace.core.streams import Sampling
+from headrace.core.types import Load, ModelInfo, ModelSpec
 from headrace.errors import HeadraceError, UserError
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
 from headrace.replica.engines.options import parse_options

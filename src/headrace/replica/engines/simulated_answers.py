@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from headrace.core import simulated
 from headrace.core.instances import instance, numbers
-from headrace.core.types import Guide, Task
+from headrace.core.streams import Guide, Task
 from headrace.replica.engine import EncodeRequest, EngineRequest
 from headrace.replica.engines.simulated_parsing import calls_of, reasoned
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from headrace.core.instances import instance, numbers
-from headrace.core.types import ToolCall
+from headrace.core.streams import ToolCall
 from headrace.replica.engine import Delta
 
 THINK = "<think>", "</think>"

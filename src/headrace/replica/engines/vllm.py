@@ -24,7 +24,8 @@ from typing import Any
 
 import tokenizers
 
-from headrace.core.types import Load, ModelInfo, ModelSpec, Resources, Task
+from headrace.core.streams import Task
+from headrace.core.types import Load, ModelInfo, ModelSpec, Resources
 from headrace.errors import HeadraceError, UserError
 from headrace.replica import telemetry
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step

@@ -18,7 +18,7 @@ from vllm.sampling_params import (  # pyright: ignore[reportMissingImports]
     StructuredOutputsParams,
 )
 
-from headrace.core.types import Guide
+from headrace.core.streams import Guide
 from headrace.replica.engine import EngineRequest, Row
 from headrace.replica.engines.vllm_args import brief
 from headrace.replica.engines.vllm_penalties import counts_delivered, extra_args

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from headrace.core.types import ToolCall
+from headrace.core.streams import ToolCall
 from headrace.errors import UserError
 from headrace.replica.engine import Delta, EngineRequest, OutputParser, Parsing
 from headrace.replica.engines.vllm_args import brief

@@ -17,7 +17,7 @@ from vllm.v1.sample.logits_processor import (  # pyright: ignore[reportMissingIm
 )
 from vllm.v1.sample.ops.penalties import apply_all_penalties  # pyright: ignore[reportMissingImports]
 
-from headrace.core.types import Sampling
+from headrace.core.streams import Sampling
 
 NAME = f"{__name__}:ResumedPenalties"
 _KEY = "headrace_resumed"  # in the extra arguments of vLLM's sampling parameters

@@ -44,7 +44,7 @@ class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType
     """its node's lease ran out (said by the head only)"""
 
 class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
-    """The life of a replica. core/types.py holds the table of allowed moves."""
+    """The life of a replica. core/phase.py holds the table of allowed moves."""
 
 PHASE_UNSPECIFIED: Phase.ValueType  # 0
 PENDING: Phase.ValueType  # 1
