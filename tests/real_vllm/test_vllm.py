@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from headrace.core.phase import Phase
 from headrace.core.streams import Resume, Sampling, TokenPrompt
-from headrace.core.types import ReplicaSpec
+from headrace.core.types import ReplicaSpec, Resources
 
 pytest.importorskip("vllm", reason="runs in an environment of its own: make test-vllm")
 
@@ -245,6 +245,16 @@ async def test_kill_9_of_the_replica_leaves_nothing_behind(small_models: dict[st
         os.kill(replica.child.pid, signal.SIGKILL)
         await asyncio.to_thread(psutil.wait_procs, family, timeout=20)
         assert not [c for c in family if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
+
+
+async def test_a_replica_of_some_cpus_is_bound_to_none(small_models: dict[str, SmallModel], tmp_path: Path) -> None:
+    """Intel's OpenMP would have all replicas of a machine on its first CPU."""
+    spec = replace(vllm_spec(small_models["llama"]), resources=Resources(cpus=1))
+    async with running(spec, tmp_path) as replica:
+        await ready(replica)
+        for name in ("VLLM::EngineCore", "VLLM::Worker"):
+            threads = [t.id for t in _named(replica, name).threads()]
+            assert {frozenset(os.sched_getaffinity(t)) for t in threads} == {frozenset(os.sched_getaffinity(0))}
 
 
 async def test_a_wrong_argument_fails_for_good_with_a_sentence(

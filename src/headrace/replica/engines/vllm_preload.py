@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 from headrace.replica import telemetry
 from headrace.replica.engines.vllm_processes import end_with_parent, fork_workers
 
 end_with_parent()
+_CPUS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
 telemetry.forbid()
 import vllm.v1.engine.core  # noqa: E402  # pyright: ignore[reportMissingImports]
 import vllm.v1.executor.multiproc_executor  # noqa: E402, F401  # pyright: ignore[reportMissingImports]
@@ -18,4 +20,4 @@ _WORKERS = ("vllm.v1.worker.cpu_worker",) if current_platform.is_cpu() else ("vl
 for _name in _WORKERS:
     if find_spec(_name) is not None:
         __import__(_name)
-fork_workers()
+fork_workers(_CPUS)

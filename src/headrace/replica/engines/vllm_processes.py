@@ -4,6 +4,9 @@ Stock vLLM starts the engine's process and then its worker's anew, and each impo
 (multiprocessing's fork server) begins to import when the replica begins to live; the engine's process is a fork of it,
 and the worker's a fork of the engine's, as vLLM itself does it where nothing forbids. No process is forked after it has
 started CUDA. The kernel ends each of them with its parent: none outlives the replica, however that ends.
+
+Intel's OpenMP library binds the first thread of every fork to the machine's first CPU, where all engines of all replicas
+would then wait for each other while the rest idles: each fork gets back the CPUs that the server began with.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 PRELOADED = "headrace.replica.engines.vllm_preload"
@@ -46,10 +49,13 @@ def fork_engines_from_server() -> None:
         _use("vllm.v1.engine.utils", "forkserver")
 
 
-def fork_workers() -> None:
-    """In the server: have engines fork their workers, and have every fork end with its parent."""
+def fork_workers(cpus: Set[int]) -> None:
+    """In the server: have engines fork their workers, and have every fork end with its parent and run on `cpus`."""
     _use("vllm.v1.executor.multiproc_executor", "fork")
     os.register_at_fork(after_in_child=end_with_parent)
+    if cpus:
+        # Python's own hooks run after those of the libraries.
+        os.register_at_fork(after_in_child=lambda: os.sched_setaffinity(0, cpus))
 
 
 def end_with_parent() -> None:
