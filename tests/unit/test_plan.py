@@ -2,197 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit.plan_cluster import Sim, cluster
 
 from headrace.core.phase import Phase
-from headrace.core.plan import PROVEN_S, Plan, plan, surge
-from headrace.core.routes import Standing, standing
-from headrace.core.state import (
-    DropDeployment,
-    Goal,
-    Intent,
-    NodeView,
-    PutDeployment,
-    State,
-    apply,
-    desired_on,
-    next_revision,
-)
-from headrace.core.touched import nodes_to_tell
+from headrace.core.state import Goal, desired_on
 from headrace.core.types import (
-    Adapter,
-    Deployment,
-    Gpu,
-    ModelSpec,
     NodeId,
-    NodeInfo,
     ReplicaId,
-    ReplicaSpec,
     ReplicaStatus,
     Resources,
 )
-
-LEASE_S = 10.0
-
-
-@dataclass
-class SimNode:
-    """A machine: converges on what it was told, one phase a step, unless it is dead."""
-
-    info: NodeInfo
-    alive: bool = True
-    connected: bool = True
-    replicas: dict[ReplicaId, ReplicaStatus] = field(default_factory=dict)
-    heard_at: float = 0.0
-    reported_at: float = 0.0
-    seen: dict[ReplicaId, ReplicaStatus] = field(default_factory=dict)
-
-
-@dataclass
-class Sim:
-    """A head's state with its nodes, and a clock."""
-
-    nodes: dict[NodeId, SimNode]
-    state: State = field(default_factory=State)
-    now: float = 1000.0
-    fails: Callable[[ReplicaStatus], bool] = lambda status: False
-    counter: itertools.count[int] = field(default_factory=itertools.count)
-    reasons: dict[str, str] = field(default_factory=dict)
-    stuck: set[str] = field(default_factory=set)
-    last: Plan | None = None
-    stand: Standing | None = None
-    told_of: State = field(default_factory=State)
-    told: dict[NodeId, tuple[ReplicaSpec, ...]] = field(default_factory=dict)
-    commit_fails: Callable[[], bool] = lambda: False
-
-    def deploy(self, name: str = "d", replicas: int = 1, need: Resources | None = None, tag: str = "") -> None:
-        need = need or Resources(1.0)
-        adapters = (Adapter("x", f"/x{tag}"),) if replicas % 2 else ()
-        d = Deployment(name, next_revision(self.state, name), ModelSpec(f"/m{tag}", engine="openvino"), need, replicas,
-                       replicas, replicas, 0, adapters)  # fmt: skip
-        self.state = apply(self.state, [PutDeployment(d)])
-
-    def scale(self, name: str, replicas: int) -> None:
-        d = self.state.deployments[name]
-        self.state = apply(self.state, [PutDeployment(replace(d, replicas=replicas))])
-
-    def delete(self, name: str) -> None:
-        self.state = apply(self.state, [DropDeployment(name)])
-
-    def views(self) -> dict[NodeId, NodeView]:
-        return {
-            k: NodeView(n.info, n.alive and n.connected, self.lost(n), n.heard_at, n.reported_at, n.seen)
-            for k, n in self.nodes.items()
-        }
-
-    def lost(self, n: SimNode) -> bool:
-        return self.now - n.heard_at > LEASE_S
-
-    def plan(self) -> None:
-        def new_id(name: str, revision: int) -> ReplicaId:
-            return ReplicaId(f"{name}-{revision}-{next(self.counter):06x}")
-
-        views, first = self.views(), next(self.counter)
-        self.counter = itertools.count(first)
-        afresh = plan(self.state, views, self.now, new_id)
-        self.counter = itertools.count(first)
-        made = plan(self.state, views, self.now, new_id, last=self.last)
-        assert (made.changes, made.reasons, made.again_in_s) == (afresh.changes, afresh.reasons, afresh.again_in_s)
-        self.last = made
-        if self.commit_fails():
-            return
-        self.state = apply(self.state, made.changes)
-        self.reasons = {name: why.reason for name, why in made.reasons.items()}
-        self.stuck = {name for name, why in made.reasons.items() if why.stuck}
-        self.check_commitments()
-        again = plan(self.state, views, self.now, new_id, last=made)
-        self.check_what_is_carried_over(views, made)
-        assert again.changes == (), "not idempotent"
-        assert again.reasons == made.reasons
-
-    def check_what_is_carried_over(self, views: dict[NodeId, NodeView], made: Plan) -> None:
-        """What is worked out for what differs alone is what would be worked out for all."""
-        fresh = standing(self.state, views, made.reasons)
-        self.stand = standing(self.state, views, made.reasons, before=self.stand)
-        assert (self.stand.statuses, self.stand.routes) == (fresh.statuses, fresh.routes)
-        for node_id in nodes_to_tell(self.told_of, self.state):
-            self.told[node_id] = desired_on(self.state, node_id, 30.0)
-        self.told_of = self.state
-        assert {k: s for k, s in self.told.items() if s} == {
-            k: s for k in self.nodes if (s := desired_on(self.state, k, 30.0))
-        }
-
-    def check_commitments(self) -> None:
-        for k, n in self.nodes.items():
-            mine = [i for i in self.state.intents.values() if i.node_id == k]
-            assert math.fsum(i.resources.cpus for i in mine) <= n.info.resources.cpus + 1e-6
-            gpus = [g for i in mine for g in i.gpu_indices]
-            assert len(gpus) == len(set(gpus))
-            assert len(gpus) <= n.info.resources.gpus
-
-    def step(self) -> None:
-        """A second passes: nodes hear what is desired, move on, and report."""
-        self.now += 1.0
-        for k, n in self.nodes.items():
-            if not n.alive:
-                continue
-            if n.connected:
-                told = {s.replica_id: s for s in desired_on(self.state, k, 30.0)}
-                n.replicas = {r: s for r, s in n.replicas.items() if r in told or s.phase is not Phase.STOPPED}
-                for r in told.keys() - n.replicas.keys():
-                    spec = told[r]
-                    n.replicas[r] = ReplicaStatus(r, spec.deployment, spec.revision, Phase.PENDING)
-                for r, s in n.replicas.items():
-                    n.replicas[r] = self.advance(s, wanted=r in told)
-                if n.seen != n.replicas:
-                    n.seen = dict(n.replicas)
-                n.heard_at = n.reported_at = self.now
-        self.plan()
-
-    def advance(self, s: ReplicaStatus, wanted: bool) -> ReplicaStatus:
-        if not wanted:
-            return replace(s, phase=Phase.STOPPED if s.phase is Phase.DRAINING else Phase.DRAINING)
-        if s.phase in (Phase.PENDING, Phase.LOADING) and self.fails(s):
-            return replace(s, phase=Phase.FAILED, reason="broken")
-        following = {Phase.PENDING: Phase.LOADING, Phase.LOADING: Phase.READY}
-        return replace(s, phase=following.get(s.phase, s.phase), address=f"h:{s.replica_id}")
-
-    def settle(self, steps: int = 60) -> None:
-        for _ in range(steps):
-            before = self.state
-            self.step()
-            phases = {s.phase for n in self.nodes.values() for s in n.seen.values()}
-            if self.state == before and phases <= {Phase.READY, Phase.FAILED}:
-                return
-
-    def running(self, name: str = "d") -> list[Intent]:
-        return [i for i in self.state.intents.values() if i.deployment == name and i.goal is Goal.RUN]
-
-    def ready(self, name: str = "d") -> list[tuple[int, NodeId]]:
-        """(revision, node) of the replicas that run and are READY on nodes that are not lost."""
-        return sorted(
-            (i.revision, i.node_id)
-            for i in self.running(name)
-            if not self.lost(self.nodes[i.node_id])
-            and i.replica_id in self.nodes[i.node_id].replicas
-            and self.nodes[i.node_id].replicas[i.replica_id].phase is Phase.READY
-        )
-
-
-def cluster(*cpus: float, gpus: int = 0) -> Sim:
-    nodes: dict[NodeId, SimNode] = {}
-    for i, c in enumerate(cpus, 1):
-        described = tuple(Gpu(g, "", 80, 80) for g in range(gpus))
-        info = NodeInfo(NodeId(str(i)), 1, f"h{i}", "0", Resources(c, 2**40, gpus), described, ("openvino",))
-        nodes[info.node_id] = SimNode(info, heard_at=1000.0, reported_at=1000.0)
-    return Sim(nodes)
 
 
 def test_creates_and_spreads_and_scales_both_ways() -> None:
@@ -264,77 +88,6 @@ def test_says_why_when_nothing_fits() -> None:
     sim.plan()
     assert not sim.stuck  # a scheduler may be on its way
     assert sim.reasons == {"d": "no scheduler has joined; start one with: headrace scheduler"}
-
-
-def test_the_old_revision_serves_until_the_new_one_is_ready() -> None:
-    sim = cluster(8)
-    sim.deploy(replicas=2)
-    sim.settle()
-    sim.deploy(replicas=2, tag="2")
-    for _ in range(30):
-        sim.step()
-        assert len(sim.ready()) >= 2
-        assert len(sim.running()) <= 2 + surge(2)
-    assert [r for r, _ in sim.ready()] == [2, 2]
-    assert len(sim.state.intents) == 2
-
-
-def test_a_new_revision_that_fails_leaves_the_old_one_serving() -> None:
-    sim = cluster(8)
-    sim.deploy(replicas=3)
-    sim.settle()
-    sim.fails = lambda s: s.revision == 2
-    sim.deploy(replicas=3, tag="broken")
-    for _ in range(30):
-        sim.step()
-        assert [r for r, _ in sim.ready()] == [1, 1, 1]
-    assert sum(i.revision == 2 for i in sim.running()) == surge(3), "failed ones are kept, and not made again"
-    sim.fails = lambda s: False
-    sim.deploy(replicas=3, tag="good")
-    sim.settle()
-    assert [r for r, _ in sim.ready()] == [3, 3, 3]
-    assert len(sim.state.intents) == 3
-
-
-def test_without_room_for_both_the_old_one_gives_way_one_at_a_time() -> None:
-    sim = cluster(2)
-    sim.deploy(replicas=2)
-    sim.settle()
-    sim.deploy(replicas=2, tag="2")
-    for _ in range(40):
-        sim.step()
-        assert len(sim.ready()) >= 1
-    assert [r for r, _ in sim.ready()] == [2, 2]
-
-
-def test_without_room_a_failing_revision_takes_one_old_replica_and_no_more() -> None:
-    sim = cluster(2)
-    sim.deploy(replicas=2)
-    sim.settle()
-    sim.fails = lambda s: s.revision == 2
-    sim.deploy(replicas=2, tag="broken")
-    for _ in range(40):
-        sim.step()
-    assert [r for r, _ in sim.ready()] == [1]
-
-
-def test_a_bigger_new_revision_displaces_as_many_as_it_needs() -> None:
-    sim = cluster(2)
-    sim.deploy(replicas=2)
-    sim.settle()
-    sim.deploy(replicas=1, need=Resources(2.0))
-    sim.settle()
-    assert [r for r, _ in sim.ready()] == [2]
-
-
-def test_a_revision_that_can_fit_nowhere_displaces_nothing() -> None:
-    sim = cluster(2)
-    sim.deploy(replicas=2)
-    sim.settle()
-    sim.deploy(replicas=2, need=Resources(3.0))
-    sim.settle()
-    assert [r for r, _ in sim.ready()] == [1, 1]
-    assert sim.reasons == {"d": "needs 3 CPUs; node 1 has 0 free of 2"}
 
 
 def test_failed_replicas_are_kept_and_not_replaced() -> None:
@@ -447,20 +200,6 @@ def test_gpus_of_a_replica_that_was_forgotten_but_still_runs_are_not_given_out()
     assert [i.gpu_indices for i in sim.state.intents.values()] == [(0,)]
 
 
-def test_a_name_used_again_never_gets_a_living_revision_number() -> None:
-    sim = cluster(4)
-    sim.deploy()
-    sim.settle()
-    sim.nodes[NodeId("1")].connected = False
-    sim.delete("d")
-    sim.plan()
-    sim.deploy(tag="other")
-    assert sim.state.deployments["d"].revision == 2
-    sim.nodes[NodeId("1")].connected = True
-    sim.settle()
-    assert [r for r, _ in sim.ready()] == [2]
-
-
 actions = st.lists(
     st.one_of(
         st.tuples(st.just("deploy"), st.sampled_from("de"), st.integers(0, 3)),
@@ -544,41 +283,3 @@ def test_what_fits_once_another_has_gone_waits_and_is_not_stuck() -> None:
     assert not sim.stuck
     sim.settle()
     assert len(sim.ready("b")) == 1
-
-
-def restarted(sim: Sim, revision: int, times: int = 1) -> None:
-    """READY replicas of a revision crash and are READY again."""
-    for n in sim.nodes.values():
-        for k, s in n.replicas.items():
-            if s.revision == revision and s.phase is Phase.READY:
-                n.replicas[k] = replace(s, restarts=s.restarts + times, started_at=sim.now)
-        n.seen = dict(n.replicas)
-
-
-def test_a_revision_that_crashes_at_work_does_not_use_up_the_old_one() -> None:
-    sim = cluster(8)
-    sim.deploy(replicas=4)
-    sim.settle()
-    sim.deploy(replicas=4, tag="2")
-    for _ in range(int(PROVEN_S * 3)):
-        restarted(sim, 2)  # every second, so that none is ever proven
-        sim.step()
-    assert [r for r, _ in sim.ready()].count(1) >= 3, "none went but the one for the first that was READY"
-
-
-def test_a_replica_that_was_started_again_is_trusted_once_it_has_run_for_a_while() -> None:
-    sim = cluster(8)
-    sim.deploy(replicas=2)
-    sim.settle()
-    sim.deploy(replicas=2, tag="2")
-    while not any(r == 2 for r, _ in sim.ready()):
-        sim.step()
-    restarted(sim, 2)
-    crashed_at = sim.now
-    while any(r == 1 for r, _ in sim.ready()):
-        sim.step()
-        assert sim.now < crashed_at + PROVEN_S + 30
-        if sim.now < crashed_at + PROVEN_S:
-            assert any(r == 1 for r, _ in sim.ready())
-    assert sim.now >= crashed_at + PROVEN_S
-    assert [r for r, _ in sim.ready()] == [2, 2]

@@ -1,10 +1,6 @@
 """vLLM's AsyncLLM in this process, in an event loop and a thread of its own; the model runs in processes of vLLM's.
 
 Facts that shaped this (vLLM 0.32):
-- all outputs of one step are put into their requests' collectors within one callback of the event loop: a tap in their
-  place gathers them into one step, with no task, future or wake-up per request;
-- the object that it makes of an output for its callers costs more than the rest of the way: a request that wants ids
-  alone has them taken before that;
 - generated ids include the end-of-sequence or stop token;
 - a dead engine process shows as `errored` within 0.1 s, and as an exception in every collector;
 - statistics come with every step, also with one that brings no token.
@@ -18,7 +14,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +43,9 @@ from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402  # pyright: ignore[r
 from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from headrace.replica.engines import vllm_penalties  # noqa: E402
-from headrace.replica.engines.vllm_outputs import (  # noqa: E402
-    finish_of,
-    numbers_of,
-    plain_row,
-    refusal_of,
-    row_of,
-    sampling_params,
-)
+from headrace.replica.engines.vllm_outputs import numbers_of, refusal_of, row_of, sampling_params  # noqa: E402
 from headrace.replica.engines.vllm_parsers import Parsers, check_registered  # noqa: E402
+from headrace.replica.engines.vllm_tap import Live, count_no_tokens, tap  # noqa: E402
 
 _GUIDES = {"json_schema", "json_object", "regex", "grammar", "choices"}
 _WATCH_S = 0.25
@@ -73,33 +63,6 @@ class _Stats(StatLoggerBase):
             self.on_stats(scheduler_stats)
 
     def log_engine_initialized(self) -> None: ...
-
-
-@dataclass(slots=True)
-class _Live:
-    """One request in vLLM. `put` takes its outputs, in the place of its collector's own."""
-
-    engine: VllmEngine
-    id: int
-    stops: frozenset[int]
-    logprobs: int | None
-    prompt_logprobs: int | None
-    internal_id: str = ""
-    ended: bool = False
-    state: Any = None  # vLLM's own of it
-
-    def put(self, output: Any) -> None:
-        if not self.ended:
-            self.engine.take(self, output)
-
-    def put_ids(
-        self, new_token_ids: list[int], pooling_output: Any, finish_reason: Any, *args: Any, **more: Any
-    ) -> None:
-        """In the place of the state's `make_request_output`; None: nothing is to be put anywhere."""
-        if not self.ended:
-            finish = None if finish_reason is None else finish_of(str(finish_reason))
-            cached = self.state.num_cached_tokens or 0
-            self.engine.took(self, plain_row(self.id, new_token_ids, finish, self.stops, cached))
 
 
 class VllmEngine:
@@ -128,7 +91,7 @@ class VllmEngine:
             self._llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._stat_logger], disable_log_stats=True)
         except Exception as e:
             raise HeadraceError(f"vLLM failed to start: {vllm_processes.last_error() or brief(e)}") from e
-        _count_no_tokens(self._llm.output_processor)
+        count_no_tokens(self._llm.output_processor)
         model, cache = config.model_config, config.cache_config
         # The engine's processes have found out how many blocks there is memory for.
         caches = bool(cache.enable_prefix_caching) and spec.task not in ("embed", "score")
@@ -154,7 +117,7 @@ class VllmEngine:
         self._aborted: list[int] = []
         self._pending = 0  # requests without a last row, under the lock
         self._load = Load(max_running=int(config.scheduler_config.max_num_seqs))
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, Live] = {}
         self._rows: list[Row] = []
         self._loras: dict[str, LoRARequest] = {}
         self._lora_ids = itertools.count(1)
@@ -284,30 +247,17 @@ class VllmEngine:
                 return  # the watch says so for all
             self._queue(refusal_of(request.id, e))
             return
-        live.internal_id = collector.request_id
-        early = collector.output
-        collector.put = live.put
-        self._tap(live)
-        if early is not None:
-            live.put(early)
+        tap(live, collector, self._llm.output_processor)
 
-    def _tap(self, live: _Live) -> None:
-        """Take ids before vLLM makes an output object of them, where nothing but ids is wanted."""
-        if live.logprobs is not None or live.prompt_logprobs is not None:
-            return
-        live.state = self._llm.output_processor.request_states.get(live.internal_id)
-        if live.state is not None and live.state.logprobs_processor is not None and live.state.stream_interval == 1:
-            live.state.make_request_output = live.put_ids
-
-    def _generation(self, request: EngineRequest) -> tuple[_Live, Coroutine[Any, Any, Any]]:
+    def _generation(self, request: EngineRequest) -> tuple[Live, Coroutine[Any, Any, Any]]:
         stops = frozenset() if request.sampling.ignore_eos else frozenset((*self.eos_ids, *request.stop_token_ids))
-        live = _Live(self, request.id, stops, request.sampling.logprobs, request.prompt_logprobs)
+        live = Live(self, request.id, stops, request.sampling.logprobs, request.prompt_logprobs)
         params = sampling_params(request)
         lora = self._loras[request.adapter] if request.adapter else None
         prompt, more = tokens_input(list(request.prompt_ids)), self._parsers.guided(request)
         return live, self._llm.add_request(str(request.id), prompt, params, lora_request=lora, **more)
 
-    def _encoding(self, request: EncodeRequest) -> tuple[_Live, Coroutine[Any, Any, Any]]:
+    def _encoding(self, request: EncodeRequest) -> tuple[Live, Coroutine[Any, Any, Any]]:
         ids = list(request.ids)
         params = PoolingParams(task="embed" if request.task is Task.EMBED else "classify")
         if request.dimensions:
@@ -317,10 +267,10 @@ class VllmEngine:
             ids, second = pair.ids, next((i for i, kind in enumerate(pair.type_ids) if kind), len(pair.ids))
             params.extra_kwargs = {"compressed_token_type_ids": second}  # where the second text begins
         lora = self._loras[request.adapter] if request.adapter else None
-        live = _Live(self, request.id, frozenset(), None, None)
+        live = Live(self, request.id, frozenset(), None, None)
         return live, self._llm.add_request(str(request.id), tokens_input(ids), params, lora_request=lora)
 
-    def take(self, live: _Live, output: Any) -> None:
+    def take(self, live: Live, output: Any) -> None:
         """One request's news of the step at hand."""
         if isinstance(output, Exception):
             if self._llm.errored:
@@ -336,13 +286,13 @@ class VllmEngine:
             live.prompt_logprobs = None  # told once
         self.took(live, row)
 
-    def took(self, live: _Live, row: Row) -> None:
+    def took(self, live: Live, row: Row) -> None:
         if row.finish is None:
             self._queue(row)
         else:
             self._end(live, row)
 
-    def _end(self, live: _Live, row: Row) -> None:
+    def _end(self, live: Live, row: Row) -> None:
         live.ended, live.state = True, None  # which refers to `live`
         self._live.pop(live.id, None)
         self._queue(row)
@@ -398,16 +348,6 @@ class VllmEngine:
 
 def _ids(value: Any) -> list[int]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [int(value)]
-
-
-def _count_no_tokens(processor: Any) -> None:
-    """Have vLLM leave out its own latencies of every token and request, which nobody reads here."""
-    process: Callable[..., Any] = processor.process_outputs
-
-    def without(outputs: Any, timestamp: Any = None, iteration_stats: Any = None, **more: Any) -> Any:
-        return process(outputs, timestamp, None, **more)
-
-    processor.process_outputs = without
 
 
 def _count_resumed(config: Any) -> set[str]:

@@ -5,8 +5,8 @@ Stock vLLM starts the engine's process and then its worker's anew, and each impo
 and the worker's a fork of the engine's, as vLLM itself does it where nothing forbids. No process is forked after it has
 started CUDA. The kernel ends each of them with its parent: none outlives the replica, however that ends.
 
-Intel's OpenMP library binds the first thread of every fork to the machine's first CPU, where all engines of all replicas
-would then wait for each other while the rest idles: each fork gets back the CPUs that the server began with.
+Intel's OpenMP library binds the first thread of every fork to the machine's first CPU, where all engines of all
+replicas would then wait for each other while the rest idles: each fork gets back the CPUs that the server began with.
 """
 
 from __future__ import annotations
