@@ -218,8 +218,8 @@ async def idle_costs_nothing(replica: RunningReplica) -> None:
         step = p.load.step
         frames = len(p.frames)
         await p.until(lambda: len(p.frames) >= frames + 2)
-        idle = Load(0, 0, 0.0, step, p.load.tokens_total, max_running=256)
-        assert p.load.step == idle.step, "an idle engine does not step"
+        idle = Load(0, 0, 0.0, step, p.load.tokens_total, max_running=256, cpu_s=p.load.cpu_s)
+        assert p.load == idle, "an idle engine does not step"
 
 
 async def test_a_small_cache_still_serves_everybody(tmp_path: Path) -> None:
