@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from replica_fixtures import ProxySide, RunningReplica, a_spec, chat, running
 from tokenizers import Tokenizer
@@ -95,8 +98,8 @@ async def sixteen_streams_join_and_leave(p: ProxySide) -> None:
         await p.end_of(number)
     for n, number in enumerate(numbers):
         assert p.seen[number].tokens == alone[n % 8].tokens
-    worked = [f.load.cpu_s for f in p.frames if f.load]
-    assert 0 < worked[0] < worked[-1]
+    worked = [f.load.cpu_s for f in p.frames if f.load and f.load.cpu_s]
+    assert worked[0] < worked[-1]
 
 
 async def a_long_prompt_does_not_stop_the_others(p: ProxySide) -> None:
@@ -246,6 +249,50 @@ async def test_ready_made_ir_instead_of_the_source(tmp_path: Path) -> None:
         assert "/nowhere" in status.reason
 
 
+def engine_of(replica: RunningReplica) -> psutil.Process:
+    (process,) = psutil.Process(replica.child.pid).children()
+    return process
+
+
+async def test_a_long_step_does_not_silence_the_replica(tmp_path: Path) -> None:
+    """OpenVINO holds Python's interpreter for as long as a step takes."""
+    options = {"step_tokens": 16_000, "kv_cache_mib": 256}
+    async with running(a_spec(engine="openvino", cpus=1, options=options), tmp_path) as replica:
+        await replica.ready()
+        async with replica.session() as p:
+            prompts = [TokenPrompt([10 + n + i % 2000 for i in range(1000)]) for n in range(16)]
+            numbers = [await p.start(prompt, max_tokens=1, sampling=GREEDY) for prompt in prompts]
+            async with replica.session("another") as other:
+                await other.until(lambda: other.frames)
+                assert not any(p.seen[n].tokens for n in numbers[1:])
+            for number in numbers:
+                await p.end_of(number)
+
+
+@pytest.mark.parametrize(("what", "said"), [("kill", "was killed by SIGKILL"), ("suspend", "has made no step for 2 s")])
+async def test_an_engine_that_dies_or_hangs_ends_its_replica(what: str, said: str, tmp_path: Path) -> None:
+    async with running(a_spec(engine="openvino", options={"stall_s": 2}), tmp_path) as replica:
+        await replica.ready()
+        async with replica.session() as p:
+            number = await p.start(QUESTION, sampling=GREEDY)
+            await p.until(lambda: p.seen[number].tokens)
+            getattr(engine_of(replica), what)()
+            seen = await p.end_of(number)
+            assert seen.finished is not None
+            assert seen.finished.failure is not None
+            assert (seen.finished.failure.kind, said in seen.finished.failure.message) == ("replica_gone", True)
+        assert await replica.exit_code() == 1
+
+
+async def test_an_engine_ends_with_its_replica(tmp_path: Path) -> None:
+    async with running(a_spec(engine="openvino"), tmp_path) as replica:
+        await replica.ready()
+        engine = engine_of(replica)
+        os.kill(replica.child.pid, signal.SIGKILL)
+        await asyncio.to_thread(psutil.wait_procs, [engine], timeout=20)
+        assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+
+
 def test_no_telemetry(tmp_path: Path) -> None:
     """`import openvino` would report itself: the package that does is not loaded, and OpenVINO uses its stub."""
     import subprocess
@@ -253,7 +300,7 @@ def test_no_telemetry(tmp_path: Path) -> None:
     program = """
 import sys
 from headrace.replica import telemetry
-import headrace.replica.engines.openvino
+import headrace.replica.engines.host
 from openvino.tools.ovc import telemetry_utils
 assert telemetry.forbidden()
 assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub", telemetry_utils.tm

@@ -20,7 +20,7 @@ from headrace.core.specfile import SpecFile, dump_spec, parse_spec
 from headrace.core.types import ModelSpec, ReplicaId, ReplicaSpec, Resources
 from headrace.engines_here import installed, pick
 from headrace.errors import HeadraceError, Unavailable, UserError
-from headrace.replica import conversion, engines
+from headrace.replica import conversion, opening
 from headrace.replica.adapter_files import adapter_folder
 from headrace.replica.conversion import converted, own_format
 from headrace.replica.weights import Cache, Weights, inspect_folder, resolve
@@ -277,13 +277,13 @@ def test_a_missing_engine_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(engines_here, "find_spec", lambda name: None)
     assert installed() == ["simulated"]
     with pytest.raises(UserError, match=r"^The OpenVINO engine is not installed: pip install 'headrace\[cpu\]'$"):
-        engines.open_engine(ModelSpec("builtin:demo"), Resources(), Cache(tmp_path), quiet)
+        opening.open_engine(ModelSpec("builtin:demo"), Resources(), Cache(tmp_path), quiet)
 
 
 @pytest.mark.parametrize("options", ["[]", "{", "3", '"x"'])
 def test_engine_args_must_be_an_object(options: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="JSON object"):
-        engines.open_engine(
+        opening.open_engine(
             ModelSpec("x", engine="simulated", engine_args_json=options), Resources(), Cache(tmp_path), quiet
         )
 

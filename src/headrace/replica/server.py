@@ -25,8 +25,9 @@ from headrace.errors import HeadraceError, ReplicaGone, UserError
 from headrace.process import ProcessRecord, told_to_stop, write_atomic
 from headrace.replica.adapters import Adapters
 from headrace.replica.engine import Engine
-from headrace.replica.engines import Opened, open_engine, prepare
+from headrace.replica.engines.hosted import Host
 from headrace.replica.frontend import FrontEnd, open_front_end
+from headrace.replica.opening import Opened, open_engine, prepare
 from headrace.replica.service import ReplicaServicer
 from headrace.replica.status import StatusBoard
 from headrace.replica.streams import Streams
@@ -69,8 +70,8 @@ async def run(directory: Path) -> int:
         spec_file = parse_spec((directory / "spec.json").read_text())
     except (OSError, ValueError) as e:
         return _write_failure(directory, Failed(f"Cannot read {directory / 'spec.json'}: {e}", True))
-    prepare(spec_file.spec.model, spec_file.spec.resources)
-    replica = Replica(spec_file, directory)
+    host = prepare(spec_file.spec.model, spec_file.spec.resources)
+    replica = Replica(spec_file, directory, host)
     async with asyncio.TaskGroup() as tasks:
         life = tasks.create_task(replica.live())
         ends = [tasks.create_task(told_to_stop()), tasks.create_task(replica.alone(_alone_s()))]
@@ -90,8 +91,8 @@ async def run(directory: Path) -> int:
 class Replica:
     """The parts of one replica process."""
 
-    def __init__(self, spec_file: SpecFile, directory: Path) -> None:
-        self._file, self._directory = spec_file, directory
+    def __init__(self, spec_file: SpecFile, directory: Path, host: Host | None) -> None:
+        self._file, self._directory, self._host = spec_file, directory, host
         spec = spec_file.spec
         self._record = ProcessRecord.of(os.getpid())
         self._board = StatusBoard(
@@ -185,7 +186,8 @@ class Replica:
         cache = self._cache
 
         def load() -> tuple[Opened, FrontEnd]:
-            opened = open_engine(spec.model, spec.resources, cache, report, adapters=bool(spec.adapters))
+            adapters = bool(spec.adapters)
+            opened = open_engine(spec.model, spec.resources, cache, report, adapters=adapters, host=self._host)
             cache.trim()
             e = opened.engine
             return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids, e.parser)

@@ -1,6 +1,7 @@
-"""OpenVINO's continuous batching, stepped by a thread of its own.
+"""OpenVINO's continuous batching, stepped by a thread of its own, in a process of its own: see hosted.
 
 Facts that shaped this (openvino-genai 2026.4):
+- a step holds Python's interpreter from its begin to its end;
 - generated ids include the end-of-sequence token;
 - a request that is cancelled, or does not fit in the cache, ends without an output;
 - unseeded requests all use seed 0; random numbers belong to a request: a seed gives the same tokens in any batch, but
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,14 +25,14 @@ import psutil
 
 from headrace.core.streams import Sampling
 from headrace.core.types import Load, ModelInfo, Resources
-from headrace.errors import HeadraceError, UserError
+from headrace.errors import HeadraceError
 from headrace.replica import telemetry
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
 from headrace.replica.engines import openvino_guides
 from headrace.replica.engines.openvino_guides import GuideChecker
 from headrace.replica.engines.openvino_lora import Pipelines
+from headrace.replica.engines.openvino_options import KV_BYTES, OpenVinoOptions
 from headrace.replica.engines.openvino_parsers import Parsers
-from headrace.replica.engines.options import parse_options
 from headrace.replica.sampling import cannot_guide, context_of, continued, read_generation_config, read_json
 
 telemetry.forbid()
@@ -49,37 +49,7 @@ FEATURES = frozenset(
 )  # fmt: skip
 
 _BLOCK_TOKENS = 32  # of the CPU plugin's KV cache
-_KV_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1}
 _MIB = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class OpenVinoOptions:
-    """Engine options of a deployment."""
-
-    precision: str = "f32"  # of inference: f32, bf16 or f16
-    kv_cache_precision: str = "f16"
-    kv_cache_mib: int = 0  # 0: from the replica's memory, else a tenth of what is free, at most 1 GiB
-    step_tokens: int = 256  # what one step may take in; a longer prompt is split
-    max_running: int = 256
-    prefix_cache: bool = True
-    device: str = "CPU"
-    stall_s: float = 60.0  # so long without a step, with requests to work on, means that the engine is dead
-    guide_trial_s: float = 5.0  # a form that takes longer to compile would hold up all streams for as long
-
-    @staticmethod
-    def parse(given: dict[str, Any]) -> OpenVinoOptions:
-        """UserError for what is unknown or out of range."""
-        options = parse_options(OpenVinoOptions, given, "openvino")
-        if options.kv_cache_precision not in _KV_BYTES:
-            raise UserError(f"kv_cache_precision must be one of {', '.join(_KV_BYTES)}.")
-        if options.step_tokens < 1 or options.max_running < 1 or options.kv_cache_mib < 0:
-            raise UserError("step_tokens and max_running must be at least 1, kv_cache_mib at least 0.")
-        if options.stall_s <= 0:
-            raise UserError("stall_s must be more than 0.")
-        if not 0 < options.guide_trial_s <= openvino_guides.MAX_TRIAL_S:
-            raise UserError(f"guide_trial_s must be above 0 and at most {openvino_guides.MAX_TRIAL_S:.0f}.")
-        return options
 
 
 def kv_blocks(
@@ -91,7 +61,7 @@ def kv_blocks(
     hidden = int(config.get("hidden_size") or config.get("n_embd") or heads)
     head_dim = int(config.get("head_dim") or hidden // heads)
     kv_heads = int(config.get("num_key_value_heads") or heads)
-    token_bytes = 2 * layers * kv_heads * head_dim * _KV_BYTES[options.kv_cache_precision]
+    token_bytes = 2 * layers * kv_heads * head_dim * KV_BYTES[options.kv_cache_precision]
     budget = options.kv_cache_mib * _MIB or memory_bytes // 2 or min(1024 * _MIB, free_bytes // 10)
     one = context // _BLOCK_TOKENS + 2
     return max(one, min(budget // (token_bytes * _BLOCK_TOKENS), options.max_running * one))
@@ -155,7 +125,6 @@ class OpenVinoEngine:
         if (folder / "openvino_tokenizer.xml").exists():
             features |= openvino_guides.FEATURES
         self.stall_s = options.stall_s
-        self._on_cpu = options.device == "CPU"
         self.info = ModelInfo("openvino", genai.__version__, context, vocab_size, features)
         self._kv_tokens = scheduler.num_kv_blocks * _BLOCK_TOKENS
         self.prefix_tokens = self._kv_tokens if options.prefix_cache else 0
@@ -227,8 +196,7 @@ class OpenVinoEngine:
     def _now(self) -> Load:
         """The load as of the last step, with what has been submitted since. Hold the lock."""
         running = min(self._load.running, self._pending)
-        cpu_s = time.process_time() if self._on_cpu else 0.0
-        return replace(self._load, running=running, waiting=self._pending - running, cpu_s=cpu_s)
+        return replace(self._load, running=running, waiting=self._pending - running)
 
     def _run(self) -> None:
         try:

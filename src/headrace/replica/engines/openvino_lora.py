@@ -13,6 +13,7 @@ prefix cache never mixes what belongs to two adapters.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import struct
@@ -20,12 +21,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from headrace.errors import UserError
 from headrace.replica.adapter_files import WEIGHTS, read_config
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_[AB]\.weight")
 _MODULE = re.compile(r'name="__module\.([\w.]+)/')  # of a layer, in an IR made from PyTorch
@@ -66,7 +65,7 @@ class Pipelines:
             except UserError as e:
                 failed[name] = e.message
             except (RuntimeError, OSError) as e:
-                log.warning("adapter_not_loaded", adapter=name, error=str(e))
+                log.warning("adapter %s is not loaded: %s", name, e)
                 failed[name] = f"OpenVINO cannot load the adapter: {_last_line(e)}."
         return failed
 

@@ -33,6 +33,7 @@ class Parsers:
         _check("tool", tool, _TOOLS)
         _check("reasoning", reasoning, _REASONING)
         self._tool, self._reasoning = tool, reasoning
+        self.names = (tool, reasoning)
         self.features = frozenset({"tools", "tool_parser"} if tool else ()) | frozenset(
             {"reasoning_parser"} if reasoning else ()
         )
