@@ -27,7 +27,7 @@ _QUESTIONS = (
 )  # fmt: skip
 _LENGTHS = (40, 200, 400)  # tokens; small models have little to say, and who is brief is hit by nothing
 _VLLM_QUIET_S = 120.0
-_ANY_ENGINE = tuple(k for k in KINDS if not k.startswith("engine") and k != "rolling_update")
+_ANY_ENGINE = tuple(k for k in KINDS if k not in ("engine_hangs", "engine_slow", "rolling_update"))
 
 
 def plan_of(env: Mapping[str, str]) -> Plan:

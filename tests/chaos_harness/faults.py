@@ -175,7 +175,22 @@ class Faults:
         return True
 
     async def _engine_dies(self, note: Callable[..., None]) -> bool:
-        return await self._ordered(note, "die")
+        if self.system.size.engine == "simulated":
+            return await self._ordered(note, "die")
+        return await self._engine_process_dies(note)
+
+    async def _engine_process_dies(self, note: Callable[..., None]) -> bool:
+        """A real engine computes in the youngest child of its replica."""
+        if not (found := await self._victim()):
+            return False
+        placed, row = found
+        children = [r for r in await asyncio.to_thread(self.system.processes) if r.leader == row.pid]
+        if not children:
+            return False
+        self._count_death(placed)
+        note(replica=row.replica, pid=row.pid, node=row.node)
+        self.system.kill(max(children, key=lambda r: r.started))
+        return True
 
     async def _engine_hangs(self, note: Callable[..., None]) -> bool:
         """The process lives and talks; its engine never steps again. If nobody ends it, we do after a while."""
