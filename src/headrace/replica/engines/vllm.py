@@ -45,7 +45,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: E402  # pyright: ign
 from headrace.replica.engines import vllm_penalties  # noqa: E402
 from headrace.replica.engines.vllm_outputs import numbers_of, refusal_of, row_of, sampling_params  # noqa: E402
 from headrace.replica.engines.vllm_parsers import Parsers, check_registered  # noqa: E402
-from headrace.replica.engines.vllm_tap import Live, count_no_tokens, tap  # noqa: E402
+from headrace.replica.engines.vllm_tap import Live, Taps  # noqa: E402
 
 _GUIDES = {"json_schema", "json_object", "regex", "grammar", "choices"}
 _WATCH_S = 0.25
@@ -91,7 +91,7 @@ class VllmEngine:
             self._llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._stat_logger], disable_log_stats=True)
         except Exception as e:
             raise HeadraceError(f"vLLM failed to start: {vllm_processes.last_error() or brief(e)}") from e
-        count_no_tokens(self._llm.output_processor)
+        self._taps = Taps(self._llm.output_processor)
         model, cache = config.model_config, config.cache_config
         # The engine's processes have found out how many blocks there is memory for.
         caches = bool(cache.enable_prefix_caching) and spec.task not in ("embed", "score")
@@ -247,7 +247,7 @@ class VllmEngine:
                 return  # the watch says so for all
             self._queue(refusal_of(request.id, e))
             return
-        tap(live, collector, self._llm.output_processor)
+        self._taps.add(live, collector)
 
     def _generation(self, request: EngineRequest) -> tuple[Live, Coroutine[Any, Any, Any]]:
         stops = frozenset() if request.sampling.ignore_eos else frozenset((*self.eos_ids, *request.stop_token_ids))
@@ -293,7 +293,7 @@ class VllmEngine:
             self._end(live, row)
 
     def _end(self, live: Live, row: Row) -> None:
-        live.ended, live.state = True, None  # which refers to `live`
+        live.end()
         self._live.pop(live.id, None)
         self._queue(row)
 
