@@ -14,8 +14,8 @@ from headrace.core.streams import Parsed
 from headrace.proxy.chat_shape import ChatShape
 from headrace.proxy.coalescer import Coalescer, Held
 from headrace.proxy.generation import Usage
+from headrace.proxy.place import Place
 from headrace.proxy.sinks import Events
-from headrace.proxy.stream import Place
 from headrace.proxy.writer import Writer
 
 

@@ -14,8 +14,9 @@ from headrace.core.types import Endpoint, ReplicaId
 from headrace.errors import HeadraceError, ReplicaGone
 from headrace.metrics import Tally
 from headrace.proxy.extras import PromptLogprobs
+from headrace.proxy.place import Place
 from headrace.proxy.session import Session
-from headrace.proxy.stream import Place, Stream, fan_out
+from headrace.proxy.stream import Stream, fan_out
 
 
 @dataclass

@@ -25,10 +25,10 @@ from headrace.proxy.changed import Changed
 from headrace.proxy.coalescer import NEVER, Coalescer
 from headrace.proxy.generation import WINDOW, ClientLeft, Generation
 from headrace.proxy.moves import Moves
+from headrace.proxy.place import Place
 from headrace.proxy.record import Record, Records
 from headrace.proxy.server import CONNECTION, nothing
 from headrace.proxy.sinks import Answer
-from headrace.proxy.stream import Place
 from headrace.proxy.ticket import ANYONE, Asked, Caller, Ticket
 from headrace.proxy.wishes import Wishes
 from headrace.proxy.writer import Headers, Writer

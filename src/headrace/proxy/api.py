@@ -23,10 +23,10 @@ from headrace.proxy.completion_shape import CompletionShape
 from headrace.proxy.edge import error_response
 from headrace.proxy.openai import ChatRequest, CompletionRequest, ModelChatRequest
 from headrace.proxy.parse import M, UnsupportedMedia, decode_text, parse_json, plain_request
+from headrace.proxy.place import Place
 from headrace.proxy.routes import Routes
 from headrace.proxy.shapes import Shape
 from headrace.proxy.sinks import Answer, Collected, Events, Text
-from headrace.proxy.stream import Place
 from headrace.proxy.writer import Headers, Writer
 
 log = structlog.get_logger()

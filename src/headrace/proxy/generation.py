@@ -12,7 +12,8 @@ from headrace.core.types import ReplicaId
 from headrace.metrics import Tally
 from headrace.proxy.admission import Admission
 from headrace.proxy.moves import Moves
-from headrace.proxy.stream import Place, Sink, Stream, fan_out
+from headrace.proxy.place import Place, Sink
+from headrace.proxy.stream import Stream, fan_out
 from headrace.proxy.ticket import Ticket
 
 _FIRST_TOKEN_WORD_S = 10.0

@@ -11,8 +11,8 @@ from headrace.core.streams import Result
 from headrace.errors import HeadraceError
 from headrace.proxy.extras import Extra
 from headrace.proxy.generation import Usage
+from headrace.proxy.place import HasPlace
 from headrace.proxy.shapes import dumps
-from headrace.proxy.stream import HasPlace
 from headrace.proxy.tasks import EmbeddingRequest, RerankRequest
 from headrace.proxy.writer import Headers, Writer
 

@@ -10,8 +10,8 @@ from headrace.errors import HeadraceError
 from headrace.proxy.coalescer import NEVER, Coalescer
 from headrace.proxy.extras import Extra
 from headrace.proxy.generation import Usage
+from headrace.proxy.place import HasPlace
 from headrace.proxy.shapes import DONE, Choice, Shape, dumps, event, quote
-from headrace.proxy.stream import HasPlace
 from headrace.proxy.writer import Headers, Writer
 
 _STREAM = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), (b"x-content-type-options", b"nosniff")]
