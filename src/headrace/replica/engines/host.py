@@ -5,17 +5,19 @@ FD is its end of a pipe. It loads one model and does what it is told, until it i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import sys
+import threading
 from pathlib import Path
 
 from headrace.core.types import Resources
 from headrace.errors import HeadraceError
 from headrace.replica import telemetry
 from headrace.replica.engines import pipe
-from headrace.replica.engines.pipe import Message, Pipe
+from headrace.replica.engines.pipe import Pipe
 from headrace.replica.engines.vllm_processes import end_with_parent
 
 telemetry.forbid()
@@ -28,7 +30,8 @@ _SWITCH_S = 0.0002
 
 def main() -> None:
     """Does not return."""
-    end_with_parent()
+    if sys.platform == "linux":  # elsewhere the end of the pipe says so, once a step is over
+        end_with_parent()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")  # structlog takes long to import
     # A step holds the interpreter. What is received waits for its end, but not for several more.
     sys.setswitchinterval(_SWITCH_S)
@@ -76,15 +79,20 @@ def _serve(line: Pipe, engine: OpenVinoEngine) -> None:
             case "abort":
                 engine.abort(*more)
             case "adapters":
-                line.send("adapters", _set_adapters(engine, *more))
+                threading.Thread(target=_set_adapters, args=(line, engine, *more), daemon=True).start()
             case _:
                 break
     engine.close()
 
 
-def _set_adapters(engine: OpenVinoEngine, adapters: dict[str, str]) -> Message:
-    failed = engine.set_adapters({name: Path(folder) for name, folder in adapters.items()})
-    return tuple(failed.items())
+def _set_adapters(line: Pipe, engine: OpenVinoEngine, adapters: dict[str, str]) -> None:
+    try:
+        failed = engine.set_adapters({name: Path(folder) for name, folder in adapters.items()})
+    except Exception as e:  # whatever it is, somebody waits for an answer
+        logging.getLogger(__name__).exception("adapters_failed")
+        failed = dict.fromkeys(adapters, f"OpenVINO cannot load the adapters: {e}")
+    with contextlib.suppress(OSError):  # the replica is gone
+        line.send("adapters", tuple(failed.items()))
 
 
 if __name__ == "__main__":
