@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headrace.core.failover import MAX_DEATHS, MAX_REFUSALS, PROVEN_BY
 from headrace.core.streams import Failure, Guide, Sampling, Submit, TextPrompt
-from headrace.core.types import Endpoint, ReplicaId
+from headrace.core.types import Endpoint, Load, ReplicaId
 from headrace.errors import HeadraceError, ReplicaGone
 from headrace.metrics import Tally
 from headrace.proxy.extras import PromptLogprobs
@@ -26,7 +26,8 @@ class FakeSession:
     endpoint: Endpoint
     ready: bool = True
     fingerprint: str = "f"
-    silent_s: float = 0.5
+    still_s: float = 0.5
+    load: Load = field(default_factory=Load)
     live: dict[int, Stream] = field(default_factory=dict)
     submits: list[Submit] = field(default_factory=list)
     aborted: int = 0
@@ -249,16 +250,16 @@ def test_two_deaths_at_the_begin_are_the_requests_fault_others_are_not():
     assert (stream.error.status, stream.error.code) == (422, "request_quarantined")
 
 
-def test_what_was_silent_before_the_stream_came_has_not_died_of_it():
+def test_what_stood_still_before_the_stream_came_has_not_died_of_it():
     stream, _ = a_stream()
-    for silent_s in (2.0, 0.5, 2.0):
-        session = FakeSession(Endpoint(ReplicaId("r"), ""), silent_s=silent_s)
+    for still_s in (2.0, 0.5, 2.0):
+        session = FakeSession(Endpoint(ReplicaId("r"), ""), still_s=still_s, load=Load(step=7))
         stream.place(cast("Session", session))
         session.leave().gone(ReplicaGone("Silent."))
     assert (stream.deaths, stream.done) == (1, False)
-    session = FakeSession(Endpoint(ReplicaId("r"), ""), silent_s=2.0)
+    session = FakeSession(Endpoint(ReplicaId("r"), ""), still_s=2.0, load=Load(step=7))
     stream.place(cast("Session", session))
-    feed(stream, 1)  # it was only late
+    session.load = Load(step=8)  # it was only late
     session.leave().gone(ReplicaGone("Killed."))
     assert stream.error
     assert stream.error.code == "request_quarantined"

@@ -127,9 +127,9 @@ class Session:
         return self._last_frame_at if self.ready else 0.0
 
     @property
-    def silent_s(self) -> float:
-        """Since the last frame."""
-        return self._loop.time() - self._last_frame_at
+    def still_s(self) -> float:
+        """How long nothing has shown that it works: no frame, or no step although it has requests."""
+        return self._loop.time() - self._last_frame_at + self._stalled_s
 
     @property
     def in_flight(self) -> int:

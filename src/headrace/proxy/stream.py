@@ -23,7 +23,7 @@ from headrace.proxy.place import Place, Sink
 from headrace.proxy.session import Session
 
 DEAF_S = 1.5
-"""A replica that has been silent for longer, where a frame comes every second, may not hear what it is given."""
+"""A replica that has stood still for longer, where a frame comes every second, may not hear what it is given."""
 
 
 class Stream:
@@ -31,7 +31,6 @@ class Stream:
 
     __slots__ = (
         "_called",
-        "_deaf",
         "_given",
         "_history",
         "_ids",
@@ -45,6 +44,7 @@ class Stream:
         "_placed_at",
         "_session",
         "_sink",
+        "_still_at",
         "_tally",
         "cached_tokens",
         "chars",
@@ -95,7 +95,7 @@ class Stream:
         self._given: set[type] = set()  # what is not given again by another replica
         self._history = History()
         self._placed_at = 0  # tokens that it had when it came to its replica
-        self._deaf = False  # its replica, when it came there
+        self._still_at: int | None = None  # the step at which its replica stood still when it came there
         self._lost_at = 0.0
         self._sink = sink
         self._tally = tally
@@ -132,7 +132,7 @@ class Stream:
         """Submit to a replica, for one of its adapters. If the session broke meanwhile the stream goes on waiting."""
         self.tried.append(session.endpoint.replica_id)
         self._placed_at = self.tokens
-        self._deaf = session.silent_s > DEAF_S
+        self._still_at = session.load.step if session.still_s > DEAF_S else None
         try:
             self._number = session.submit(self._to_submit(adapter), self)
         except errors.ReplicaGone as e:
@@ -238,9 +238,9 @@ class Stream:
     def gone(self, error: errors.HeadraceError) -> None:
         session, self._session = self._session, None
         if isinstance(error, errors.ReplicaGone):
-            # What was silent before the stream came, and ever since, has not died of it.
-            deaf = self._deaf and self.tokens == self._placed_at
-            self._lost(Loss.REFUSAL if deaf else Loss.DEATH, error, session)
+            # What stood still before the stream came, and ever since, has not died of it.
+            still = session is not None and session.load.step == self._still_at
+            self._lost(Loss.REFUSAL if still else Loss.DEATH, error, session)
         else:
             self.end("error", error)
 
