@@ -81,7 +81,7 @@ def in_this_process(folder: Path) -> Engine:
 
 def in_its_own(folder: Path) -> Engine:
     host, parsers = Host(), Parsers("", "")
-    return HostedEngine(host, host.load(folder, _OPTIONS, _CPUS, 0, parsers), parsers, computes=True)
+    return HostedEngine(host, host.load(folder, _OPTIONS, _CPUS, 0, parsers), _OPTIONS, parsers)
 
 
 async def measure(make: Callable[[Path], Engine], folder: Path, tokens: int) -> dict[str, float]:

@@ -87,8 +87,7 @@ def _open_openvino(
     folder = _openvino_folder(spec, cache, report)
     report("loading the model", -1.0)
     loaded = host.load(folder, settings, resources, spec.context_tokens, parsers)
-    engine = HostedEngine(host, loaded, parsers, computes=settings.device == "CPU")
-    return Opened(engine, Model(folder, Weights.OPENVINO))
+    return Opened(HostedEngine(host, loaded, settings, parsers), Model(folder, Weights.OPENVINO))
 
 
 def _open_encoder(spec: ModelSpec, given: dict[str, Any], resources: Resources, cache: Cache, report: Report) -> Opened:

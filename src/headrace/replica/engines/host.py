@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+from dataclasses import astuple
 from pathlib import Path
 
 from headrace.core.types import Resources
@@ -63,8 +64,7 @@ def _load(line: Pipe) -> OpenVinoEngine | None:
         logging.getLogger(__name__).exception("load_failed")
         line.send("failed", HeadraceError.kind, f"OpenVINO cannot load {folder}: {e}")
         return None
-    loaded = (engine.eos_ids, pipe.from_sampling(engine.defaults), engine.stall_s, engine.prefix_tokens)
-    line.send("loaded", pipe.from_info(engine.info), *loaded, options["max_running"])
+    line.send("loaded", astuple(engine.info), engine.eos_ids, astuple(engine.defaults), engine.prefix_tokens)
     return engine
 
 

@@ -17,14 +17,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from headrace.core.types import Load, Resources
+from headrace.core.streams import Sampling
+from headrace.core.types import Load, ModelInfo, Resources
 from headrace.errors import HeadraceError, from_kind
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Step
 from headrace.replica.engines import pipe
+from headrace.replica.engines.openvino_options import OpenVinoOptions
 from headrace.replica.engines.openvino_parsers import Parsers
 from headrace.replica.engines.pipe import Message, Pipe
 
@@ -46,7 +47,9 @@ class Host:
         self.line = Pipe(ours)
         self._cpu_s, self._cpu_at = 0.0, -_CPU_KNOWN_S
 
-    def load(self, folder: Path, options: Any, resources: Resources, context_tokens: int, parsers: Parsers) -> Message:
+    def load(
+        self, folder: Path, options: OpenVinoOptions, resources: Resources, context_tokens: int, parsers: Parsers
+    ) -> Message:
         """What the engine says of itself when it has its model. UserError or HeadraceError if it cannot load it."""
         answer = None
         with contextlib.suppress(OSError):
@@ -87,15 +90,16 @@ class Host:
 class HostedEngine:
     """The Engine that a Host runs. Only its reader thread receives; a writer sends, so that nobody waits for a step."""
 
-    def __init__(self, host: Host, loaded: Message, parsers: Parsers, *, computes: bool) -> None:
-        """`loaded`: what Host.load returned. `computes`: its process does so itself, and no other device."""
-        info, eos_ids, defaults, self.stall_s, self.prefix_tokens, max_running = loaded
-        self.info = pipe.to_info(info)
+    def __init__(self, host: Host, loaded: Message, options: OpenVinoOptions, parsers: Parsers) -> None:
+        """`loaded`: what Host.load returned."""
+        info, eos_ids, defaults, self.prefix_tokens = loaded
+        self.stall_s = options.stall_s
+        self.info = ModelInfo(*info)
         self.eos_ids: tuple[int, ...] = eos_ids
-        self.defaults = pipe.to_sampling(defaults)
-        self._host, self._parsers, self._computes = host, parsers, computes
+        self.defaults = Sampling(*defaults)
+        self._host, self._parsers, self._on_cpu = host, parsers, options.device == "CPU"
         self._lock = threading.Lock()
-        self._load = Load(max_running=max_running)
+        self._load = Load(max_running=options.max_running)
         self._pending = 0  # requests without a last row
         self._closing = False
         self._out: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -129,7 +133,7 @@ class HostedEngine:
 
     def load(self) -> Load:
         with self._lock:
-            return replace(self._now(), cpu_s=self._host.cpu_s() if self._computes else 0.0)
+            return replace(self._now(), cpu_s=self._host.cpu_s() if self._on_cpu else 0.0)
 
     def close(self) -> None:
         self._closing = True

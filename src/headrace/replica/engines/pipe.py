@@ -10,11 +10,11 @@ import socket
 import struct
 import threading
 from array import array
-from dataclasses import astuple, fields
+from dataclasses import fields
 from typing import Any
 
 from headrace.core.streams import Guide, Sampling
-from headrace.core.types import Load, ModelInfo
+from headrace.core.types import Load
 from headrace.replica.engine import EngineRequest, Parsing, Row, Step
 
 Message = tuple[Any, ...]
@@ -22,6 +22,7 @@ Message = tuple[Any, ...]
 _LENGTH = struct.Struct("<I")
 _BUFFER_BYTES = 64 * 1024
 _LOAD = [f.name for f in fields(Load)]
+_SAMPLING = [f.name for f in fields(Sampling)]
 
 
 class Pipe:
@@ -63,9 +64,6 @@ def from_request(r: EngineRequest) -> Message:
     )  # fmt: skip
 
 
-_SAMPLING = [f.name for f in fields(Sampling)]
-
-
 def to_request(m: Message) -> EngineRequest:
     """See from_request."""
     number, ids, max_tokens, sampling, stops, delivered, adapter, guide, prompt_logprobs, parsing = m
@@ -90,22 +88,3 @@ def to_step(m: Message) -> Step:
     """See from_step."""
     rows, load = m
     return Step([Row(*row) for row in rows], Load(*load))
-
-
-def from_info(info: ModelInfo) -> Message:
-    return (
-        info.engine, info.engine_version, info.context_tokens, info.vocab_size, sorted(info.features), info.tasks,
-    )  # fmt: skip
-
-
-def to_info(m: Message) -> ModelInfo:
-    engine, version, context, vocab, features, tasks = m
-    return ModelInfo(engine, version, context, vocab, frozenset(features), tuple(tasks))
-
-
-def from_sampling(s: Sampling) -> Message:
-    return astuple(s)
-
-
-def to_sampling(m: Message) -> Sampling:
-    return Sampling(*m)
