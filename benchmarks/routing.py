@@ -58,7 +58,7 @@ WORDS = [
     "the", "quick", "brown", "fox", "jumps", "dog",
 ]  # fmt: skip
 CONVERSATIONS, TURNS, THINK_S = 12, 5, 0.5
-SHARED_PROMPTS, SHARED_REQUESTS = 12, 40
+SHARED_PROMPTS, SHARED_REQUESTS = 12, 60
 
 
 def text(random: Random, size: int) -> str:
@@ -322,15 +322,18 @@ def main() -> None:
     parser.add_argument("--engine", choices=("openvino", "vllm", "simulated"), default="openvino")
     parser.add_argument("--replicas", type=int, default=0, help="0: 4 of OpenVINO, 2 of vLLM")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--at-once", type=int, default=8, help="conversations at a time")
-    parser.add_argument("--rate", type=float, default=4.0, help="requests a second of the shared prompts")
+    parser.add_argument("--at-once", type=int, default=0, help="conversations; 0: 8, 4 with vLLM")
+    parser.add_argument("--rate", type=float, default=0.0, help="of shared prompts, a second; 0: 4, 2 with vLLM")
     parser.add_argument("--without", nargs="*", default=[], choices=tuple(PEERS), help="peers to leave out")
     parser.add_argument("--models", type=Path, help="keep the model and what is converted of it in this folder")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--add", action="store_true", help="to the rounds of the output that is there")
     parser.add_argument("--output", type=Path, default=None)
     o = parser.parse_args()
+    # What two cores bear: beyond it all wait for all, and no policy shows.
     o.replicas = o.replicas or (2 if o.engine == "vllm" else 4)
+    o.at_once = o.at_once or (4 if o.engine == "vllm" else 8)
+    o.rate = o.rate or (2.0 if o.engine == "vllm" else 4.0)
     if o.engine == "vllm":
         python = environments.vllm().python
         if os.path.realpath(sys.prefix) != os.path.realpath(Path(python).parent.parent):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -29,12 +30,16 @@ def expected(prompt: str) -> str:
 
 
 class Streams:
-    """Eight answers at once. `flowing` is set when every one of them has begun and is far from its end."""
+    """Eight answers at once, and how many went to which replica.
+
+    `flowing` is set when every one of them has begun and is far from its end.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._counts = dict.fromkeys((f"question {i}" for i in range(STREAMS)), 0)
         self.flowing = asyncio.Event()
+        self.replicas: Counter[str] = Counter()
 
     async def run(self) -> dict[str, str | None]:
         """The answers by prompt; None for one that broke off."""
@@ -48,8 +53,11 @@ class Streams:
             if min(self._counts.values()) >= 10:
                 self.flowing.set()
 
+        def note(headers: httpx.Headers) -> None:
+            self.replicas[headers["x-headrace-replica"]] += 1
+
         try:
-            return "".join(await stream(self._url, "sim", prompt, TOKENS, count))
+            return "".join(await stream(self._url, "sim", prompt, TOKENS, count, note))
         except httpx.HTTPError:
             return None
 

@@ -106,7 +106,7 @@ async def test_a_slow_replica_gets_less_and_lives(tmp_path: Path):
         async with asyncio.TaskGroup() as tasks:
             for _ in range(6):
                 tasks.create_task(client())
-            await eventually(lambda: all(s.pulse.record.gap_s for s in w.proxy.sessions))
+            await eventually(lambda: all(s.pulse.record.gap for s in w.proxy.sessions))
             assert all(s.pulse.record.standing is Standing.SOUND for s in w.proxy.sessions)
             tasks.create_task(throttle())
             async with asyncio.timeout(30):  # the promise

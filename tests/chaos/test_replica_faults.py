@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -48,22 +48,18 @@ async def whole(up: Up) -> set[int]:
     return ready if len(ready) == REPLICAS == len(up.replicas()) == len(now["replicas"]) else set()
 
 
-async def busiest(up: Up) -> ProcessRecord:
-    """The replica with the most streams."""
-    now = await status(up)
-    most = max(now["replicas"], key=lambda r: r["status"]["load"]["running"])
-    record = ProcessRecord.of(most["status"]["pid"])
-    assert record
-    return record
+async def through(up: Up, url: str, fault: Callable[[int], Awaitable[None]]) -> int:
+    """Eight streams, with a fault in the middle of them: each must be what an uninterrupted one is.
 
-
-async def through(up: Up, url: str, fault: Any) -> None:
-    """Eight streams, with a fault in the middle of them: each must be what an uninterrupted one is."""
+    Returns the process that `fault` was called with: of the replica with the most streams.
+    """
+    pids = {r["status"]["replica_id"]: r["status"]["pid"] for r in (await status(up))["replicas"]}
     async with asyncio.TaskGroup() as group:
         streams = Streams(url)
         answers = group.create_task(streams.run())
         await asyncio.wait_for(streams.flowing.wait(), 60)
-        await fault()
+        victim: int = pids[streams.replicas.most_common(1)[0][0]]
+        await fault(victim)
         assert not answers.done()
     for prompt, text in answers.result().items():
         assert text == expected(prompt)
@@ -74,20 +70,19 @@ async def through(up: Up, url: str, fault: Any) -> None:
     ]
     assert moved, "no stream was at the replica that failed"
     assert float(moved[0].split()[-1]) >= 1
+    return victim
 
 
 async def test_sigkill(tmp_path: Path) -> None:
     async with three(tmp_path) as (up, url):
         before = await whole(up)
-        victims: list[ProcessRecord] = []
 
-        async def kill() -> None:
-            victims.append(await busiest(up))
-            os.kill(victims[0].pid, signal.SIGKILL)
+        async def kill(pid: int) -> None:
+            os.kill(pid, signal.SIGKILL)
 
-        await through(up, url, kill)
+        victim = await through(up, url, kill)
         after = await eventually(lambda: whole(up), "had three replicas again")
-        assert before - after == {victims[0].pid}
+        assert before - after == {victim}
         assert await up.end(signal.SIGTERM) == 0
 
 
@@ -97,9 +92,11 @@ async def test_a_replica_that_hangs(tmp_path: Path) -> None:
     async with three(tmp_path, answer_tokens=1000) as (up, url):
         victims: list[ProcessRecord] = []
 
-        async def stop() -> None:
-            victims.append(await busiest(up))
-            os.kill(victims[0].pid, signal.SIGSTOP)
+        async def stop(pid: int) -> None:
+            record = ProcessRecord.of(pid)
+            assert record
+            victims.append(record)
+            os.kill(pid, signal.SIGSTOP)
 
         try:
             await through(up, url, stop)
@@ -112,15 +109,13 @@ async def test_a_replica_that_hangs(tmp_path: Path) -> None:
 
 async def test_an_engine_that_dies_in_a_living_process(tmp_path: Path) -> None:
     async with three(tmp_path) as (up, url):
-        victims: list[ProcessRecord] = []
 
-        async def die() -> None:
-            victims.append(await busiest(up))
-            (tmp_path / "orders" / str(victims[0].pid)).write_text("die")
+        async def die(pid: int) -> None:
+            (tmp_path / "orders" / str(pid)).write_text("die")
 
-        await through(up, url, die)
+        victim = await through(up, url, die)
         after = await eventually(lambda: whole(up), "had three replicas again")
-        assert victims[0].pid not in after
+        assert victim not in after
         assert await up.end(signal.SIGTERM) == 0
 
 
@@ -128,15 +123,13 @@ async def test_an_engine_that_dies_in_a_living_process(tmp_path: Path) -> None:
 async def test_an_engine_that_does_not_step(tmp_path: Path) -> None:
     """Its frames go on coming; it is ended and started again for it."""
     async with three(tmp_path, stall_s=2) as (up, url):
-        victims: list[ProcessRecord] = []
 
-        async def hang() -> None:
-            victims.append(await busiest(up))
-            (tmp_path / "orders" / str(victims[0].pid)).write_text("hang")
+        async def hang(pid: int) -> None:
+            (tmp_path / "orders" / str(pid)).write_text("hang")
 
-        await through(up, url, hang)
+        victim = await through(up, url, hang)
         after = await eventually(lambda: whole(up), "had three replicas again")
-        assert victims[0].pid not in after
+        assert victim not in after
         assert await up.end(signal.SIGTERM) == 0
 
 
@@ -144,7 +137,7 @@ async def test_a_poisonous_request_ends_two_replicas_at_most(tmp_path: Path) -> 
     async with three(tmp_path, crash_marker="POISON") as (up, url):
         before = await whole(up)
 
-        async def poison() -> None:
+        async def poison(_: int) -> None:
             body = {"model": "sim", "messages": [{"role": "user", "content": "POISON"}]}
             async with httpx.AsyncClient(base_url=url, timeout=60) as client:
                 for _ in range(2):  # it is remembered

@@ -157,7 +157,12 @@ async def eventually(check: Any, what: str, patience_s: float = 60.0) -> Any:
 
 
 async def stream(
-    url: str, model: str, prompt: str, tokens: int = 150, on_piece: Callable[[], None] = lambda: None
+    url: str,
+    model: str,
+    prompt: str,
+    tokens: int = 150,
+    on_piece: Callable[[], None] = lambda: None,
+    on_headers: Callable[[httpx.Headers], None] = lambda headers: None,
 ) -> list[str]:
     """The pieces of one answer over HTTP; AssertionError if it does not end as an answer does."""
     body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "stream": True}
@@ -167,6 +172,7 @@ async def stream(
         client.stream("POST", f"{url}/v1/chat/completions", json=body) as response,
     ):
         last = ""
+        on_headers(response.headers)
         async for line in response.aiter_lines():
             if not line.startswith("data: "):
                 continue

@@ -95,6 +95,7 @@ async def test_sessions_of_one_replica(tmp_path: Path) -> None:
             await a_stop_string(a)
             await a_resumed_stream(a)
             await aborts(a)
+            await frames_of_steps_that_took_prompts_in(a)
             await what_is_rejected(a)
             await logprobs(a)
             await heartbeats(a)
@@ -155,6 +156,21 @@ async def aborts(p: ProxySide) -> None:
     await p.abort(number)  # again
     await p.abort(10**6)  # never seen
     await p.until(lambda: p.load.running == p.load.waiting == 0)
+
+
+async def frames_of_steps_that_took_prompts_in(p: ProxySide) -> None:
+    flowing = await p.start(TokenPrompt(IDS), sampling=Sampling(ignore_eos=True))
+    await p.until(lambda: len(p.seen[flowing].tokens) > 5)
+    begin = len(p.frames)
+    late = await p.start(TokenPrompt([*IDS, 7] * 400), max_tokens=30, sampling=Sampling(ignore_eos=True))
+    await p.end_of(late)
+    await p.abort(flowing)
+    await p.end_of(flowing)
+    first = [next(i for i, f in enumerate(p.frames) if number in f.streams) for number in (flowing, late)]
+    took = [i for i, f in enumerate(p.frames) if f.took_prompts]
+    assert first[0] in took
+    assert first[1] in took
+    assert not [i for i in took if first[0] < i < begin or i > first[1]]
 
 
 async def what_is_rejected(p: ProxySide) -> None:

@@ -20,10 +20,10 @@ from headrace.core.types import Load, ReplicaId
 A, B, C = ReplicaId("a"), ReplicaId("b"), ReplicaId("c")
 
 
-def steady(gap_s: float, steps: int = 100) -> Record:
+def steady(gap_s: float, steps: int = 100, running: float = 1.0) -> Record:
     r = Record()
     for _ in range(steps):
-        r.saw_gap(gap_s)
+        r.saw_gap(gap_s, running)
     return r
 
 
@@ -44,6 +44,50 @@ def test_a_first_token_that_takes_long_is_slow_too():
     for _ in range(20):
         records[A].saw_first(0.1)
         records[B].saw_first(2.0)
+    judge(records, 0.0)
+    assert records[B].standing is Standing.SLOW
+
+
+def test_who_has_more_prompts_before_it_is_not_slow():
+    records = {A: Record(), B: Record(), C: Record()}
+    for _ in range(20):
+        records[A].saw_first(0.1, work=2.0)
+        records[B].saw_first(2.0, work=50.0)
+        records[C].saw_first(2.0, work=5.0)
+    judge(records, 0.0)
+    assert [r.standing for r in records.values()] == [Standing.SOUND, Standing.SOUND, Standing.SLOW]
+
+
+def test_first_tokens_are_not_compared_where_answers_go_on():
+    records = {A: steady(0.01), B: steady(0.01)}
+    for _ in range(20):
+        records[A].saw_first(0.1)
+        records[B].saw_first(2.0)
+    judge(records, 0.0)
+    assert records[B].standing is Standing.SOUND
+
+
+@given(
+    st.floats(0.0001, 0.1),
+    st.floats(0.0, 0.05),
+    st.lists(st.tuples(st.floats(1.0, 200.0), st.floats(0.0, 1.0)), min_size=2, max_size=6),
+)
+def test_who_has_more_to_do_is_not_slow(base_s, each_s, loads):
+    """Whatever a step costs beside what it costs for each request; some of the steps have prompts to take in, too."""
+    records = {ReplicaId(str(i)): Record() for i in range(len(loads))}
+    random = Random(1)
+    for r, (running, prompts) in zip(records.values(), loads, strict=True):
+        for _ in range(100):
+            pure = random.random() >= prompts
+            r.saw_gap(base_s + each_s * running + (0.0 if pure else 5.0), running, pure=pure)
+    judge(records, 0.0)
+    assert {r.standing for r in records.values()} == {Standing.SOUND}
+
+
+def test_slow_steps_are_found_between_those_with_prompts():
+    records = {A: steady(0.02, running=4.0), B: Record()}
+    for i in range(60):
+        records[B].saw_gap(0.1, 4.0, pure=i % 2 == 0)
     judge(records, 0.0)
     assert records[B].standing is Standing.SLOW
 
@@ -224,7 +268,7 @@ def simulate(
         m = machines[ReplicaId(what)]
         flowing = [n for n, left in m.running.items() if left < 30]
         if flowing and m.last:
-            m.record.saw_gap(now - m.last)
+            m.record.saw_gap(now - m.last, len(m.running), pure=len(flowing) == len(m.running))
         m.last = now
         for n in list(m.running):
             if m.running[n] == 30:

@@ -7,6 +7,10 @@
 
 A slow replica lives: it is used where the others have no room, and never ended for it. Of a model's replicas at most
 half are ejected at a time. A replica without peers is always sound.
+
+Who has more to do takes longer and is not slow for it. So a time is kept with how much was worked on in it, and a peer
+that works on less is thought to take longer for as much in proportion, which is the most that a step can:
+(a + b·more) / (a + b·less) <= more / less.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import enum
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from headrace.core.types import ReplicaId
 from headrace.core.waits import Mean
@@ -32,6 +37,13 @@ _GAP_EXCESS_S = 0.005  # less than this is nothing that anybody would notice
 _FIRST_EXCESS_S = 0.25
 _ENOUGH_TOKENS = 16.0  # to judge by
 _ENOUGH_FIRSTS = 10
+
+
+class Pace(NamedTuple):
+    """How long something takes, and how much is worked on meanwhile, in any unit."""
+
+    seconds: float
+    work: float
 
 
 class Standing(enum.Enum):
@@ -52,19 +64,30 @@ class Record:
     times: int = 0  # that it was sent away
     failures: int = 0  # in a row
     answered: int = 0  # since it stands as it does
-    firsts: Mean = field(default_factory=Mean)
-    _seconds: float = 0.0  # these two forget
+    gaps: int = 0  # pure or not
+    _firsts: Mean = field(default_factory=Mean)
+    _ahead: Mean = field(default_factory=Mean)
+    _seconds: float = 0.0  # of pure gaps; these three forget
+    _running: float = 0.0
     _steps: float = 0.0
 
-    def saw_gap(self, seconds: float) -> None:
-        """Its streams' next tokens came so long after the ones before."""
+    def saw_gap(self, seconds: float, running: float = 1.0, *, pure: bool = True) -> None:
+        """Its streams' next tokens came so long after the ones before; so many requests were running.
+
+        `pure`: it did nothing else. What it also took prompts in says how long those are, and is not kept.
+        """
+        self.gaps += 1
+        if not pure:
+            return
         keep = max(math.exp(-seconds / _MEMORY_S), 1.0 - 1.0 / _MEMORY_STEPS)
         self._seconds = self._seconds * keep + seconds
+        self._running = self._running * keep + running
         self._steps = self._steps * keep + 1.0
 
-    def saw_first(self, seconds: float) -> None:
-        """A first token, or a result, came so long after the request was sent."""
-        self.firsts.add(seconds)
+    def saw_first(self, seconds: float, work: float = 1.0) -> None:
+        """A first token, or a result, came so long after the request was sent; so much had to be done for it."""
+        self._firsts.add(seconds)
+        self._ahead.add(work)
 
     def saw_success(self) -> None:
         self.failures = 0
@@ -75,13 +98,13 @@ class Record:
         self.failures += 1
 
     @property
-    def gap_s(self) -> float | None:
-        """Its mean time between tokens; None before enough of them."""
-        return self._seconds / self._steps if self._steps >= _ENOUGH_TOKENS else None
+    def gap(self) -> Pace | None:
+        """Its mean time between tokens, and how many requests were running; None before enough of them."""
+        return Pace(self._seconds / self._steps, self._running / self._steps) if self._steps >= _ENOUGH_TOKENS else None
 
     @property
-    def first_s(self) -> float | None:
-        return self.firsts.value if self.firsts.count >= _ENOUGH_FIRSTS else None
+    def first(self) -> Pace | None:
+        return Pace(self._firsts.value, self._ahead.value) if self._firsts.count >= _ENOUGH_FIRSTS else None
 
     def weight(self, now: float) -> float:
         if self.standing is not Standing.RETURNING:
@@ -99,7 +122,8 @@ class Record:
             self.times = min(self.times + 1, 10)
         if standing is Standing.PROBED:  # what was seen before says nothing about now
             self.failures = 0
-            self.firsts, self._seconds, self._steps = Mean(), 0.0, 0.0
+            self._firsts, self._ahead = Mean(), Mean()
+            self._seconds = self._running = self._steps = 0.0
 
 
 def judge(records: Mapping[ReplicaId, Record], now: float) -> None:
@@ -131,7 +155,7 @@ def _next(r: Record, peers: Sequence[Record], now: float, *, may_eject: bool) ->
         return Standing.EJECTED
     if _is_slow(r, peers):
         return Standing.SLOW
-    if s is Standing.PROBED and r.answered and (r.gap_s is not None or r.answered >= 2):
+    if s is Standing.PROBED and r.answered and (r.gap is not None or r.answered >= 2):
         return Standing.RETURNING
     if s is Standing.RETURNING and now - r.since >= RAMP_S:
         return Standing.SOUND
@@ -139,14 +163,18 @@ def _next(r: Record, peers: Sequence[Record], now: float, *, may_eject: bool) ->
 
 
 def _is_slow(r: Record, peers: Sequence[Record]) -> bool:
-    gap, other = r.gap_s, _usual([p.gap_s for p in peers])
-    if gap is not None and other is not None and gap > max(other * SLOW_GAP, other + _GAP_EXCESS_S):
-        return True
-    first, other = r.first_s, _usual([p.first_s for p in peers])
-    return first is not None and other is not None and first > max(other * SLOW_FIRST, other + _FIRST_EXCESS_S)
+    if any(x.gaps >= _ENOUGH_TOKENS for x in (r, *peers)):
+        return _slower(r.gap, [p.gap for p in peers], SLOW_GAP, _GAP_EXCESS_S)
+    # Nobody's answers have two tokens. Otherwise the first one says less: it waits for all prompts that came before.
+    return _slower(r.first, [p.first for p in peers], SLOW_FIRST, _FIRST_EXCESS_S)
 
 
-def _usual(values: Sequence[float | None]) -> float | None:
-    """The lower median of those that are known."""
-    known = sorted(v for v in values if v is not None)
-    return known[(len(known) - 1) // 2] if known else None
+def _slower(mine: Pace | None, others: Sequence[Pace | None], times: float, excess_s: float) -> bool:
+    """Whether it takes so many times what its peers would (the lower median of them), and noticeably more."""
+    if mine is None:
+        return False
+    known = sorted(o.seconds * max(1.0, mine.work / o.work) for o in others if o is not None)
+    if not known:
+        return False
+    usual = known[(len(known) - 1) // 2]
+    return mine.seconds > max(usual * times, usual + excess_s)

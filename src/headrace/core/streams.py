@@ -202,3 +202,4 @@ class Frame:
     fingerprint: str = ""
     prefixes: Mapping[int, bool] = field(default_factory=dict[int, bool])  # held from now on, or no longer
     keeps_prefixes: bool = False
+    took_prompts: bool = False

@@ -16,8 +16,8 @@ class Pulse:
         self.record = Record()
         self.held = Mean()  # seconds that a stream was there
         self.capacity = Capacity()
-        self._sent: dict[int, float] = {}  # streams that are there, and since when
-        self._queued: set[int] = set()  # those without a first token or result
+        self._sent: dict[int, tuple[float, float]] = {}  # streams that are there: since when, and after how much work
+        self._queued: dict[int, float] = {}  # those without a first token or result: how much work each is
         self._unseen: set[int] = set()  # those that its load does not count yet
         self._rows_at = 0.0
 
@@ -29,19 +29,20 @@ class Pulse:
     def unseen(self) -> int:
         return len(self._unseen)
 
-    def sent(self, number: int, now: float) -> None:
-        self._sent[number] = now
-        self._queued.add(number)
+    def sent(self, number: int, now: float, work: float = 1.0) -> None:
+        """`work`: what its first token takes, beside that of others; in any unit."""
+        self._queued[number] = work
+        self._sent[number] = now, sum(self._queued.values())
         self._unseen.add(number)
 
     def ended(self, number: int, now: float, *, failed: bool | None = None) -> None:
         """A stream is there no longer. `failed`: the replica is to blame; None: the end says nothing about it."""
-        at = self._sent.pop(number, None)
-        if at is None:
+        if number not in self._sent:
             return
+        at, work = self._sent.pop(number)
         if failed is False and number in self._queued:
-            self.record.saw_first(now - at)
-        self._queued.discard(number)
+            self.record.saw_first(now - at, work)
+        self._queued.pop(number, None)
         self._unseen.discard(number)
         self.held.add(now - at)
         if failed:
@@ -67,9 +68,10 @@ class Pulse:
         if not frame.stream:
             return
         if self._queued:
-            for number in self._queued.intersection(frame.stream):
-                self._queued.remove(number)
-                self.record.saw_first(now - self._sent[number])
+            for number in self._queued.keys() & frame.stream:
+                del self._queued[number]
+                at, work = self._sent[number]
+                self.record.saw_first(now - at, work)
         if self._rows_at and max(frame.position):  # a stream goes on, which had its last token with the last rows
-            self.record.saw_gap(now - self._rows_at)
+            self.record.saw_gap(now - self._rows_at, max(load.running, 1), pure=not frame.took_prompts)
         self._rows_at = now

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import grpc
 import structlog
 
+from headrace.core.prefix import BLOCK_BYTES
 from headrace.core.steps import Steps
 from headrace.core.streams import Failure, Parsed, Submit
 from headrace.core.types import Endpoint, Load
@@ -144,7 +145,8 @@ class Session:
         message = convert_streams.submit_to_pb(submit)
         message.submit.stream = number
         self._streams[number] = receiver
-        self.pulse.sent(number, self._loop.time())
+        blocks = message.ByteSize() / BLOCK_BYTES - self.prefixes.matched(submit.prefix)
+        self.pulse.sent(number, self._loop.time(), max(blocks, 1.0))
         self.prefixes.sent(number, submit.prefix)
         self._out.put_nowait(message)
         return number

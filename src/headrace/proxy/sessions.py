@@ -179,7 +179,8 @@ class Sessions:
         judge(records, now)
         for i, r in records.items():
             if r.standing is not before[i]:
-                log.info("replica_standing", replica=i, standing=r.standing.value, gap_s=r.gap_s, failures=r.failures)
+                seen = {"gap": r.gap, "first": r.first, "failures": r.failures}
+                log.info("replica_standing", replica=i, standing=r.standing.value, **seen)
 
     def __iter__(self) -> Iterator[Session]:
         return iter(self._live.values())

@@ -37,6 +37,7 @@ class _Columns:
     results: list[Result] = field(default_factory=list)
     prompt_logprobs: list[tuple[int, tuple[TokenLogprob, ...]]] = field(default_factory=list)
     prefixes: dict[int, bool] = field(default_factory=dict)
+    took_prompts: bool = False
 
     def size(self) -> int:
         """About how many bytes of a flow the frame has: without what a stream brings once, which it may be late for."""
@@ -63,6 +64,7 @@ class _Columns:
         self.finished += later.finished
         self.rejected += later.rejected
         self.prefixes |= later.prefixes
+        self.took_prompts |= later.took_prompts
 
     def join_rows(self) -> None:
         """Make one row of all that a stream has, so that it leaves as one event."""
@@ -104,7 +106,7 @@ class _Queued:
         return Frame(
             c.streams, c.positions, c.counts, c.token_ids, c.texts, c.started, c.finished, c.rejected, c.logprobs,
             self.load, self.draining, c.parsed, c.results, c.prompt_logprobs, self.fingerprint, c.prefixes,
-            self.keeps_prefixes,
+            self.keeps_prefixes, c.took_prompts,
         )  # fmt: skip
 
 

@@ -41,6 +41,7 @@ class Streams:
         self._kept = Kept(self._expired)
         self._prefixes = Prefixes(engine.prefix_tokens, self._tell_prefixes) if engine.prefix_tokens else None
         self._by_engine_id: dict[int, Stream] = {}
+        self._fresh: set[int] = set()  # at the engine, and no token yet: it takes their prompts in
         self._ids = itertools.count(1)
         self._loop = asyncio.get_running_loop()
         self._warmed: asyncio.Future[str] = self._loop.create_future()
@@ -71,6 +72,10 @@ class Streams:
     def _take(self, step: Step) -> None:
         touched: set[Session] = set()
         codec = self._front_end.codec
+        if self._fresh:
+            self._fresh.difference_update([row.id for row in step.rows])
+            for session in self._sessions:
+                session.columns.took_prompts = True
         for row in step.rows:
             stream = self._by_engine_id.get(row.id)
             if stream is None:
@@ -112,6 +117,7 @@ class Streams:
     def _forget(self, stream: Stream) -> None:
         stream.session.streams.pop(stream.number, None)
         self._by_engine_id.pop(stream.engine_id, None)
+        self._fresh.discard(stream.engine_id)
         if not self._by_engine_id:
             self._empty.set()
         if stream.adapter:
@@ -238,6 +244,7 @@ class Streams:
             put_text(stream, read(stream, ready, tail, (), last=True))
             self._finish(stream, Finished(stream.number, ready.finish))
         else:
+            self._fresh.add(stream.engine_id)
             self._engine.submit(ready.request)
 
     async def _prepare(self, engine_id: int, submit: Submit) -> Ready:

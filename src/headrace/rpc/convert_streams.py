@@ -193,6 +193,7 @@ def frame_to_pb(f: st.Frame) -> replica_pb2.Frame:
         draining=f.draining,
         fingerprint=f.fingerprint,
         keeps_prefixes=f.keeps_prefixes,
+        took_prompts=f.took_prompts,
     )
     if f.prefixes:
         m.prefix_added.extend(b for b, held in f.prefixes.items() if held)
@@ -247,4 +248,5 @@ def frame_from_pb(m: replica_pb2.Frame) -> st.Frame:
         fingerprint=m.fingerprint,
         prefixes=dict.fromkeys(m.prefix_added, True) | dict.fromkeys(m.prefix_removed, False),
         keeps_prefixes=m.keeps_prefixes,
+        took_prompts=m.took_prompts,
     )

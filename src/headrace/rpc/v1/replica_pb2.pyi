@@ -530,6 +530,7 @@ class Frame(_message.Message):
     PREFIX_ADDED_FIELD_NUMBER: _builtins.int
     PREFIX_REMOVED_FIELD_NUMBER: _builtins.int
     KEEPS_PREFIXES_FIELD_NUMBER: _builtins.int
+    TOOK_PROMPTS_FIELD_NUMBER: _builtins.int
     draining: _builtins.bool
     """The replica is draining: send nothing new."""
     fingerprint: _builtins.str
@@ -538,6 +539,10 @@ class Frame(_message.Message):
     """
     keeps_prefixes: _builtins.bool
     """In a session's first frame: the engine has a prefix cache."""
+    took_prompts: _builtins.bool
+    """Since the session's frame before this, the engine has had prompts to take in: the time between the two says little of how
+    fast it is.
+    """
     @_builtins.property
     def stream(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -605,10 +610,11 @@ class Frame(_message.Message):
         prefix_added: _abc.Iterable[_builtins.int] | None = ...,
         prefix_removed: _abc.Iterable[_builtins.int] | None = ...,
         keeps_prefixes: _builtins.bool = ...,
+        took_prompts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "draining", b"draining", "fingerprint", b"fingerprint", "finished", b"finished", "keeps_prefixes", b"keeps_prefixes", "load", b"load", "logprobs", b"logprobs", "parsed", b"parsed", "position", b"position", "prefix_added", b"prefix_added", "prefix_removed", b"prefix_removed", "prompt_logprobs", b"prompt_logprobs", "rejected", b"rejected", "results", b"results", "started", b"started", "stream", b"stream", "text", b"text", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "draining", b"draining", "fingerprint", b"fingerprint", "finished", b"finished", "keeps_prefixes", b"keeps_prefixes", "load", b"load", "logprobs", b"logprobs", "parsed", b"parsed", "position", b"position", "prefix_added", b"prefix_added", "prefix_removed", b"prefix_removed", "prompt_logprobs", b"prompt_logprobs", "rejected", b"rejected", "results", b"results", "started", b"started", "stream", b"stream", "text", b"text", "token_id", b"token_id", "took_prompts", b"took_prompts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
