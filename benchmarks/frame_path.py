@@ -26,7 +26,8 @@ from headrace.metrics import Tally
 from headrace.proxy.changed import Changed
 from headrace.proxy.chat_shape import ChatShape
 from headrace.proxy.server import CONNECTION, new_server
-from headrace.proxy.session import Session, Silence
+from headrace.proxy.session import Session
+from headrace.proxy.silence import Silence
 from headrace.proxy.sinks import Events
 from headrace.proxy.stream import Stream
 from headrace.proxy.writer import Writer

@@ -19,7 +19,7 @@ from headrace.core.route_delta import NOTHING, diff
 from headrace.errors import HeadraceError
 from headrace.proxy.admission import Patience
 from headrace.proxy.app import Proxy, serving
-from headrace.proxy.session import Silence
+from headrace.proxy.silence import Silence
 from headrace.rpc import convert_head, convert_streams
 from headrace.rpc.channel import bind, new_server, rpc_errors
 from headrace.rpc.v1 import head_pb2, replica_pb2

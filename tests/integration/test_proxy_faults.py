@@ -16,8 +16,9 @@ from headrace.core import types as t
 from headrace.core.route_delta import whole
 from headrace.core.streams import Failure
 from headrace.proxy.changed import Changed
-from headrace.proxy.session import Session, Silence
+from headrace.proxy.session import Session
 from headrace.proxy.sessions import Sessions
+from headrace.proxy.silence import Silence
 
 
 async def test_draining_replica_is_tried_elsewhere():

@@ -27,8 +27,8 @@ from headrace.proxy.record import Records
 from headrace.proxy.routes import Routes
 from headrace.proxy.security import Keys, check_bind
 from headrace.proxy.server import BACKLOG, Server, bind, new_server
-from headrace.proxy.session import Silence
 from headrace.proxy.sessions import Sessions
+from headrace.proxy.silence import Silence
 from headrace.proxy.wishes import Wishes
 from headrace.rpc.channel import open_channel, tls_of
 from headrace.settings import ProxySettings

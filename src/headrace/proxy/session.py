@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import grpc
 import structlog
 
 from headrace.core.prefix import BLOCK_BYTES
-from headrace.core.steps import Steps
 from headrace.core.streams import Failure, Parsed, Submit
 from headrace.core.types import Endpoint, Load
 from headrace.errors import HeadraceError, ReplicaGone
@@ -23,6 +22,7 @@ from headrace.proxy.changed import Changed
 from headrace.proxy.extras import Extra, PromptLogprobs
 from headrace.proxy.prefixes import Prefixes
 from headrace.proxy.pulse import Pulse
+from headrace.proxy.silence import Silence, Silent, Watch
 from headrace.rpc import convert, convert_streams
 from headrace.rpc.channel import Tls, from_rpc, open_channel
 from headrace.rpc.v1 import replica_pb2
@@ -31,20 +31,7 @@ from headrace.rpc.v1.replica_pb2_grpc import ReplicaServiceStub
 log = structlog.get_logger()
 
 _BACK_OFF_S = (0.1, 1.0)
-_OTHER_KIND = 3
 _TOGETHER_BYTES = 64 * 1024  # of messages that leave as one; one that is larger takes none with it
-
-
-@dataclass(frozen=True, slots=True)
-class Silence:
-    """An idle replica sends a frame a second. Seconds without one until it is avoided, and until it is given up.
-
-    The same seconds count for an engine that makes no step while it has requests; but such a replica is given up only
-    when there is another, and never while its engine is seen to compute: then the step is just long.
-    """
-
-    suspect_s: float = 3.0
-    gone_s: float = 6.0
 
 
 class Receiver(Protocol):
@@ -65,10 +52,6 @@ class Receiver(Protocol):
 def _blames(failure: Failure | None) -> bool:
     """Whether the replica failed, and not the request."""
     return failure is not None and failure.kind in (HeadraceError.kind, ReplicaGone.kind)
-
-
-class _Silent(Exception):
-    """No frame came for too long, or no step. The message says which."""
 
 
 class _Retired(Exception):
@@ -103,21 +86,17 @@ class Session:
         self.reserved = 0  # streams that are about to be submitted here
         self.fingerprint = ""
         self.ready = False
-        self.suspect = False
         self.draining = False
         self.retired = False
         self._closed = False
         self._proxy_id = proxy_id
         self._changed = changed
-        self._silence = silence
+        self._watch = Watch(silence, endpoint.replica_id)
         self._tls = tls
         self._streams: dict[int, Receiver] = {}
         self._last_stream = 0
         self._out: asyncio.Queue[replica_pb2.SessionRequest] = asyncio.Queue()
         self._wake = asyncio.Event()
-        self._last_frame_at = 0.0
-        self._steps = Steps()
-        self._stalled_s = 0.0
         self._others = others
         self._after_frame = on_frame
         self._loop = asyncio.get_running_loop()
@@ -125,12 +104,17 @@ class Session:
     @property
     def heard_at(self) -> float:
         """Loop time of the last frame."""
-        return self._last_frame_at if self.ready else 0.0
+        return self._watch.heard_at if self.ready else 0.0
 
     @property
     def still_s(self) -> float:
         """How long nothing has shown that it works: no frame, or no step although it has requests."""
-        return self._loop.time() - self._last_frame_at + self._stalled_s
+        return self._watch.still_s
+
+    @property
+    def suspect(self) -> bool:
+        """Silent for long enough to be avoided."""
+        return self._watch.suspect
 
     @property
     def in_flight(self) -> int:
@@ -191,7 +175,7 @@ class Session:
                     why = from_rpc(e, f"replica {replica}").message if isinstance(e, grpc.RpcError) else str(e)
                 except* _Retired:
                     why = "the session was closed"
-                except* _Silent as group:
+                except* Silent as group:
                     why = str(group.exceptions[0])
                 except* Exception:
                     log.exception("session_failed", replica=replica)
@@ -212,7 +196,7 @@ class Session:
             await channel.close()
 
     def _lose(self, error: ReplicaGone) -> None:
-        self.ready = self.suspect = self.draining = False
+        self.ready = self._watch.suspect = self.draining = False
         self._out = asyncio.Queue()
         self.pulse.lost(failed=not (self.retired or self._closed))
         self.prefixes.clear()
@@ -229,10 +213,10 @@ class Session:
         call = ReplicaServiceStub(channel).Session()
         try:
             async with asyncio.TaskGroup() as tasks:
-                self._last_frame_at = self._loop.time()
+                self._watch.heard_at = self._loop.time()
                 helpers = [
                     tasks.create_task(self._write(call, self._out)),
-                    tasks.create_task(self._watch_silence()),
+                    tasks.create_task(self._watch.run(lambda: bool(self._streams), self._another)),
                     tasks.create_task(self._stop()),
                 ]
                 async for frame in call:
@@ -260,40 +244,15 @@ class Session:
         await self._wake.wait()
         raise _Retired
 
-    async def _watch_silence(self) -> None:
-        s = self._silence
-        while True:
-            silent = self._loop.time() - self._last_frame_at
-            stalled = silent + self._stalled_s
-            if silent >= s.gone_s:
-                raise _Silent(f"nothing came from it for {s.gone_s:g} s")
-            # Where the others are of another kind, what has begun cannot go on there: then it gets more time.
-            if (
-                self._streams
-                and not self._steps.working
-                and (
-                    (stalled >= s.gone_s and self._others(self, True))
-                    or (stalled >= _OTHER_KIND * s.gone_s and self._others(self, False))
-                )
-            ):
-                raise _Silent(f"its engine made no step for {stalled:.0f} s, with requests to work on")
-            if stalled >= s.suspect_s and not self.suspect:
-                self.suspect = True
-                log.warning("replica_silent", replica=self.endpoint.replica_id, silent_s=round(stalled, 1))
-            limit = s.gone_s if self.suspect else s.suspect_s
-            pause = min(max(limit - stalled, s.suspect_s / 10), s.gone_s - silent) + 0.001
-            asleep_at = self._loop.time()
-            await asyncio.sleep(pause)
-            late = self._loop.time() - asleep_at - pause
-            if late > s.suspect_s / 3:
-                self._last_frame_at += late  # it was us who stood still: what came meanwhile has yet to be read
+    def _another(self, same_kind: bool) -> bool:
+        return self._others(self, same_kind)
 
     def _on_frame(self, frame: replica_pb2.Frame) -> None:
-        now = self._last_frame_at = self._loop.time()
-        if frame.HasField("load"):
+        now = self._loop.time()
+        told = frame.HasField("load")
+        if told:
             self.load = convert.load_from_pb(frame.load)
-            self._stalled_s = self._steps.stalled_s(self.load, now)
-        self.suspect = self._stalled_s >= self._silence.suspect_s
+        self._watch.heard(now, self.load if told else None)
         if frame.draining is not self.draining:
             self.draining = frame.draining
             self._changed.notify()

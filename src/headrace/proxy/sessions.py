@@ -18,7 +18,8 @@ from headrace.core.route_delta import RouteDelta
 from headrace.core.types import Endpoint, ReplicaId, Route
 from headrace.core.waits import service_rate
 from headrace.proxy.changed import Changed
-from headrace.proxy.session import Session, Silence
+from headrace.proxy.session import Session
+from headrace.proxy.silence import Silence
 from headrace.rpc.channel import Tls
 
 log = structlog.get_logger()

@@ -73,10 +73,9 @@ def open_engine(
         raise UserError(HOW_TO_INSTALL[name])
     if name == "vllm":
         return _open_vllm(spec, given, resources, cache, report, adapters)
-    if spec.task in ("embed", "score"):
-        return _open_encoder(spec, given, resources, cache, report)
-    assert host
-    return _open_openvino(spec, given, resources, cache, report, host)
+    if host:
+        return _open_openvino(spec, given, resources, cache, report, host)
+    return _open_encoder(spec, given, resources, cache, report)
 
 
 def _open_openvino(
