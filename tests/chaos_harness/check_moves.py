@@ -11,18 +11,21 @@ from chaos_harness.history import Event
 
 _BEFORE_S = 1.0  # text waits for the rest of a character, and a fault is written down a moment before it is done
 _AFTER_S = 12.0
+ALONE_S = 15.0
 _Piece = list[float]  # time, characters, moves
 
 
 @dataclass
 class Moves:
     """`gaps`, `detections`: seconds without text at a client, and since the fault; by what the fault was.
+    `alone`: the gaps of faults that had no other at the same model within ALONE_S.
 
     That is one of the values of HITS_STREAMS or, where no fault is near, "other" (drained, slow, full).
     """
 
     failed_over: int = 0  # streams
     gaps: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list[float]))
+    alone: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list[float]))
     detections: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list[float]))
     hits: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))  # moves by kind of fault
     taken_over: int = 0  # streams whose clients went on at another proxy
@@ -58,6 +61,8 @@ def _count_move(found: Moves, before: _Piece, after: _Piece, faults: list[Event]
     if fault:
         found.hits[fault["kind"]] += 1
         found.detections[name].append(after[0] - fault["t"])
+        if all(f is fault or abs(f["t"] - fault["t"]) > ALONE_S for f in faults):
+            found.alone[name].append(after[0] - before[0])
 
 
 def _count_returns(found: Moves, end: Event) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from chaos_harness.check_moves import ALONE_S
 from chaos_harness.checker import Verdict
 from chaos_harness.history import Event, History, Violation
 from chaos_harness.stats import percentile
@@ -30,6 +31,7 @@ def line(v: Verdict) -> str:
         f" + cancelled {s.states['cancelled']} + ended with their proxy {lost_with_proxy}; lost {s.lost};"
         f" corrupted {s.corrupted} of {m.failed_over} failed-over and {m.taken_over} taken over ({m.gone} gone);"
         f" duplicate/missing tokens {s.duplicate}/{s.missing}; gap p50/p99/max {_by_fault(m.gaps, three)} s,"
+        f" of faults {ALONE_S:g} s from any other {_by_fault(m.alone, three)} s,"
         f" taken over {three(m.returns)} s; detection p99 {_by_fault(m.detections, _p99)} s;"
         f" acknowledged writes lost {st.lost} of {st.acknowledged}; orphans {p.orphans};"
         f" stale-epoch accepts {st.stale_accepted} of {st.stale}; max queue/cap {p.max_queue:g}/{p.cap:g};"
@@ -63,6 +65,7 @@ def as_json(v: Verdict) -> dict[str, Any]:
         "taken_over": v.moves.taken_over,
         "gone": v.moves.gone,
         "gaps": {name: _figures(gaps) for name, gaps in v.moves.gaps.items()},
+        "gaps_alone": {name: _figures(gaps) for name, gaps in v.moves.alone.items()},
         "detections": {name: _figures(found) for name, found in v.moves.detections.items()},
         "takeover_gaps": _figures(v.moves.returns),
         "violations": [asdict(x) for x in v.violations],

@@ -130,6 +130,14 @@ def test_a_move_is_put_down_to_the_fault_of_its_model_that_is_nearest() -> None:
     assert found.gaps == {"hung": [pytest.approx(1.5)]}
     assert found.detections == {"hung": [pytest.approx(1.4)]}
     assert dict(found.hits) == {"replica_stop": 1}
+    assert not found.alone
+
+
+def test_the_gaps_of_a_fault_without_others_are_told_apart() -> None:
+    faults = [fault("replica_stop", 1.5, replica="m-1-0a"), fault("replica_kill", 1.4, replica="other-1-0b")]
+    assert check_moves.check_moves([start(), end()], faults).alone == {"hung": [pytest.approx(1.5)]}
+    faults.append(fault("replica_kill", 14.0, replica="m-1-0c"))
+    assert not check_moves.check_moves([start(), end()], faults).alone
 
 
 def returned(answer: int = 200, **more: Any) -> list[Event]:
