@@ -102,7 +102,7 @@ def test_any_query_gives_a_request_or_a_sentence(fields):
     if error:
         assert error.param
     else:
-        assert request.submits(Asked("id"))[0].prompt == ChatPrompt(b'[{"role": "user", "content": "hello"}]')
+        assert request.submits(Asked("id"))[0].prompt == ChatPrompt(b'[{"role":"user","content":"hello"}]')
 
 
 def test_query_values():

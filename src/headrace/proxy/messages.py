@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from pydantic_core import to_json
 
 from headrace.core.streams import ChatPrompt
 from headrace.proxy.fields import Content, Only, Rejected, Unsupported
@@ -76,9 +76,9 @@ class Message(Strict):
 
 
 def chat_prompt(messages: Sequence[Message]) -> ChatPrompt:
-    return ChatPrompt(json.dumps([m.plain() for m in messages], ensure_ascii=False).encode())
+    return ChatPrompt(to_json([m.plain() for m in messages]))
 
 
 def user_prompt(text: str) -> ChatPrompt:
     """One message of a user."""
-    return ChatPrompt(json.dumps([{"role": "user", "content": text}], ensure_ascii=False).encode())
+    return ChatPrompt(to_json([{"role": "user", "content": text}]))
