@@ -180,8 +180,9 @@ class Sessions:
         judge(records, now)
         for i, r in records.items():
             if r.standing is not before[i]:
-                seen = {"gap": r.gap, "first": r.first, "failures": r.failures}
-                log.info("replica_standing", replica=i, standing=r.standing.value, **seen)
+                gap, first = (pace and pace._asdict() for pace in (r.gap, r.first))
+                said = {"standing": r.standing.value, "gap": gap, "first": first, "failures": r.failures}
+                log.info("replica_standing", replica=i, **said)
 
     def __iter__(self) -> Iterator[Session]:
         return iter(self._live.values())
