@@ -65,6 +65,11 @@ def test_first_tokens_are_not_compared_where_answers_go_on():
         records[B].saw_first(2.0)
     judge(records, 0.0)
     assert records[B].standing is Standing.SOUND
+    for _ in range(40):  # no answer has had a second token for long
+        records[A].saw_first(0.1)
+        records[B].saw_first(2.0)
+    judge(records, 0.0)
+    assert records[B].standing is Standing.SLOW
 
 
 @given(

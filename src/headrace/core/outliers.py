@@ -37,6 +37,8 @@ _GAP_EXCESS_S = 0.005  # less than this is nothing that anybody would notice
 _FIRST_EXCESS_S = 0.25
 _ENOUGH_TOKENS = 16.0  # to judge by
 _ENOUGH_FIRSTS = 10
+_MOST_FLOW = 100.0
+_FLOW_LOST = 0.05  # with each first token
 
 
 class Pace(NamedTuple):
@@ -64,7 +66,7 @@ class Record:
     times: int = 0  # that it was sent away
     failures: int = 0  # in a row
     answered: int = 0  # since it stands as it does
-    gaps: int = 0  # pure or not
+    flow: float = 0.0  # tokens that were not the first of their answers; each first one makes it forget some
     _firsts: Mean = field(default_factory=Mean)
     _ahead: Mean = field(default_factory=Mean)
     _seconds: float = 0.0  # of pure gaps; these three forget
@@ -76,7 +78,7 @@ class Record:
 
         `pure`: it did nothing else. What it also took prompts in says how long those are, and is not kept.
         """
-        self.gaps += 1
+        self.flow = min(self.flow + running, _MOST_FLOW)
         if not pure:
             return
         keep = max(math.exp(-seconds / _MEMORY_S), 1.0 - 1.0 / _MEMORY_STEPS)
@@ -86,6 +88,7 @@ class Record:
 
     def saw_first(self, seconds: float, work: float = 1.0) -> None:
         """A first token, or a result, came so long after the request was sent; so much had to be done for it."""
+        self.flow *= 1.0 - _FLOW_LOST
         self._firsts.add(seconds)
         self._ahead.add(work)
 
@@ -163,7 +166,7 @@ def _next(r: Record, peers: Sequence[Record], now: float, *, may_eject: bool) ->
 
 
 def _is_slow(r: Record, peers: Sequence[Record]) -> bool:
-    if any(x.gaps >= _ENOUGH_TOKENS for x in (r, *peers)):
+    if any(x.flow >= _ENOUGH_TOKENS for x in (r, *peers)):
         return _slower(r.gap, [p.gap for p in peers], SLOW_GAP, _GAP_EXCESS_S)
     # Nobody's answers have two tokens. Otherwise the first one says less: it waits for all prompts that came before.
     return _slower(r.first, [p.first for p in peers], SLOW_FIRST, _FIRST_EXCESS_S)
