@@ -74,14 +74,14 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(PIP) install -e '.[cpu,dev]'
 	@touch $@ $(VENV)/.up
 
-$(VENV)/.bench: pyproject.toml | $(BIN)/python
-	$(PIP) install -e '.[cpu,dev,bench]'
-	@touch $@ $(VENV)/.dev $(VENV)/.up
-
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(PIP) install '$(TORCH)'
 	$(PIP) install -e '.[cpu,convert,dev]'
 	@touch $@ $(VENV)/.dev $(VENV)/.up
+
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) install -e '.[cpu,convert,dev,bench]'
+	@touch $@
 
 # Where there is no vLLM for the machine, the stamp says so.
 $(VENV)/.vllm: pyproject.toml scripts/vllm_env.sh | $(BIN)/python

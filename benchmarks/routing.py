@@ -40,9 +40,9 @@ import httpx
 import psutil
 from integration.proxy_fixtures import Head
 from integration.replica_fixtures import RunningReplica, a_spec, running
-from make_llama import KV_TOKEN_VALUES
 from peers import environments
 from peers.environments import Absent
+from peers.make_llama import KV_TOKEN_VALUES
 from peers.processes import DidNotStart, free_port, logged, wait_until_it_answers
 
 from headrace.core.affinity import Policy
@@ -210,9 +210,9 @@ def peer(stack: ExitStack, name: str, urls: Sequence[str], folder: Path) -> Star
 
 
 def shims(stack: ExitStack, urls: Sequence[str], folder: Path) -> list[str]:
-    """The same, without what Headrace's proxy refuses (see routing_shim.py)."""
+    """The same, without what Headrace's proxy refuses (see peers/routing_shim.py)."""
     ports = {free_port(): url.rpartition(":")[2] for url in urls}
-    argv = [sys.executable, str(ROOT / "benchmarks" / "routing_shim.py")]
+    argv = [sys.executable, str(ROOT / "benchmarks" / "peers" / "routing_shim.py")]
     stack.enter_context(logged([*argv, *(str(p) for pair in ports.items() for p in pair)], folder / "shim.log"))
     return [f"http://127.0.0.1:{port}" for port in ports]
 
@@ -342,7 +342,9 @@ def main() -> None:
         kept = (o.models or Path(folder)).absolute()
         model = kept / "model"
         if not model.exists():
-            subprocess.run([sys.executable, str(ROOT / "benchmarks" / "make_llama.py"), str(model)], check=True)
+            subprocess.run(
+                [sys.executable, str(ROOT / "benchmarks" / "peers" / "make_llama.py"), str(model)], check=True
+            )
         rows = asyncio.run(measure(o, model, Path(folder)))
     output = o.output or ROOT / "results" / f"routing_{o.engine}.json"
     if o.add and output.exists():

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs every program in benchmarks/, or the one that is named, with its arguments: scripts/bench.sh proxies --rounds 1
+# One that fails does not keep the others from running.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 shopt -s nullglob
@@ -9,8 +10,11 @@ if [ $# -gt 0 ]; then
   shift
 fi
 [ ${#found[@]} -gt 0 ] || { echo "There is no program in benchmarks/ yet." >&2; exit 1; }
+failed=()
 for program in "${found[@]}"; do
+  [ -e "$program" ] || { echo "There is no $program." >&2; exit 1; }
   grep -q __main__ "$program" || continue # a part of another
   echo "== $program"
-  "${PYTHON:-.venv/bin/python}" "$program" "$@"
+  "${PYTHON:-.venv/bin/python}" "$program" "$@" || failed+=("$program")
 done
+[ ${#failed[@]} -eq 0 ] || { echo "Failed: ${failed[*]}" >&2; exit 1; }

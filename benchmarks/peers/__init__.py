@@ -1,1 +1,1 @@
-"""What Headrace is measured against: how each is installed, in an environment of its own, and how it is started."""
+"""What is around the programs: what Headrace is measured against, how each is installed and started, load, models."""

@@ -1,4 +1,4 @@
-"""Makes a Llama of a few layers with random weights, whose prompts cost something: python benchmarks/make_llama.py OUT
+"""Makes a Llama of a few layers with random weights, whose prompts cost something: python make_llama.py OUT
 
 A program of its own, because importing PyTorch takes long. The tokenizer is that of the tests' small models.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "models"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "models"))
 
 import torch
 from make_small_models import make_tokenizer, save
