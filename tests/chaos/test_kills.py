@@ -22,11 +22,11 @@ STREAMS = 8
 TOKENS = 150
 
 
-def expected(prompt: str) -> str:
+def expected(prompt: str, tokens: int = TOKENS) -> str:
     """What the simulated engine answers."""
     ids = simulated.encode(simulated.chat_prompt([{"role": "user", "content": prompt}]))
     key = simulated.digest(ids, None)
-    return simulated.decode([simulated.token_at(key, i) for i in range(TOKENS)])
+    return simulated.decode([simulated.token_at(key, i) for i in range(tokens)])
 
 
 class Streams:
@@ -35,8 +35,8 @@ class Streams:
     `flowing` is set when every one of them has begun and is far from its end.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, tokens: int = TOKENS) -> None:
+        self._url, self._tokens = url, tokens
         self._counts = dict.fromkeys((f"question {i}" for i in range(STREAMS)), 0)
         self.flowing = asyncio.Event()
         self.replicas: Counter[str] = Counter()
@@ -57,7 +57,7 @@ class Streams:
             self.replicas[headers["x-headrace-replica"]] += 1
 
         try:
-            return "".join(await stream(self._url, "sim", prompt, TOKENS, count, note))
+            return "".join(await stream(self._url, "sim", prompt, self._tokens, count, note))
         except httpx.HTTPError:
             return None
 

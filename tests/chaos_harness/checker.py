@@ -20,6 +20,7 @@ class Verdict:
     processes: Processes
     moves: Moves
     faults: Counter[str] = field(default_factory=Counter)
+    replaced: list[float] = field(default_factory=list[float])  # seconds until another ran in a dead proxy's place
     load_s: float = 0.0
     asked: int = 0  # requests while the load was on
     wanted_rate: float = 0.0
@@ -46,6 +47,7 @@ def check(history: History, expected: Expected) -> Verdict:
     check_queues(processes, history.queues, marks.get("quiet_begins", {"t": 1e9})["t"])
     verdict = Verdict(streams, state, processes, check_moves(history.clients, history.faults))
     verdict.faults.update(e["kind"] for e in history.faults if e["ev"] == "begin")
+    verdict.replaced += [e["after_s"] for e in history.faults if e["ev"] == "replaced"]
     if "load_ends" not in marks:
         verdict.void.append("it did not come to its end")
         return verdict

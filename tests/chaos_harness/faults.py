@@ -16,7 +16,7 @@ from chaos_harness.impostor import impostor
 from chaos_harness.processes import Row
 from chaos_harness.system import System
 from headrace.core.phase import Phase
-from headrace.core.types import PlacedReplica
+from headrace.core.types import ClusterStatus, PlacedReplica
 from headrace.errors import HeadraceError
 
 _STEADY_S = 62.0  # a replica that was READY for a minute has no failures behind it
@@ -280,8 +280,17 @@ class Faults:
         if len(rows) < 2:
             return False
         row = self.rng.choice(rows)
-        note(proxy=ids[row.pid], pid=row.pid)
+        name = ids[row.pid]
+        note(proxy=name, pid=row.pid)
         self.system.kill(row)
+        began = self.recorder.now()
+
+        def replaced(s: ClusterStatus) -> bool:
+            return any((p.proxy_id, p.state) == (name, "running") and p.pid != row.pid for p in s.proxies)
+
+        with suppress(TimeoutError):  # while there is no head nobody puts another in its place
+            await self.system.until(replaced, 30)
+            self.recorder.write("faults", "replaced", kind="proxy_kill", after_s=self.recorder.now() - began)
         return True
 
     # --- changes that are asked for ---

@@ -32,7 +32,8 @@ def line(v: Verdict) -> str:
         f" corrupted {s.corrupted} of {m.failed_over} failed-over and {m.taken_over} taken over ({m.gone} gone);"
         f" duplicate/missing tokens {s.duplicate}/{s.missing}; gap p50/p99/max {_by_fault(m.gaps, three)} s,"
         f" of faults {ALONE_S:g} s from any other {_by_fault(m.alone, three)} s,"
-        f" taken over {three(m.returns)} s; detection p99 {_by_fault(m.detections, _p99)} s;"
+        f" taken over {three(m.returns)} s, proxies replaced in {three(v.replaced)} s;"
+        f" detection p99 {_by_fault(m.detections, _p99)} s;"
         f" acknowledged writes lost {st.lost} of {st.acknowledged}; orphans {p.orphans};"
         f" stale-epoch accepts {st.stale_accepted} of {st.stale}; max queue/cap {p.max_queue:g}/{p.cap:g};"
         f" RSS slope {p.rss_slope:.2f} MiB/min; violations {len(v.violations)}.{void}"
@@ -68,6 +69,7 @@ def as_json(v: Verdict) -> dict[str, Any]:
         "gaps_alone": {name: _figures(gaps) for name, gaps in v.moves.alone.items()},
         "detections": {name: _figures(found) for name, found in v.moves.detections.items()},
         "takeover_gaps": _figures(v.moves.returns),
+        "proxies_replaced": _figures(v.replaced),
         "violations": [asdict(x) for x in v.violations],
     }
 
