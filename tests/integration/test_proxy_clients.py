@@ -94,7 +94,6 @@ async def test_a_client_that_reads_nothing_is_cut():
 async def test_a_client_that_goes_away_frees_the_engine_within_a_second(tmp_path: Path, how: str, stream: bool):
     async with both(tmp_path, answer_tokens=10**6, step_s=0.01, max_running=1) as (w, _):
         session = next(iter(w.proxy.sessions))
-        clock = asyncio.get_running_loop().time
 
         async def ask() -> asyncio.StreamWriter:
             head, data = head_and_body(CHAT | {"stream": stream, "max_tokens": 8000})
@@ -117,10 +116,10 @@ async def test_a_client_that_goes_away_frees_the_engine_within_a_second(tmp_path
             (spare, lambda: session.load.waiting == 0),
             (running, lambda: session.load.running == 0),
         ):
-            at = clock()
+            step = session.load.step
             leave(writer)
             await eventually(gone)
-            assert clock() - at < 1.0
+            assert session.load.step - step <= 100  # a second of the engine's, which is longer on a busy machine
         await w.clean()
 
 
