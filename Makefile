@@ -50,7 +50,7 @@ format: $(VENV)/.dev ## format the code, mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench ## run the benchmarks, which install their peers; takes an hour and a half (ARGS="proxies --rounds 1")
+bench: $(VENV)/.bench ## run the benchmarks, which install their peers; takes about an hour (ARGS="proxies --rounds 1")
 	PYTHON=$(BIN)/python scripts/bench.sh $(ARGS)
 
 chaos: $(VENV)/.dev $(if $(filter vllm,$(ENGINE)),$(VENV)/.vllm) ## break the running system at random and check that nothing is lost (SEED, MINUTES, RATE, ENGINE)

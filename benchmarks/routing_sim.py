@@ -1,6 +1,6 @@
 """Routing by simulation: the proxies' and replicas' own decisions, 64 replicas, several proxies with news that is late.
 
-    python benchmarks/routing_sim.py [--replicas 64] [--proxies 8] [--seconds 90] [--rounds 3] [--sweep]
+    python benchmarks/routing_sim.py [--replicas 64] [--proxies 8] [--seconds 60] [--rounds 3] [--sweep]
 
 The decisions are the product's: core/affinity.py decides, proxy/prefixes.py knows what replicas hold, and
 replica/prefixes.py says it. Simulated are the engines (steps of continuous batching, prefill in chunks, a prefix cache
@@ -14,12 +14,15 @@ import argparse
 import heapq
 import itertools
 import json
+import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -59,6 +62,8 @@ class Outcome:
 
 
 HEARTBEAT_S, WIRE_S = 0.75, 0.0005
+
+Constants = tuple[float, float, float]  # WORTH, SPREAD, SLACK
 
 
 class Run:
@@ -242,34 +247,37 @@ def table(rows: Mapping[tuple[str, str], list[Outcome]]) -> None:
         print(f"{kind:16}{policy:16}{ttft}{hits}{load}")
 
 
+def simulate(policy: Policy, kind: str, constants: Constants, seed: int, o: argparse.Namespace) -> Outcome:
+    affinity.WORTH, affinity.SPREAD, affinity.SLACK = constants
+    return Run(policy, kind, WORKLOADS[kind] * o.replicas * o.load, seed, o).go()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicas", type=int, default=64)
     parser.add_argument("--proxies", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=90.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--load", type=float, default=1.0, help="times the usual rate")
     parser.add_argument("--only", default="", help="one workload")
     parser.add_argument("--sweep", action="store_true", help="vary the constants instead of the policy")
     o = parser.parse_args()
     kinds = [k for k in WORKLOADS if k.startswith(o.only)]
+    usual = (affinity.WORTH, affinity.SPREAD, affinity.SLACK)
+    tried: list[tuple[str, Policy, Constants]] = [(str(policy), policy, usual) for policy in Policy]
+    if o.sweep:
+        varied = itertools.product((1.0, 4.0, 16.0, 64.0), ((0.25, 1.0), (0.5, 2.0), (1.0, 8.0)))
+        constants = [(worth, spread, slack) for worth, (spread, slack) in varied]
+        tried = [(" ".join(f"{x:g}" for x in c), Policy.AUTO, c) for c in constants]
     rows: dict[tuple[str, str], list[Outcome]] = {}
-    for seed in range(o.rounds):
-        for kind in kinds:
-            rate = WORKLOADS[kind] * o.replicas * o.load
-            if not o.sweep:
-                for policy in Policy:
-                    outcome = Run(policy, kind, rate, 100 * seed, o).go()
-                    rows.setdefault((kind, str(policy)), []).append(outcome)
-                continue
-            usual = affinity.WORTH, affinity.SPREAD, affinity.SLACK
-            for worth, (spread, slack) in itertools.product(
-                (1.0, 4.0, 16.0, 64.0), ((0.25, 1.0), (0.5, 2.0), (1.0, 8.0))
-            ):
-                affinity.WORTH, affinity.SPREAD, affinity.SLACK = worth, spread, slack
-                outcome = Run(Policy.AUTO, kind, rate, 100 * seed, o).go()
-                rows.setdefault((kind, f"{worth:g} {spread:g} {slack:g}"), []).append(outcome)
-            affinity.WORTH, affinity.SPREAD, affinity.SLACK = usual
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [
+            (kind, name, pool.submit(simulate, policy, kind, c, 100 * seed, o))
+            for seed, kind, (name, policy, c) in itertools.product(range(o.rounds), kinds, tried)
+        ]
+        for number, (kind, name, job) in enumerate(jobs, 1):
+            rows.setdefault((kind, name), []).append(job.result())
+            print(f"  {number} of {len(jobs)}: {kind}, {name}", file=sys.stderr, flush=True)
     table(rows)
     said = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
