@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from array import array
+import gc
 
 from headrace.cli.explain import nobody_knows, story_lines
 from headrace.core.affinity import Decision, Reason
@@ -66,13 +66,32 @@ async def test_a_choice_keeps_the_best_and_what_speaks_against_the_others():
     assert "went to x: failover; by=prefix; matched=4/9" in text
 
 
-async def test_a_record_is_small():
+async def test_what_has_ended_is_kept_as_bytes_and_tells_the_same():
     """Ten thousand of them are kept."""
-    record = Record("r", "m", 0.0, 1.0)
-    record.chose(decision("r0"), [Candidate(ReplicaId(f"r{i}")) for i in range(64)])
-    (choice,) = record._choices
-    assert isinstance(choice.busyness, array)
-    assert len(choice.names) == len(choice.states) == MAX_SEEN
+    records = Records("p")
+    record = records.begin(Record("r", "m", 0.5, 1.0))
+    record.chose(decision("r0"), [Candidate(ReplicaId(f"r{i}"), i, matched=i) for i in range(64)])
+    record.moved("It died.", 7)
+    running = records.story("r")
+    assert running
+    assert running.end == ""
+    records.end(record, "length")
+    kept = records._records["r"]
+    assert isinstance(kept, bytes)
+    assert not gc.is_tracked(kept)
+    assert len(kept) < 600
+    assert records.story("r") == record.story("p")
+    assert record.story("p").end == "length"
+
+
+async def test_the_end_of_an_earlier_request_leaves_the_later_one_of_its_id():
+    records = Records("p")
+    first = records.begin(Record("r", "first", 0.0, 1.0))
+    records.begin(Record("r", "second", 0.0, 1.0))
+    records.end(first, "stop")
+    story = records.story("r")
+    assert story
+    assert (story.model, story.end) == ("second", "")
 
 
 async def test_questions_go_to_every_proxy_and_wait_for_all_but_not_for_long(monkeypatch):

@@ -238,7 +238,7 @@ class Answering(Response):
             writer.on_overflow = nothing  # no cycle may be left: the collector is dear
             if connection.on_lost is left:  # else the next request of the connection has begun
                 connection.on_lost = nothing
-            record.ended(how)
+            serving.records.end(record, how)
             if alarm is not None:
                 alarm.cancel()
             if generation.first_at:

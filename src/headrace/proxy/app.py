@@ -38,7 +38,7 @@ log = structlog.get_logger()
 _FLUSH_S = 1.0
 _OTHER_FILES = 128  # connections to replicas and to the head, metrics, and clients that are being refused
 _LOOK_S = 0.5
-_NEW_OBJECTS = 50_000  # until the collector looks for cycles among them
+_NEW_OBJECTS = 10_000  # until the collector looks for cycles among them
 _LAST_WORDS_S = 2.0  # for errors of cut streams to be written
 
 
@@ -49,7 +49,7 @@ async def run(settings: ProxySettings) -> None:
         # What there is now stays: the collector need not look at it again while tokens wait.
         gc.collect()
         gc.freeze()
-        # Requests leave no cycles. With 700, which is usual, it read the records of 10,000 requests every few seconds.
+        # Only requests that fail leave cycles. With 700, which is usual, it would look for them all the time.
         gc.set_threshold(_NEW_OBJECTS, 10, 10)
         why = await told_to_stop()
         log.info("proxy_draining", why=why, requests=len(proxy.serving.active))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import marshal
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,19 +22,23 @@ _TRIED = len(_STATES) - 1
 
 
 class _Choice(NamedTuple):
-    """A decision with what it was chosen from, by column: thousands of them are kept."""
+    """A decision with what it was chosen from, by column."""
 
     at: float
-    decision: Decision
+    replica_id: str
+    reason: str
     names: tuple[str, ...]
-    busyness: array[float]
-    matched: array[int]
+    busyness: bytes  # of an array of floats
+    matched: bytes  # of an array of 16 bits each
     states: bytes
     replicas: int
 
 
 class Record:
-    """One request. `generation` is there while it runs."""
+    """One request. `generation` is there while it runs.
+
+    What has ended is kept as bytes: thousands of records would be a hundred thousand objects for the garbage collector.
+    """
 
     __slots__ = ("_choices", "_end", "_ended_at", "_loop", "_moves", "_numbers", "_received_at", "generation", "model",
                  "received_unix_s", "request_id")  # fmt: skip
@@ -58,14 +63,15 @@ class Record:
             chosen = [c for c in candidates if c.replica_id == decision.replica_id]
             others = [c for c in candidates if c.replica_id != decision.replica_id]
             best = [*chosen, *(c for c in others if c.matched), *(c for c in others if not c.matched)][:MAX_SEEN]
-        tried = {c.decision.replica_id for c in self._choices} if decision.moved else ()
+        tried = {c.replica_id for c in self._choices} if decision.moved else ()
         self._choices.append(
             _Choice(
                 self._loop.time(),
-                decision,
+                decision.replica_id,
+                str(decision),
                 tuple(c.replica_id for c in best),
-                array("f", map(busyness, best)),
-                array("H", (c.matched for c in best)),
+                array("f", map(busyness, best)).tobytes(),
+                array("H", (c.matched for c in best)).tobytes(),
                 bytes(_TRIED if c.replica_id in tried else _state(c) for c in best),
                 len(candidates),
             )
@@ -105,9 +111,24 @@ class Record:
         )
 
     def _choice(self, c: _Choice) -> Choice:
-        columns = zip(c.names, c.busyness, c.matched, c.states, strict=True)
+        columns = zip(c.names, array("f", c.busyness), array("H", c.matched), c.states, strict=True)
         seen = tuple(Seen(name, round(busy, 2), matched, _STATES[s]) for name, busy, matched, s in columns)
-        return Choice(c.at - self._received_at, c.decision.replica_id, str(c.decision), seen, c.replicas)
+        return Choice(c.at - self._received_at, c.replica_id, c.reason, seen, c.replicas)
+
+    def pack(self) -> bytes:
+        """What `unpack` makes the same record of, in this process, once it has ended."""
+        choices = [tuple(c) for c in self._choices]
+        moves = [(m.at_s, m.cause, m.tokens) for m in self._moves]
+        times = self._received_at, self.received_unix_s, self._ended_at
+        return marshal.dumps((self.request_id, self.model, times, self._end, self._numbers, choices, moves))
+
+    @staticmethod
+    def unpack(packed: bytes) -> Record:
+        request_id, model, (received_at, unix_s, ended_at), end, numbers, choices, moves = marshal.loads(packed)
+        r = Record(request_id, model, received_at, unix_s)
+        r._end, r._ended_at, r._numbers = end, ended_at, numbers
+        r._choices, r._moves = [_Choice(*c) for c in choices], [Move(*m) for m in moves]
+        return r
 
 
 def _state(c: Candidate) -> int:
@@ -122,7 +143,7 @@ class Records:
 
     def __init__(self, proxy_id: str = "", most: int = MAX_RECORDS) -> None:
         self._proxy_id, self._most = proxy_id, most
-        self._records: OrderedDict[str, Record] = OrderedDict()
+        self._records: OrderedDict[str, Record | bytes] = OrderedDict()
 
     def begin(self, record: Record) -> Record:
         self._records.pop(record.request_id, None)
@@ -131,7 +152,14 @@ class Records:
             self._records.popitem(last=False)
         return record
 
+    def end(self, record: Record, how: str) -> None:
+        """Its request has ended."""
+        record.ended(how)
+        if self._records.get(record.request_id) is record:
+            self._records[record.request_id] = record.pack()
+
     def story(self, request_id: str) -> Story | None:
         """None: not among the last."""
-        record = self._records.get(request_id)
+        kept = self._records.get(request_id)
+        record = Record.unpack(kept) if isinstance(kept, bytes) else kept
         return record.story(self._proxy_id) if record else None
