@@ -22,7 +22,7 @@ from headrace.proxy.extras import Echo, Extra, PromptLogprobs
 from headrace.proxy.place import Place, Sink
 from headrace.proxy.session import Session
 
-DEAF_S = 1.5
+DEAF_S = 1.1
 """A replica that has stood still for longer, where a frame comes every second, may not hear what it is given."""
 
 
