@@ -118,6 +118,6 @@ async def test_a_slow_replica_gets_less_and_lives(tmp_path: Path):
             fast_had, slow_had = other._last_stream, session._last_stream
             await eventually(lambda: other._last_stream >= fast_had + 50)
             ended.set()
-        assert session._last_stream <= slow_had + 2  # to see whether it has recovered
+        assert session._last_stream <= slow_had + 1
         assert session.ready
         assert slow.child.alive()

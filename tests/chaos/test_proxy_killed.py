@@ -46,7 +46,7 @@ async def test_only_its_own_streams_break_and_the_spare_takes_its_place(tmp_path
 
 
 async def standby(head_pid: int) -> int:
-    """The process that waits to be a proxy; it had its imports done before it was needed, so this takes no time."""
+    """The process that waits to be a proxy."""
     async with asyncio.timeout(60):
         while True:
             for child in psutil.Process(head_pid).children():
