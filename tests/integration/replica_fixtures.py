@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -130,7 +131,19 @@ class ProxySide:
             await self._news.wait_for(lambda: condition() or self.closed)
         assert condition(), f"the session ended: {self.error}"
 
-    async def start(
+    async def start(self, prompt: Prompt | str, **how: Any) -> int:
+        number, message = self._submission(prompt, **how)
+        await self.call.write(message)
+        return number
+
+    async def start_together(self, prompts: Sequence[Prompt | str], **how: Any) -> list[int]:
+        """In one message, so that no thread of either side can come between them."""
+        numbers, (first, *others) = zip(*[self._submission(p, **how) for p in prompts], strict=True)
+        first.more.extend(others)
+        await self.call.write(first)
+        return list(numbers)
+
+    def _submission(
         self,
         prompt: Prompt | str,
         *,
@@ -143,7 +156,7 @@ class ProxySide:
         task: Task = Task.GENERATE,
         document: str = "",
         dimensions: int = 0,
-    ) -> int:
+    ) -> tuple[int, replica_pb2.SessionRequest]:
         number, self._next = self._next, self._next + 1
         self.seen[number] = StreamSeen()
         prompt = TextPrompt(prompt) if isinstance(prompt, str) else prompt
@@ -152,8 +165,7 @@ class ProxySide:
             number, f"r{number}", prompt, sampling, max_tokens, stop, resume, task,
             guide=guide, document=document, dimensions=dimensions, adapter=adapter,
         )  # fmt: skip
-        await self.call.write(convert_streams.submit_to_pb(submit))
-        return number
+        return number, convert_streams.submit_to_pb(submit)
 
     async def abort(self, number: int) -> None:
         await self.call.write(replica_pb2.SessionRequest(abort=replica_pb2.Abort(stream=number)))
@@ -162,8 +174,8 @@ class ProxySide:
         await self.until(lambda: self.seen[number].over)
         return self.seen[number]
 
-    async def ask(self, prompt: Prompt | str, **how: object) -> StreamSeen:
-        return await self.end_of(await self.start(prompt, **how))  # type: ignore[arg-type]
+    async def ask(self, prompt: Prompt | str, **how: Any) -> StreamSeen:
+        return await self.end_of(await self.start(prompt, **how))
 
 
 @dataclass

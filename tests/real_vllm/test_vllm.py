@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -73,6 +74,7 @@ async def test_one_vllm_replica(small_models: dict[str, SmallModel], tmp_path: P
             await stop_strings_and_whole_characters(p, model)
             await streams_join_and_leave(p)
             await aborts(p)
+            await a_backlog_is_steps(p, replica)
             await sampling_parameters(p)
             await logprobs(p)
             await what_it_refuses(p)
@@ -131,24 +133,52 @@ async def streams_join_and_leave(p: ProxySide) -> None:
     numbers = [await p.start(texts[n % 4], max_tokens=10 + 7 * (n % 4), sampling=GREEDY) for n in range(12)]
     for n, number in enumerate(numbers):
         assert (await p.end_of(number)).tokens == alone[n % 4].tokens
+    # The short ones may have missed each other.
+    longer = await p.start_together(texts, max_tokens=900, sampling=GREEDY)
+    await p.until(lambda: any(len(f.streams) == len(longer) for f in p.frames[before:]))
+    for number in longer:
+        await p.abort(number)
+        await p.end_of(number)
     news = [f for f in p.frames[before:] if f.streams]
     steps = [f.load.step for f in news if f.load]
     assert len(set(steps)) == len(news), "a step's news are one frame"
-    assert max(len(f.streams) for f in news) > 3
 
 
 async def aborts(p: ProxySide) -> None:
-    number = await p.start("Hello", max_tokens=900, sampling=GREEDY)
-    await p.until(lambda: p.seen[number].tokens)
-    await p.abort(number)
-    seen = await p.end_of(number)
-    assert seen.finished is not None
-    assert seen.finished.reason == "abort"
+    for _ in range(5):  # a machine with no core for us may tell of a first token when the last is made
+        number = await p.start("Hello", max_tokens=900, sampling=GREEDY)
+        await p.until(lambda: p.seen[number].tokens)  # noqa: B023 - waited for here
+        await p.abort(number)
+        seen = await p.end_of(number)
+        assert seen.finished is not None
+        if seen.finished.reason == "abort":
+            break
+    else:
+        raise AssertionError("no stream was aborted before its end")
+    assert len(seen.tokens) < 900
     at_once = await p.start("Hello", max_tokens=900, sampling=GREEDY)
     await p.abort(at_once)
     await p.end_of(at_once)
     assert (await p.ask("Hello", max_tokens=3, sampling=GREEDY)).tokens
     await p.until(lambda: p.load.running == 0 and p.load.waiting == 0)
+
+
+async def a_backlog_is_steps(p: ProxySide, replica: RunningReplica) -> None:
+    """What a front end finds waiting, when it had no core for a while, is in frames as ever."""
+    alone = await p.ask("Hello", max_tokens=900, sampling=GREEDY)
+    number = await p.start("Hello", max_tokens=900, sampling=GREEDY)
+    await p.until(lambda: p.seen[number].tokens)
+    front_end, engine = psutil.Process(replica.child.pid), _named(replica, "VLLM::EngineCore")
+    front_end.suspend()
+    try:
+        with contextlib.suppress(TimeoutError):  # it may have made all of them already
+            async with asyncio.timeout(2):
+                before = sum(engine.cpu_times()[:2])
+                while sum(engine.cpu_times()[:2]) < before + 0.1:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+    finally:
+        front_end.resume()
+    assert (await p.end_of(number)).tokens == alone.tokens  # _take looks at each frame
 
 
 async def sampling_parameters(p: ProxySide) -> None:
@@ -208,14 +238,17 @@ def _named(replica: RunningReplica, name: str) -> psutil.Process:
 
 async def _fails(replica: RunningReplica, hurt: Callable[[], None], said: str) -> None:
     async with replica.session() as p:
-        number = await p.start("Hello", max_tokens=900, sampling=GREEDY)
-        await p.until(lambda: len(p.seen[number].tokens) > 3)
+        # More than run at a time: some have not ended by then, however late we hear of the first tokens.
+        numbers = await p.start_together(["Hello"] * 32, max_tokens=900, sampling=GREEDY)
+        await p.until(lambda: len(p.seen[numbers[0]].tokens) > 3)
         hurt()
-        seen = await p.end_of(number)
-        assert seen.finished is not None
-        assert seen.finished.failure is not None
-        assert seen.finished.failure.kind == "replica_gone"
-        assert said in seen.finished.failure.message
+        ends = [(await p.end_of(n)).finished for n in numbers]
+        failures = [end.failure for end in ends if end and end.reason != "length"]
+        assert failures
+        for failure in failures:
+            assert failure is not None
+            assert failure.kind == "replica_gone"
+            assert said in failure.message
     assert await replica.exit_code() == 1
     assert said in json.loads((replica.directory / "failure.json").read_text())["reason"]
 
@@ -278,7 +311,7 @@ async def test_a_full_queue_is_refused(small_models: dict[str, SmallModel], tmp_
     async with running(vllm_spec(small_models["llama"], max_num_queued_reqs=2), tmp_path) as replica:
         await ready(replica)
         async with replica.session() as p:
-            numbers = [await p.start(chat("Hello"), max_tokens=900, sampling=GREEDY) for _ in range(3)]
+            numbers = await p.start_together([chat("Hello")] * 3, max_tokens=900, sampling=GREEDY)
             await p.until(lambda: any(p.seen[n].over for n in numbers))
             (refused,) = [s for n in numbers if (s := p.seen[n]).over]
             failure = refused.finished and refused.finished.failure

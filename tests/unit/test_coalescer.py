@@ -107,14 +107,14 @@ def test_two_texts_travel_in_one_event_and_lone_ones_wait_no_more():
     page, hold = Page(), ByHand()
     sink = Events(cast("Writer", page), ChatShape("c", "m", 1, 1), 1, False, [], coalescer=hold)
     hold.active = True
-    for _ in range(16):
+    for _ in range(8):
         sink.delta(0, "a", None)
-    assert len(page.writes) == 16  # the first ones never wait
+    assert len(page.writes) == 8  # the first ones never wait
     sink.delta(0, "b", None)
     sink.delta(0, "c", None)
-    assert len(page.writes) == 16
+    assert len(page.writes) == 8
     hold.flush()
-    assert len(page.writes) == 17
+    assert len(page.writes) == 9
     assert events(page)[-1][1]["choices"][0]["delta"]["content"] == "bc"
     sink.delta(0, "d", None)
     hold.flush()  # nothing joined it

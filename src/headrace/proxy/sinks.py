@@ -18,7 +18,7 @@ _STREAM = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), (b"x-
 SSE_HEADERS: Headers = [(b"content-type", b"text/event-stream; charset=utf-8"), *_STREAM]
 TEXT_HEADERS: Headers = [(b"content-type", b"text/plain; charset=utf-8"), *_STREAM]
 
-_STRAIGHT = 16
+_STRAIGHT = 8
 """How many texts go out at once before the next one may be held."""
 _MOST_HELD_CHARS = 2048
 """Where texts are long a write is not what they cost, and one must not outgrow what a slow client may leave unread."""

@@ -91,7 +91,7 @@ class VllmEngine:
             self._llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._stat_logger], disable_log_stats=True)
         except Exception as e:
             raise HeadraceError(f"vLLM failed to start: {vllm_processes.last_error() or brief(e)}") from e
-        self._taps = Taps(self._llm.output_processor)
+        self._taps = Taps(self._llm.output_processor, self._flush)
         model, cache = config.model_config, config.cache_config
         # The engine's processes have found out how many blocks there is memory for.
         caches = bool(cache.enable_prefix_caching) and spec.task not in ("embed", "score")
@@ -298,7 +298,7 @@ class VllmEngine:
         self._queue(row)
 
     def _queue(self, row: Row) -> None:
-        """For the frame of this step: it goes out when vLLM has handed all of the step's outputs over."""
+        """For this step's frame, which goes out when vLLM has handed over all of its outputs, or begins the next's."""
         if not self._rows:
             assert self._loop
             self._loop.call_soon(self._flush)
@@ -306,6 +306,8 @@ class VllmEngine:
 
     def _flush(self) -> None:
         rows, self._rows = self._rows, []
+        if not rows:
+            return  # the next step's outputs came in the same breath
         with self._lock:
             self._pending -= sum(row.finish is not None for row in rows)
             tokens = self._load.tokens_total + sum(len(row.tokens) for row in rows)

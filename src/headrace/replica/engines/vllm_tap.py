@@ -3,6 +3,7 @@
 Facts that shaped this (vLLM 0.32):
 - all outputs of one step are put into their requests' collectors within one callback of the event loop: a tap in their
   place gathers them into one step, with no task, future or wake-up per request;
+- where several steps' outputs are there at once it hands them over one after another, in one callback too;
 - the object that it makes of an output for its callers costs more than the rest of the way, and what it does before
   that is for text, log-probabilities, and a request's begin and end: a request that wants ids alone has those between
   its first and its last taken before.
@@ -65,10 +66,13 @@ class Live:
 
 
 class Taps:
-    """All taps of one AsyncLLM, whose output processor they sit on."""
+    """All taps of one AsyncLLM, whose output processor they sit on.
 
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
+    `begin` is called before outputs are handed over: what was taken until then was of an earlier step, or of none.
+    """
+
+    def __init__(self, processor: Any, begin: Callable[[], None]) -> None:
+        self._processor, self._begin = processor, begin
         self._flowing: dict[str, Live] = {}
         self._process: Callable[..., Any] = processor.process_outputs
         processor.process_outputs = self._process_outputs
@@ -90,6 +94,7 @@ class Taps:
         self, engine_core_outputs: Any, engine_core_timestamp: Any = None, iteration_stats: Any = None, **more: Any
     ) -> Any:
         """vLLM's, for all but tokens of streams that flow; without its latencies, which nobody reads here."""
+        self._begin()
         rest: list[Any] = []
         for output in engine_core_outputs:
             live = self._flowing.get(output.request_id)
