@@ -166,8 +166,9 @@ async def aborts(p: ProxySide) -> None:
 async def a_backlog_is_steps(p: ProxySide, replica: RunningReplica) -> None:
     """What a front end finds waiting, when it had no core for a while, is in frames as ever."""
     alone = await p.ask("Hello", max_tokens=900, sampling=GREEDY)
-    number = await p.start("Hello", max_tokens=900, sampling=GREEDY)
-    await p.until(lambda: p.seen[number].tokens)
+    plain = await p.start("Hello", max_tokens=900, sampling=GREEDY)
+    with_logprobs = await p.start("Hello", max_tokens=900, sampling=replace(GREEDY, logprobs=1))
+    await p.until(lambda: p.seen[with_logprobs].tokens)
     front_end, engine = psutil.Process(replica.child.pid), _named(replica, "VLLM::EngineCore")
     front_end.suspend()
     try:
@@ -178,7 +179,9 @@ async def a_backlog_is_steps(p: ProxySide, replica: RunningReplica) -> None:
                     await asyncio.sleep(0.01)
     finally:
         front_end.resume()
-    assert (await p.end_of(number)).tokens == alone.tokens  # _take looks at each frame
+    assert (await p.end_of(plain)).tokens == alone.tokens  # _take looks at each frame
+    seen = await p.end_of(with_logprobs)
+    assert seen.tokens == alone.tokens == [x.id for x in seen.logprobs]
 
 
 async def sampling_parameters(p: ProxySide) -> None:
