@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from authority_fixtures import credentials, replica_env
 
 from headrace.core.phase import Phase
 from headrace.core.specfile import dump_spec
@@ -35,6 +36,7 @@ from headrace.core.types import Load, ModelSpec, ReplicaId, ReplicaSpec, Replica
 from headrace.process import Child, child_env
 from headrace.rpc import convert, convert_streams
 from headrace.rpc.channel import open_channel
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc
 
 WAIT_S = 60.0
@@ -256,7 +258,7 @@ async def spawned(spec: ReplicaSpec, directory: Path, cache_dir: Path | None = N
     (directory / "spec.json").write_text(text)
     child = Child.spawn(
         [sys.executable, "-m", "headrace.replica", str(directory)],
-        env=child_env(sources=True),
+        env=child_env(replica_env(directory), sources=True),
         output=directory / "replica.log",
     )
     try:
@@ -270,7 +272,7 @@ async def running(spec: ReplicaSpec, directory: Path, cache_dir: Path | None = N
     """A replica that listens; wait for `ready` yourself."""
     async with spawned(spec, directory, cache_dir) as child:
         endpoint = await _endpoint(directory, child)
-        async with open_channel(endpoint["address"]) as channel:
+        async with open_channel(endpoint["address"], credentials(Role.NODE), Role.NODE) as channel:
             yield RunningReplica(child, directory, spec.replica_id, endpoint["address"], channel)
 
 

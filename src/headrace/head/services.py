@@ -23,6 +23,7 @@ from headrace.head.questions import Questions
 from headrace.head.topic import Topic
 from headrace.rpc import convert, convert_head, convert_story
 from headrace.rpc.channel import rpc_errors
+from headrace.rpc.guard import caller
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc, node_pb2, node_pb2_grpc
 
 log = structlog.get_logger()
@@ -45,6 +46,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         if first is None or first.WhichOneof("message") != "hello":
             raise InvalidRequest("A node session begins with a hello.")
         info = convert.node_info_from_pb(first.hello)
+        caller(context).check_node(info.node_id)
         held = [g for i in self._ledger.state.intents.on(info.node_id) for g in i.gpu_indices]
         try:
             session = self._cluster.join(info, held)
