@@ -186,11 +186,16 @@ class RunningReplica:
     directory: Path
     replica_id: str
     address: str
-    channel: grpc.aio.Channel
+    channel: grpc.aio.Channel  # as its scheduler
+    proxy_channel: grpc.aio.Channel
 
     @property
     def stub(self) -> replica_pb2_grpc.ReplicaServiceStub:
         return replica_pb2_grpc.ReplicaServiceStub(self.channel)
+
+    @property
+    def proxy_stub(self) -> replica_pb2_grpc.ReplicaServiceStub:
+        return replica_pb2_grpc.ReplicaServiceStub(self.proxy_channel)
 
     async def statuses(self, replica_id: str | None = None) -> AsyncIterator[ReplicaStatus]:
         request = replica_pb2.WatchReplicaRequest(replica_id=replica_id or self.replica_id)
@@ -221,7 +226,7 @@ class RunningReplica:
 
     @contextlib.asynccontextmanager
     async def session(self, proxy_id: str = "p1", replica_id: str | None = None) -> AsyncIterator[ProxySide]:
-        call = self.stub.Session()
+        call = self.proxy_stub.Session()
         hello = replica_pb2.SessionHello(proxy_id=proxy_id, replica_id=replica_id or self.replica_id)
         await call.write(replica_pb2.SessionRequest(hello=hello))
         side = ProxySide(call)
@@ -272,8 +277,12 @@ async def running(spec: ReplicaSpec, directory: Path, cache_dir: Path | None = N
     """A replica that listens; wait for `ready` yourself."""
     async with spawned(spec, directory, cache_dir) as child:
         endpoint = await _endpoint(directory, child)
-        async with open_channel(endpoint["address"], credentials(Role.NODE), Role.NODE) as channel:
-            yield RunningReplica(child, directory, spec.replica_id, endpoint["address"], channel)
+        at = endpoint["address"]
+        async with (
+            open_channel(at, credentials(Role.NODE), Role.NODE) as channel,
+            open_channel(at, credentials(Role.PROXY), Role.NODE) as proxy,
+        ):
+            yield RunningReplica(child, directory, spec.replica_id, at, channel, proxy)
 
 
 async def _endpoint(directory: Path, child: Child) -> dict[str, str]:

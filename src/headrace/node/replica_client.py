@@ -10,6 +10,7 @@ import grpc
 import structlog
 
 from headrace.core.types import Adapter, ReplicaId, ReplicaStatus
+from headrace.errors import InvalidRequest
 from headrace.rpc.channel import Connection, from_rpc, open_channel
 from headrace.rpc.convert import adapter_to_pb, replica_status_from_pb
 from headrace.rpc.credentials import Credentials
@@ -42,7 +43,7 @@ async def watch(
                 failures += 1
                 if failures == 3:  # before, it may just be about to end
                     log.warning("watch_broken", replica=replica_id, error=from_rpc(e, f"replica at {address}").message)
-            except ValueError as e:  # a phase that we do not know: another version
+            except InvalidRequest as e:  # such as a phase that we do not know: another version
                 log.error("watch_unreadable", replica=replica_id, error=str(e))
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(_REOPEN_MAX_S, pause_s * 2)

@@ -12,7 +12,7 @@ import structlog
 
 from headrace.core.route_delta import NOTHING, RouteDelta, apply, diff, follows
 from headrace.core.types import RouteTable
-from headrace.errors import Forbidden, HeadraceError, TlsFailed
+from headrace.errors import Forbidden, HeadraceError, InvalidRequest, TlsFailed
 from headrace.proxy.changed import Changed
 from headrace.rpc import convert_head
 from headrace.rpc.channel import Connection, from_rpc
@@ -76,7 +76,7 @@ class Routes:
 
     def _tell(self, error: HeadraceError) -> None:
         """A head that is away is no news; one that does not let us in is, once."""
-        if isinstance(error, TlsFailed | Forbidden) and error.message != self._told:
+        if isinstance(error, TlsFailed | Forbidden | InvalidRequest) and error.message != self._told:
             self._told = error.message
             log.error("head_refuses", error=error.message)
         else:

@@ -94,8 +94,8 @@ class NoCredential(UserError):
 def no_credential(role: Role, head_host: str) -> NoCredential:
     if role is Role.ADMIN and is_loopback(head_host):
         return NoCredential(
-            f"This user has no certificate for the head at {head_host}: run this as the user that runs the head, and with"
-            " its --state_dir."
+            f"This user has no certificate for the head at {head_host}: run this as the user that runs the head, and"
+            " with its --state_dir."
         )
     return NoCredential(
         f"This machine has no certificate for the head at {head_host}: {_JOIN[role]}, or give --tls_cert, --tls_key and"
