@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -87,6 +88,16 @@ def test_an_issued_certificate_is_replaced_in_time() -> None:
     assert certificates.ends_at(short.current().certificate) > certificates.ends_at(first.certificate)
 
 
+def test_a_clock_that_is_set_back_leaves_no_certificate_that_is_not_valid_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr("headrace.rpc.credentials.time.time", lambda: now + 86400)
+    monkeypatch.setattr("headrace.rpc.authority.time.time", lambda: now + 86400)
+    mine = Issued(Authority.open(STATE), Role.HEAD, "head", life_s=1000.0)
+    assert certificates.life(mine.current().certificate)[0] > now + 86000
+    monkeypatch.undo()
+    assert certificates.life(mine.current().certificate)[0] <= now + 60
+
+
 def test_a_kept_certificate_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     mine = [credentials(Role.NODE, str(n)).current() for n in range(2)]
@@ -159,6 +170,23 @@ def test_a_key_of_another_certificate(tmp_path: Path) -> None:
     shutil.copy(other.folder / "key.pem", own.folder / "key.pem")
     with pytest.raises(UserError, match="the key is not that of the certificate"):
         own.files()
+
+
+async def test_one_of_the_future_is_renewed_at_once(tmp_path: Path) -> None:
+    authority = Authority.open(STATE)
+    key = certificates.new_key()
+    early = certificates.sign(
+        key.public_key(), Role.NODE, "1", authority=authority.certificate, key=authority.key, now=time.time() + 9999,
+        life_s=1000.0,
+    )  # fmt: skip
+    kept = keep(tmp_path / "c.json", Material(certificates.key_pem(key), early, authority.pem))
+    renewed = asyncio.Event()
+
+    async def renew() -> None:
+        renewed.set()
+
+    await until_renewed(kept, renew)
+    assert renewed.is_set()
 
 
 async def test_renewal_is_tried_until_it_works(tmp_path: Path) -> None:
