@@ -60,12 +60,13 @@ format: $(VENV)/.dev ## format the code, mend what the linter can
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.bench ## run the benchmarks, which install their peers; takes about an hour (ARGS="proxies --rounds 1")
-	PYTHON=$(BIN)/python scripts/bench.sh $(ARGS)
+	exec env PYTHON=$(BIN)/python $(BIN)/python scripts/contain.py scripts/bench.sh $(ARGS)
 
 chaos: $(VENV)/.dev $(if $(filter vllm,$(ENGINE)),$(VENV)/.vllm) ## break the running system at random and check that nothing is lost (SEED, MINUTES, RATE, ENGINE)
 	$(if $(filter vllm,$(ENGINE)),@! grep SKIPPED $(VENV)/.vllm)
-	GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ENGINE=$(ENGINE) MUTANTS=$(MUTANTS) \
-	  MODEL=$(MODEL) $(if $(filter vllm,$(ENGINE)),$(VENV)/vllm/env,$(VENV))/bin/python -m chaos_harness
+	exec env GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ENGINE=$(ENGINE) \
+	  MUTANTS=$(MUTANTS) MODEL=$(MODEL) $(BIN)/python scripts/contain.py \
+	  $(if $(filter vllm,$(ENGINE)),$(VENV)/vllm/env,$(VENV))/bin/python -m chaos_harness
 
 protos: $(VENV)/.dev ## generate src/headrace/rpc/v1 from protos/
 	PYTHON=$(BIN)/python scripts/generate_protos.sh
