@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -72,6 +73,9 @@ def main() -> int:
     results = Path(os.environ.get("RESULTS") or "results/chaos").absolute()
     only = os.environ.get("MUTANTS", "all")
     failed = False
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, lambda *_: signal.raise_signal(signal.SIGINT))  # the run then stops what it started
     if os.environ.get("ENGINE") == "vllm" and not importlib.util.find_spec("vllm"):
         print("There is no vLLM in this environment: `make chaos ENGINE=vllm` makes one that has it.", file=sys.stderr)
         return 2
@@ -100,4 +104,8 @@ def _made(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("Stopped; nothing of it is left.", file=sys.stderr)
+        sys.exit(130)
