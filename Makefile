@@ -15,12 +15,15 @@ RATE ?= 20
 ENGINE ?= simulated
 MODEL ?=
 MUTANTS ?= all
+# What `make fuzz` does: its seed, for how long, one kind alone, one case of it again. (SEED and MINUTES are chaos's too.)
+KIND ?=
+CASE ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-long test-vllm check format bench chaos protos
+.PHONY: help up test test-long test-vllm check format bench chaos fuzz protos
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +60,9 @@ chaos: $(VENV)/.dev $(if $(filter vllm,$(ENGINE)),$(VENV)/.vllm) ## break the ru
 	$(if $(filter vllm,$(ENGINE)),@! grep SKIPPED $(VENV)/.vllm)
 	GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ENGINE=$(ENGINE) MUTANTS=$(MUTANTS) \
 	  MODEL=$(MODEL) $(if $(filter vllm,$(ENGINE)),$(VENV)/vllm/env,$(VENV))/bin/python -m chaos_harness
+
+fuzz: $(VENV)/.dev ## send the running system what nobody should, and check that it stands (SEED, MINUTES, KIND, CASE)
+	GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) KIND=$(KIND) CASE=$(CASE) $(BIN)/python -m fuzz
 
 protos: $(VENV)/.dev ## generate src/headrace/rpc/v1 from protos/
 	PYTHON=$(BIN)/python scripts/generate_protos.sh
