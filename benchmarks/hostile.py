@@ -3,30 +3,33 @@
     python benchmarks/hostile.py [--only prompt-4m,metadata] [--quick] [--limit_s 300] [--engine openvino] [--assert]
 
 A real system (head, one proxy, a scheduler; the demo model in OpenVINO, or `--engine simulated`, and a replica of the
-simulated engine) is asked by its clients without pause: three streams of a token each 20 ms, two of short answers of
-the demo model, and a question to the proxy each 20 ms. Meanwhile each input of `strangers/` comes from a process of its
-own, and the next one only when the clients are served again. To try another version (another work tree), run this file
-with that version's Python:
+simulated engine) is asked by its clients without pause: two streams of a token each 20 ms, short answers of both
+models, and a question to the proxy each 20 ms. Meanwhile each input of `strangers/` comes from a process of its own and
+with another API key, and the next one only when the clients are served again. To try another version (another work
+tree), run this file with that version's Python:
 
     ../other/.venv/bin/python benchmarks/hostile.py
 
 Per input: what it was answered and after how long; the worst gap; the growth of memory; what became of the others.
 
-**The gap.** A gap is a time in which nothing came from a process to any of its clients. Its length by the clock is no
-measure where others use the machine, so what counts is what the process itself did meanwhile: the time that its event
-loop's thread ran on a core, and for as long as that thread waited for the interpreter's lock, the time that the
-process's other threads ran. (Seen from outside, by the kernel's counts, a hundred times a second; Linux only, see
-`strangers/watch.py`.)
-"All its threads" is the whole process's time in the same gap, which also has threads that hold nobody up, such as a
-tokenizer that has let the interpreter go. "By the clock" is the longest that any client waited, whoever was to blame.
+**The gap.** How long others wait by the clock is no measure where others use the machine, so what counts is what the
+process itself did in one turn of its event loop, in which it can serve nobody: the time that the loop's thread ran on a
+core, and for as long as that thread waited for the interpreter's lock, the time that the process's other threads ran.
+A turn ends when a client hears from the process, or when the loop is seen to have nothing to do. (All of it is seen
+from outside, by the kernel's counts, a hundred times a second; Linux only, see `strangers/watch.py`.) "All threads" is
+the whole process's time from the token before to the token after, which also has threads that hold nobody up, such as a
+tokenizer that has let the interpreter go. "By the clock" is the longest that any client waited, whoever was to blame:
+between two tokens, and for the first one.
 
 **Memory.** The most that a process had resident after the input began (its peak is forgotten before), less what it had
 then; and that over the size of all bodies that were under way at once. For what is no body, such as connections, 16 KiB
 count for each.
 
-**Verdict.** `gap`: over 250 ms. `memory`: over 8 × the body and 16 MiB. `others failed`: a client that means no harm
-got an error or half an answer. `status`: a 5xx that is no 503. `no answer`: none within 15 or 25 s. The exit status is
-0 all the same, unless `--assert`.
+What a process has kept of an earlier input is not counted again, so that `--only NAME` is the exact figure of one.
+
+**Verdict.** `gap`: over 250 ms. `memory`: over 8 × the body and 16 MiB, or 256 MiB in all. `others failed`: a client
+that means no harm got an error or half an answer. `others waited`: one did for 5 s, by the clock. `status`: a 5xx that
+is no 503. `no answer`: none within 15 or 25 s. The exit status is 0 all the same, unless `--assert`.
 Figures go to `results/hostile.json` (`--json`).
 """
 
@@ -34,6 +37,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import signal
@@ -73,7 +77,7 @@ async def measured(system: System, others: Bystanders, hostile: Hostile) -> Meas
     """One input, from a quiet system to a quiet system."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    child = context.Process(target=stranger, args=(theirs, hostile.name, system.where), daemon=True)
+    child = context.Process(target=stranger, args=(theirs, hostile.name, system.strange), daemon=True)
     child.start()
     theirs.close()
     try:
@@ -102,7 +106,8 @@ async def measured(system: System, others: Bystanders, hostile: Hostile) -> Meas
     told = told if isinstance(told, Told) else Told()
     return Measured(
         hostile.name, hostile.origin, dict(told.statuses), told.first, told.took_s, size, gaps, grown or {"-": 0},
-        others.worst_wait_s, others.late_s, dict(others.failures), [n for n in pids if n not in grown], settled,
+        others.worst_wait_s, others.worst_first_s, others.late_s, dict(others.failures),
+        [n for n in pids if n not in grown], settled,
     )  # fmt: skip
 
 
@@ -125,8 +130,9 @@ async def _quiet(others: Bystanders) -> bool:
 async def run(args: argparse.Namespace, chosen: list[Hostile]) -> int:
     rows: list[Measured] = []
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
-        system = System(Path(folder), args.engine)
+    with contextlib.ExitStack() as stack:
+        folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-")))
+        system = System(folder, args.engine)
         try:
             await system.start()
             print(f"Headrace {__version__}; {table.machine()}\n{table.HEAD}", flush=True)
@@ -169,6 +175,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="say what there is, and end")
     parser.add_argument("--limit_s", type=float, default=300.0, help="seconds after which no other input is begun")
     parser.add_argument("--engine", default="openvino", choices=("openvino", "simulated"), help="of the demo model")
+    parser.add_argument("--folder", type=Path, help="for state and logs, to look at afterwards")
     parser.add_argument("--json", type=Path, default=Path("results/hostile.json"))
     parser.add_argument("--assert", dest="check", action="store_true", help="exit with 1 if a bound is broken")
     args = parser.parse_args()

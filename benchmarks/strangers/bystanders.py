@@ -24,13 +24,13 @@ class Bystanders:
         self._where = where
         self.arrivals: dict[str, list[float]] = defaultdict(list)
         self.last: dict[str, float] = {}
-        self.worst_wait_s = 0.0
+        self.worst_wait_s = self.worst_first_s = 0.0
         self.failures: Counter[str] = Counter()
         self.late_s = 0.0  # the most that a timer of this process was late
 
     async def __aenter__(self) -> Bystanders:
-        clients = [self._client(f"sim-{i}", "sim", TOKENS, 0.0) for i in range(3)]
-        clients += [self._client(f"demo-{i}", "demo", 8, 0.04) for i in range(2)]
+        clients = [self._client(f"sim-{i}", "sim", TOKENS, 0.0) for i in range(2)]
+        clients += [self._client(f"{model}-short-{i}", model, 8, 0.04) for model in ("sim", "demo") for i in range(2)]
         self._tasks = [asyncio.create_task(c) for c in (*clients, self._turns(), self._lateness())]
         return self
 
@@ -43,10 +43,14 @@ class Bystanders:
         """Begin anew: for the next input."""
         self.arrivals.clear()
         self.failures.clear()
-        self.worst_wait_s = self.late_s = 0.0
+        self.worst_wait_s = self.worst_first_s = self.late_s = 0.0
 
-    def heard(self, who: str, model: str, now: float) -> None:
-        self.worst_wait_s = max(self.worst_wait_s, now - self.last.get(who, now))
+    def heard(self, who: str, model: str, now: float, asked: float | None = None) -> None:
+        """Something came. `asked`: when its request began, if it is the first of an answer."""
+        if asked is not None:
+            self.worst_first_s = max(self.worst_first_s, now - asked)
+        else:
+            self.worst_wait_s = max(self.worst_wait_s, now - self.last.get(who, now))
         self.last[who] = now
         self.arrivals[model].append(now)
 
@@ -69,6 +73,7 @@ class Bystanders:
             "model": model, "messages": [{"role": "user", "content": f"Go on, {who}."}], "stream": True,
             "max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True,
         }  # fmt: skip
+        asked: float | None = time.monotonic()
         reader, writer = await asyncio.open_connection(self._where.host, self._where.port)
         tail = head = b""
         try:
@@ -76,8 +81,9 @@ class Bystanders:
             while data := await reader.read(65536):
                 if not head:
                     head = data
-                if b"data: " in data:
-                    self.heard(who, model, time.monotonic())
+                if b'"delta":{"content":' in data:  # not the role, which comes before there is a token
+                    self.heard(who, model, time.monotonic(), asked)
+                    asked = None
                 tail = (tail + data)[-512:]
         finally:
             writer.transport.abort()

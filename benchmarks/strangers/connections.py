@@ -45,10 +45,10 @@ def _pipelined_and_gone(where: Where) -> Script:
 
 
 def _pipelined(where: Where) -> Script:
-    """20,000 requests in one piece."""
+    """5,000 requests in one piece."""
     request = where.head("/health", method="GET", close=False)
     last = where.head("/health", method="GET")
-    return Script.of(request * 20_000 + last)
+    return Script.of(request * 5_000 + last)
 
 
 def _unread(where: Where, path: str) -> Script:
@@ -78,6 +78,7 @@ def _query(where: Where) -> Script:
         "/v1/chat/demo?temperature=" + "1_" * 30_000,
         "/v1/chat/demo?stop=" + "%F0%9F%98%80" * 5_000,
         "/v1/chat/" + "%2e%2e%2f" * 6_500,
+        "/v1/chat/" + "x" * 60_000,
     )
     return Script.of(*(where.post(p, b"hello", media="text/plain") for p in paths))
 
@@ -94,6 +95,11 @@ def _headers(where: Where) -> Script:
     return Script.of(*(where.post(CHAT, body(stream=True), *f) for f in fields))
 
 
+def _flood(where: Where) -> Script:
+    """3,000 connections that close at once."""
+    return Script((Talk((), leave_s=0.0),) * 3_000, 64 * 16_384)
+
+
 def _wrong_keys(where: Where) -> Script:
     wrong = Where(where.host, where.port, "k" * 60_000)
     return Script.of(*([wrong.post(CHAT, body())] * 300), at_once=16)
@@ -107,11 +113,12 @@ def _pages(where: Where) -> Script:
 INPUTS = (
     Hostile("bodies-unfinished", "80 bodies of 8 MB that never end", _unfinished, quick=True),
     Hostile("connections-idle", "500 silent connections", _idle, quick=True),
+    Hostile("connections-closed", "3,000 connections that close at once", _flood),
     Hostile("heads-slow", "200 heads, ten bytes a second", _slow_heads),
     Hostile("trickle-after-401", "100 bodies that go on after 401, ten bytes a second", _after_401, quick=True),
     Hostile("garbage", "2,000 connections that speak no HTTP", _garbage, quick=True),
     Hostile("pipelined-gone", "300 clients that ask twice at once and leave", _pipelined_and_gone),
-    Hostile("pipelined", "20,000 requests in one piece", _pipelined),
+    Hostile("pipelined", "5,000 requests in one piece", _pipelined),
     Hostile("unread-docs", "10,000 answers that nobody reads", lambda w: _unread(w, "/openapi.json")),
     Hostile("chunks", "a body in 1.3 million chunks", _chunks),
     Hostile("segments", "a body in 20,000 writes", _segments),

@@ -43,6 +43,14 @@ def _bombs(where: Where) -> Script:
     return Script.of(*(_form(where, json=s) for s in schemas), at_once=4)
 
 
+def _tools(count: int) -> list[dict[str, Any]]:
+    return [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": {
+            "type": "object", "properties": {f"p{j}": {"type": "string", "maxLength": 1000} for j in range(45)}}}}
+        for i in range(count)
+    ]  # fmt: skip
+
+
 def _words(size: int) -> str:
     return "words " * (size // 6)
 
@@ -66,12 +74,21 @@ INPUTS = (
         _post(w, "/tokenize", prompt=_words(MOST - 500), return_token_strs=True), limit_s=25.0)),
     Hostile("tokenize-messages", "4 MB of messages to /tokenize", lambda w: Script.of(
         _post(w, "/tokenize", messages=[{"role": "user", "content": _words(4_000_000)}]), limit_s=25.0)),
+    Hostile("tokenize-sim", "1 MB to /tokenize of the simulated engine, with the tokens' names", lambda w: Script.of(
+        _post(w, "/tokenize", model="sim", prompt="a" * 1_000_000, return_token_strs=True), limit_s=25.0), "sim"),
+    Hostile("template-tokens", "4,096 messages, and tokens of 15 KB for the template to write between them",
+            lambda w: Script.of(_post(w, CHAT, messages=MESSAGES * 4096, chat_template_kwargs={
+                "bos_token": "b" * 7_000, "eos_token": "e" * 7_000}), limit_s=25.0)),
+    Hostile("tools-demanded", "100 tools of 2 KB, one of which must be called", lambda w: Script.of(
+        _post(w, CHAT, messages=MESSAGES, max_tokens=8, tool_choice="required", tools=_tools(100)), limit_s=25.0)),
     Hostile("prompt-sim", "4 MB of words to the simulated engine", lambda w: Script.of(
         _post(w, COMPLETE, model="sim", prompt=_words(4_000_000)), limit_s=25.0), "sim"),
     Hostile("completions-128", "128 prompts of 60 KB", lambda w: Script.of(
         _post(w, COMPLETE, model="sim", prompt=[_words(60_000)] * 128, max_tokens=4), limit_s=25.0), "sim", quick=True),
     Hostile("completions-n", "8 prompts, 16 answers each", lambda w: Script.of(
         _post(w, COMPLETE, model="sim", prompt=["a"] * 8, n=16, max_tokens=50)), "sim"),
+    Hostile("logprobs", "8 prompts, 16 answers each, 20 log-probabilities for each token", lambda w: Script.of(
+        _post(w, COMPLETE, model="sim", prompt=["a"] * 8, n=16, max_tokens=50, logprobs=20)), "sim"),
     Hostile("prompt-logprobs", "log-probabilities of a prompt of 3,000 tokens", lambda w: Script.of(
         _post(w, COMPLETE, model="sim", prompt=" water" * 3_000, prompt_logprobs=20, max_tokens=1)), "sim"),
     Hostile("embeddings-2048", "2,048 texts of 4 KB", lambda w: Script.of(
@@ -80,6 +97,9 @@ INPUTS = (
         _post(w, "/v1/embeddings", model="sim", input=[[1] * 1_300] * 2048), limit_s=25.0), "sim"),
     Hostile("embeddings-short", "2,048 texts of a letter", lambda w: Script.of(
         _post(w, "/v1/embeddings", model="sim", input=["a"] * 2048), limit_s=25.0), "sim"),
+    Hostile("embeddings-dimensions", "2,048 vectors of 65,536 numbers", lambda w: Script.of(
+        _post(w, "/v1/embeddings", model="sim", input=["a"] * 2048, dimensions=65_536), limit_s=25.0), "sim",
+        quick=True),
     Hostile("rerank-2048", "2,048 documents of 4 KB", lambda w: Script.of(
         _post(w, "/rerank", model="sim", query="water", documents=[_words(3_900)] * 2048), limit_s=25.0), "sim"),
     Hostile("rerank-query", "a query of 500 KB for 2,048 documents", lambda w: Script.of(

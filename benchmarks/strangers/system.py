@@ -1,4 +1,4 @@
-"""The system that is tried: a head with one proxy, a scheduler, a replica of each of two models, and an API key.
+"""The system that is tried: a head with one proxy, a scheduler, a replica of each of two models, and two API keys.
 
 Started by its commands alone, and asked by its commands alone, so that any version of it can be tried.
 """
@@ -16,6 +16,7 @@ import sys
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,14 @@ class System:
         self.http, self.node, self.grpc = (s.getsockname()[1] for s in ports)
         for s in ports:
             s.close()
-        self.where = Where("127.0.0.1", self.http, secrets.token_urlsafe(16))
+        self.where = Where("127.0.0.1", self.http, secrets.token_urlsafe(16))  # for those that mean no harm
+        self.strange = replace(self.where, key=secrets.token_urlsafe(16))
         self.pids: dict[str, int] = {}  # "proxy" and the models
 
     async def start(self) -> None:
         """Until each model answers. TimeoutError with the logs' ends if that does not come."""
         keys, catalog = self.folder / "keys", self.folder / "catalog.json"
-        keys.write_text(self.where.key + "\n")
+        keys.write_text(f"{self.where.key} name=bystander\n{self.strange.key} name=stranger\n")
         keys.chmod(0o600)
         catalog.write_text(json.dumps(_CATALOG))
         self._spawn(

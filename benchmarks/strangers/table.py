@@ -10,7 +10,9 @@ from typing import Any
 from strangers.watch import Gap
 
 GAP_S = 0.25
+WAIT_S = 5.0  # by the clock, so only what no busy machine explains
 MEMORY_TIMES = 8.0
+TOTAL_BYTES = 256 * 2**20  # however much came: a proxy has to live with half a gigabyte
 SLACK_BYTES = 16 * 2**20  # what a process's memory moves by without any strange input, the allocator's arenas included
 
 
@@ -26,7 +28,8 @@ class Measured:
     body_bytes: int
     gaps: dict[str, Gap]
     grown_bytes: dict[str, int]
-    wait_s: float  # the longest that a bystander waited, by the clock
+    wait_s: float  # the longest that a bystander waited between two tokens, by the clock
+    first_s: float  # and for its first token
     late_s: float  # the most that a timer of the bystanders' own process was late
     failures: dict[str, int] = field(default_factory=dict)
     died: list[str] = field(default_factory=list)
@@ -46,12 +49,14 @@ class Measured:
         found = [f"{who} died" for who in self.died]
         if self.slowest()[1].made_s > GAP_S:
             found.append("gap")
-        if self.largest()[1] > MEMORY_TIMES * self.body_bytes + SLACK_BYTES:
+        if self.largest()[1] > min(MEMORY_TIMES * self.body_bytes + SLACK_BYTES, TOTAL_BYTES):
             found.append("memory")
         if self.failures:
             found.append("others failed")
         if any(s.startswith("5") and s != "503" for s in self.statuses):
             found.append("status")
+        if max(self.wait_s, self.first_s) > WAIT_S:
+            found.append("others waited")
         if "late" in self.statuses:
             found.append("no answer")
         if not self.settled:
@@ -71,9 +76,9 @@ def summary(statuses: dict[str, int]) -> str:
 
 
 HEAD = (
-    "| input | body | answer | after, s | worst gap, ms: made by | all its threads | by the clock | memory | × body |"
-    " others | verdict |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|"
+    "| input | body | answer | after, s | worst gap, ms: made by | all threads | by the clock | first token | memory"
+    " | × body | others | verdict |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -84,8 +89,8 @@ def line(m: Measured) -> str:
     verdict = ", ".join(m.wrong()) or "ok"
     return (
         f"| {m.name} | {_size(m.body_bytes)} | {summary(m.statuses)} | {m.took_s:.1f} | {gap.made_s * 1e3:.0f} {who} |"
-        f" {gap.process_s * 1e3:.0f} | {m.wait_s * 1e3:.0f} | {_size(grown)} {which} | {m.times():.1f} | {failures} |"
-        f" {verdict} |"
+        f" {gap.process_s * 1e3:.0f} | {m.wait_s * 1e3:.0f} | {m.first_s * 1e3:.0f} | {_size(grown)} {which} |"
+        f" {m.times():.1f} | {failures} | {verdict} |"
     )
 
 

@@ -42,7 +42,7 @@ INPUTS = (
     Hostile("charset-punycode", "a codec of Python's that takes quadratic time, 300 kB",
             lambda w: Script.of(_plain(w, "punycode", b"zaaaaaaa" * 37_500)), quick=True),
     Hostile("charset-idna", "a codec that is none for text, 100 kB",
-            lambda w: Script.of(_plain(w, "idna", b"zaaaaaaa" * 12_500))),
+            lambda w: Script.of(_plain(w, "idna", b"xn--" + b"zaaaaaaa" * 12_500))),
     Hostile("charset-undefined", "a codec that always fails", lambda w: Script.of(_plain(w, "undefined", b"a" * 100))),
     Hostile("charset-every", "each codec that Python knows, 18 kB", _every_codec),
     Hostile("charset-utf7", "8 MB of UTF-7", lambda w: Script.of(_plain(w, "utf-7", b"+AGE-" * (MOST // 5 - 100)))),

@@ -4,11 +4,12 @@ Four counts of the kernel are read a hundred times a second for each process tha
 
 - the time that its main thread, which runs the event loop, was on a core and waited for one (`schedstat`);
 - the time that all its threads were on a core (the process's CPU clock);
-- whether the main thread waits at a futex. An idle event loop waits in epoll, so at a futex it waits for the
+- where the main thread waits. In epoll its loop has come round and has nothing to do; at a futex it waits for the
   interpreter's lock, which another thread of the process holds.
 
 `made_s` is what the process itself took from whoever waits for it: its loop's time on a core, and, for as long as the
-loop waits for the interpreter, the time of the other threads. A busy machine adds nothing to either.
+loop waits for the interpreter, the time of the other threads. A busy machine adds nothing to either. A turn of the loop
+ends when somebody hears from it, or when it is seen in epoll.
 """
 
 from __future__ import annotations
@@ -18,17 +19,21 @@ import itertools
 import os
 import threading
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
 
 _EVERY_S = 0.01
 _FUTEX = {"x86_64": b"202", "aarch64": b"98"}.get(os.uname().machine, b"none")
+_EPOLL = {"x86_64": (b"232", b"281", b"441"), "aarch64": (b"22", b"441")}.get(os.uname().machine, ())
 
 
 @dataclass
 class Clock:
-    """Of one process: what it had spent when. `loop_s` and `process_s` are sums, as `made_s` is."""
+    """Of one process: what it had spent when. `loop_s` and `process_s` are sums, as `made_s` is.
+
+    `idle`: when its loop was seen to have nothing to do.
+    """
 
     name: str
     pid: int
@@ -36,6 +41,7 @@ class Clock:
     made_s: list[float] = field(default_factory=list)
     loop_s: list[float] = field(default_factory=list)
     process_s: list[float] = field(default_factory=list)
+    idle: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         task = f"/proc/{self.pid}/task/{self.pid}"
@@ -54,12 +60,14 @@ class Clock:
             process_s = time.clock_gettime(
                 (~self.pid << 3) | 2
             )  # the CPU clock of another process, as the C library makes it
-            blocked = self._call is not None and os.pread(self._call, 256, 0).split(b" ", 1)[0] == _FUTEX
+            call = b"" if self._call is None else os.pread(self._call, 256, 0).split(b" ", 1)[0]
         except (OSError, ValueError):
             self.alive = False
             return
         now, loop_s, waited_s = time.monotonic(), int(ran) / 1e9, int(waited) / 1e9
-        made_s = 0.0
+        made_s, blocked = 0.0, call == _FUTEX
+        if call in _EPOLL:
+            self.idle.append(now)
         if self.at:
             loop = loop_s - self.loop_s[-1]
             made_s = self.made_s[-1] + loop
@@ -117,7 +125,10 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Gap:
-    """A time in which nothing came, and what the process did in it: its loop alone, all its threads, and `made_s`."""
+    """A turn of a loop: what the process did in it (`made_s`), and its loop alone.
+
+    `wall_s`, `process_s`: of the time around it in which nobody heard anything, its length and what all threads did.
+    """
 
     wall_s: float = 0.0
     made_s: float = 0.0
@@ -126,14 +137,18 @@ class Gap:
 
 
 def worst_gap(clock: Clock, arrivals: list[float], end: float) -> Gap:
-    """Of the gaps between arrivals, the one of most `made_s`. `end` closes the last."""
+    """The turn of most `made_s`. `arrivals`: when somebody heard from the process; `end`: of what is looked at."""
     worst = Gap()
-    times = [*sorted(arrivals), end]
-    for a, b in itertools.pairwise(times):
-        made = clock.between(clock.made_s, a, b) if clock.at else 0.0
+    if not clock.at:
+        return worst
+    heard = [clock.at[0], *sorted(arrivals), end]
+    for a, b in itertools.pairwise(sorted({*heard, *clock.idle})):
+        made = clock.between(clock.made_s, a, b)
         if made > worst.made_s:
-            loop, process = (clock.between(sums, a, b) for sums in (clock.loop_s, clock.process_s))
-            worst = Gap(b - a, made, loop, process)
+            at = max(1, min(bisect_right(heard, a), len(heard) - 1))
+            begin, over = heard[at - 1], heard[at]
+            process = clock.between(clock.process_s, begin, over)
+            worst = Gap(over - begin, made, clock.between(clock.loop_s, a, b), process)
     return worst
 
 
