@@ -17,6 +17,9 @@ RATE ?= 20
 ENGINE ?= simulated
 MODEL ?=
 MUTANTS ?= all
+# What `make fuzz` does: its seed, for how long, one kind alone, one case of it again. (SEED and MINUTES are chaos's too.)
+KIND ?=
+CASE ?=
 
 BIN := $(VENV)/bin
 comma := ,
@@ -28,7 +31,7 @@ install = $(if $(LOCK),\
   $(PIP) install -e '.[$2]')
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-long test-vllm check format bench chaos protos lock sbom
+.PHONY: help up test test-long test-vllm check format bench chaos fuzz protos lock sbom
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +70,9 @@ chaos: $(VENV)/.dev $(if $(filter vllm,$(ENGINE)),$(VENV)/.vllm) ## break the ru
 	exec env GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ENGINE=$(ENGINE) \
 	  MUTANTS=$(MUTANTS) MODEL=$(MODEL) $(BIN)/python scripts/contain.py \
 	  $(if $(filter vllm,$(ENGINE)),$(VENV)/vllm/env,$(VENV))/bin/python -m chaos_harness
+
+fuzz: $(VENV)/.dev ## send the running system what nobody should, and check that it stands (SEED, MINUTES, KIND, CASE)
+	GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) KIND=$(KIND) CASE=$(CASE) $(BIN)/python -m fuzz
 
 protos: $(VENV)/.dev ## generate src/headrace/rpc/v1 from protos/
 	PYTHON=$(BIN)/python scripts/generate_protos.sh
