@@ -22,7 +22,7 @@ from headrace.core.types import DeployRequest
 MAKES: dict[str, Make] = {bodies.KIND: bodies.make, raw.KIND: raw.make, short.KIND: short.make}
 KINDS = (openapi.KIND, *MAKES)
 _AT_ONCE = 6
-_MOST_FINDINGS = 8  # of one kind: then it is ended
+_MOST_FINDINGS = 8  # of one kind: others are counted
 _SIZE = Size(proxies=2, nodes=1, models=1, replicas=2, step_s=0.005, answer_tokens=150)
 
 
@@ -66,6 +66,7 @@ class Report:
     complaints: list[str] = field(default_factory=list)  # about the system as a whole
     sent: dict[str, int] = field(default_factory=dict)
     answers: int = 0  # that bystanders had
+    more: int = 0  # findings that are not told
 
     def wrong(self) -> bool:
         return bool(self.findings or self.complaints)
@@ -74,6 +75,7 @@ class Report:
         counts = ", ".join(f"{n} of {kind}" for kind, n in self.sent.items())
         lines = [f"seed {seed}: {counts}; bystanders had {self.answers} answers"]
         lines += [f.told(seed) for f in self.findings] + self.complaints
+        lines += [f"and {self.more} more findings"] if self.more else []
         return "\n".join(lines if self.wrong() else [*lines, "nothing is wrong"])
 
 
@@ -129,10 +131,13 @@ async def _cases(system: System, kind: str, plan: Plan, report: Report) -> None:
         for number in numbers:
             case = make(plan.seed, number, frozenset())
             report.sent[kind] = report.sent.get(kind, 0) + 1
-            if wrong := complaint(case, await send(system.address, case)):
+            wrong = complaint(case, await send(system.address, case))
+            if wrong and len(found) >= _MOST_FINDINGS:
+                report.more += 1
+            elif wrong:
                 case, outcome, wrong = await _smallest(system.address, make, plan.seed, number, case, wrong)
                 found.append(Finding(kind, number, wrong, case.sent(), bytes(outcome.data)))
-            if len(found) >= _MOST_FINDINGS or time.monotonic() > end:
+            if time.monotonic() > end:
                 return
 
     await asyncio.gather(*(worker() for _ in range(_AT_ONCE)))
