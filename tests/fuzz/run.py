@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -163,18 +165,26 @@ async def _documented(system: System, plan: Plan, report: Report) -> None:
     operations = await asyncio.to_thread(openapi.operations, url)
     end = time.monotonic() + plan.seconds if plan.seconds else float("inf")
 
+    over = threading.Event()
+
     def count() -> None:
+        if over.is_set() or time.monotonic() > end:
+            raise openapi.Enough
         report.sent[openapi.KIND] = report.sent.get(openapi.KIND, 0) + 1
 
-    for round_ in range(10**6):
-        for number, (label, operation) in enumerate(operations):
-            if plan.case not in (None, number) or any(f.number == number for f in report.findings):
-                continue
-            if wrong := await asyncio.to_thread(
-                openapi.try_operation, url, operation, plan.seed + round_, plan.examples, count
-            ):
-                report.findings.append(Finding(openapi.KIND, number, f"{label}: {wrong}"))
-            if time.monotonic() > end:
+    try:
+        for round_ in itertools.count():
+            for number, (label, operation) in enumerate(operations):
+                if plan.case not in (None, number) or any(
+                    f.number == number for f in report.findings if f.kind == openapi.KIND
+                ):
+                    continue
+                wrong = await asyncio.to_thread(
+                    openapi.try_operation, url, operation, plan.seed + round_, plan.examples, count
+                )
+                if wrong:
+                    report.findings.append(Finding(openapi.KIND, number, f"{label}: {wrong}"))
+            if not plan.seconds or plan.case is not None or time.monotonic() > end:
                 return
-        if not plan.seconds or plan.case is not None:
-            return
+    finally:
+        over.set()  # for the thread, which nobody can cancel
