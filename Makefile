@@ -72,7 +72,8 @@ chaos: $(VENV)/.dev $(if $(filter vllm,$(ENGINE)),$(VENV)/.vllm) ## break the ru
 	  $(if $(filter vllm,$(ENGINE)),$(VENV)/vllm/env,$(VENV))/bin/python -m chaos_harness
 
 fuzz: $(VENV)/.dev ## send the running system what nobody should, and check that it stands (SEED, MINUTES, KIND, CASE)
-	GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) KIND=$(KIND) CASE=$(CASE) $(BIN)/python -m fuzz
+	exec env GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) KIND=$(KIND) CASE=$(CASE) \
+	  $(BIN)/python scripts/contain.py $(BIN)/python -m fuzz
 
 protos: $(VENV)/.dev ## generate src/headrace/rpc/v1 from protos/
 	PYTHON=$(BIN)/python scripts/generate_protos.sh

@@ -46,6 +46,7 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from strangers import table, watch
 from strangers.bystanders import Bystanders
@@ -164,8 +165,15 @@ async def run(args: argparse.Namespace, chosen: list[Hostile]) -> int:
             "engine": args.engine,
             "inputs": [m.as_json() for m in rows],
         }
-        args.json.write_text(json.dumps(told | {"tracebacks": len(errors)}, indent=1))
+        told = told | {"tracebacks": len(errors)}
+        args.json.write_text(json.dumps(told, indent=1))
+        if args.beside:
+            _show(told, args.beside)
     return bool(args.check and (wrong or errors))
+
+
+def _show(told: dict[str, Any], earlier: Path | None) -> None:
+    print(table.beside(json.loads(earlier.read_text()), told) if earlier else table.of_json(told))
 
 
 def main() -> int:
@@ -177,10 +185,15 @@ def main() -> int:
     parser.add_argument("--engine", default="openvino", choices=("openvino", "simulated"), help="of the demo model")
     parser.add_argument("--folder", type=Path, help="for state and logs, to look at afterwards")
     parser.add_argument("--json", type=Path, default=Path("results/hostile.json"))
+    parser.add_argument("--beside", type=Path, help="JSON of an earlier run, to print both in one table at the end")
+    parser.add_argument("--from_json", type=Path, help="run nothing, and show what an earlier run has found")
     parser.add_argument("--assert", dest="check", action="store_true", help="exit with 1 if a bound is broken")
     args = parser.parse_args()
     if args.list:
         print("\n".join(f"{h.name:22} {h.origin}" for h in INPUTS))
+        return 0
+    if args.from_json:
+        _show(json.loads(args.from_json.read_text()), args.beside)
         return 0
     names = set(filter(None, args.only.split(",")))
     if unknown := names - {h.name for h in INPUTS}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections import Counter, defaultdict
@@ -59,18 +60,18 @@ class Bystanders:
 
     async def _client(self, who: str, model: str, tokens: int, pause_s: float) -> None:
         self.last[who] = time.monotonic()
-        while True:
+        for turn in itertools.count(1):
             try:
                 async with asyncio.timeout(_PATIENCE_S):
-                    await self._stream(who, model, tokens)
+                    await self._stream(who, model, f"Go on, {who}, for the {turn}th time.", tokens)
             except (OSError, TimeoutError, asyncio.IncompleteReadError) as e:
                 self.failures[type(e).__name__] += 1
                 await asyncio.sleep(0.1)
             await asyncio.sleep(pause_s)
 
-    async def _stream(self, who: str, model: str, tokens: int) -> None:
+    async def _stream(self, who: str, model: str, prompt: str, tokens: int) -> None:
         fields = {
-            "model": model, "messages": [{"role": "user", "content": f"Go on, {who}."}], "stream": True,
+            "model": model, "messages": [{"role": "user", "content": prompt}], "stream": True,
             "max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True,
         }  # fmt: skip
         asked: float | None = time.monotonic()

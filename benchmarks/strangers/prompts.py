@@ -23,7 +23,7 @@ def _form(where: Where, **form: Any) -> bytes:
 
 
 def _abandoned(where: Where) -> Script:
-    """16 clients ask for forms that take long and leave; another's simple form is what counts."""
+    """16 clients ask for forms that take long and leave; then a simple form is to be answered."""
     leaving = [Talk((_form(where, regex=f"(a{{1,1000}}){{1,{1000 + i}}}"),), leave_s=1.0) for i in range(16)]
     simple = Talk((_form(where, choice=["yes", "no"]),))
     return Script((*leaving, simple, simple), 16 * 300, at_once=16, limit_s=20.0)
@@ -40,7 +40,7 @@ def _bombs(where: Where) -> Script:
         {"anyOf": [{"type": "object", "properties": {f"p{i}": {"type": "string"}}} for i in range(1_000)]},
         {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"},
     )
-    return Script.of(*(_form(where, json=s) for s in schemas), at_once=4)
+    return Script(tuple(Talk((_form(where, json=s),), leave_s=10.0) for s in schemas), 4 * 2**16)
 
 
 def _tools(count: int) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ INPUTS = (
         _post(w, "/score", model="sim", text_1=[_words(1_900)] * 2048, text_2=[_words(1_900)] * 2048), limit_s=25.0),
         "sim"),
     Hostile("forms-abandoned", "16 clients leave forms that take long; then a simple form", _abandoned, quick=True),
-    Hostile("forms-bombs", "four schemas that take long to compile", _bombs),
+    Hostile("forms-bombs", "four schemas that take long to compile, and whose clients leave after ten seconds", _bombs),
     Hostile("grammar", "a grammar of 64 KB", lambda w: Script.of(_form(
-        w, grammar="root ::= " + " | ".join(f'"{i}" root' for i in range(4_500))))),
+        w, grammar="root ::= " + " | ".join(f'"{i}" root' for i in range(4_500))), limit_s=25.0)),
 )  # fmt: skip

@@ -94,6 +94,42 @@ def line(m: Measured) -> str:
     )
 
 
+def of_json(told: dict[str, Any]) -> str:
+    """The table of a run, from its JSON."""
+    rows = []
+    for m in told["inputs"]:
+        kept = {k: v for k, v in m.items() if k not in ("memory_times", "wrong")}
+        rows.append(line(Measured(**kept | {"gaps": {k: Gap(**g) for k, g in m["gaps"].items()}})))
+    return "\n".join([HEAD, *rows])
+
+
+def beside(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Two runs as one table, from their JSON; inputs that only one of them has are left out."""
+    lines = [
+        "| input | what it is | body | answer | turn, ms | × body | then: answer | turn, ms | × body | first token, s |"
+        " verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    earlier = {m["name"]: m for m in before["inputs"]}
+    for m in after["inputs"]:
+        if m["name"] not in earlier:
+            continue
+        cells = [m["name"], m["origin"], _size(m["body_bytes"])]
+        for run in (earlier[m["name"]], m):
+            turn = max(g["made_s"] for g in run["gaps"].values())
+            cells += [summary(run["statuses"]), f"{turn * 1e3:.0f}", _times(run)]
+        first = " → ".join(f"{r['first_s']:.1f}" for r in (earlier[m["name"]], m))
+        verdict = " → ".join(", ".join(r["wrong"]) or "ok" for r in (earlier[m["name"]], m))
+        lines.append("| " + " | ".join([*cells, first, verdict]) + " |")
+    return "\n".join(lines)
+
+
+def _times(run: dict[str, Any]) -> str:
+    """Memory over the body; of what is small, the memory itself."""
+    grown = max(run["grown_bytes"].values())
+    return _size(grown) if run["body_bytes"] < 10**6 else f"{run['memory_times']:.1f}"
+
+
 def _size(count: float) -> str:
     for unit in ("B", "KB"):
         if abs(count) < 1000:

@@ -1,8 +1,8 @@
 """What a process did with its time, and how much memory it took, seen from outside. Linux only.
 
-Four counts of the kernel are read a hundred times a second for each process that is watched:
+Three things are read a hundred times a second for each process that is watched:
 
-- the time that its main thread, which runs the event loop, was on a core and waited for one (`schedstat`);
+- the time that its main thread, which runs the event loop, was on a core (`schedstat`);
 - the time that all its threads were on a core (the process's CPU clock);
 - where the main thread waits. In epoll its loop has come round and has nothing to do; at a futex it waits for the
   interpreter's lock, which another thread of the process holds.
@@ -50,31 +50,28 @@ class Clock:
         with contextlib.suppress(OSError):
             self._call = os.open(f"{task}/syscall", os.O_RDONLY)
             os.pread(self._call, 256, 0)
-        self._was_blocked = False
-        self._waited_s = 0.0
+        self._call_before = b""
         self.alive = True
 
     def sample(self) -> None:
         try:
-            ran, waited, _ = os.pread(self._stat, 64, 0).split()
-            process_s = time.clock_gettime(
-                (~self.pid << 3) | 2
-            )  # the CPU clock of another process, as the C library makes it
+            ran = os.pread(self._stat, 64, 0).split()[0]
+            process_s = time.clock_gettime((~self.pid << 3) | 2)  # another process's CPU clock, as libc names it
             call = b"" if self._call is None else os.pread(self._call, 256, 0).split(b" ", 1)[0]
         except (OSError, ValueError):
             self.alive = False
             return
-        now, loop_s, waited_s = time.monotonic(), int(ran) / 1e9, int(waited) / 1e9
-        made_s, blocked = 0.0, call == _FUTEX
+        now, loop_s = time.monotonic(), int(ran) / 1e9
+        made_s = 0.0
         if call in _EPOLL:
             self.idle.append(now)
         if self.at:
             loop = loop_s - self.loop_s[-1]
             made_s = self.made_s[-1] + loop
-            if blocked and self._was_blocked:
-                others = process_s - self.process_s[-1] - loop
-                made_s += max(0.0, min(others, now - self.at[-1] - loop - (waited_s - self._waited_s)))
-        self._was_blocked, self._waited_s = blocked, waited_s
+            if _FUTEX in (call, self._call_before) and not {call, self._call_before} & set(_EPOLL):
+                # It asks for the interpreter every few milliseconds, so it may be about to at one end.
+                made_s += max(0.0, min(process_s - self.process_s[-1], now - self.at[-1]) - loop)
+        self._call_before = call
         self.at.append(now)
         self.made_s.append(made_s)
         self.loop_s.append(loop_s)

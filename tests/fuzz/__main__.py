@@ -27,8 +27,9 @@ def plan_of(env: Mapping[str, str]) -> Plan:
 
 def main() -> int:
     plan = plan_of(os.environ)
-    # SIGTERM as Ctrl-C: the system is ended, and no process is left.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, lambda *_: signal.raise_signal(signal.SIGINT))  # the run then stops what it started
     print(f"seed {plan.seed}, {plan.seconds:g} s each: {', '.join(plan.kinds())}", flush=True)
     results = Path(os.environ.get("RESULTS") or "results/fuzz").absolute()
     results.mkdir(parents=True, exist_ok=True)
@@ -43,4 +44,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("Stopped; nothing of it is left.", file=sys.stderr)
+        sys.exit(130)

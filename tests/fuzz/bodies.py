@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import Any
@@ -110,11 +111,15 @@ def _places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
+def _value(r: random.Random) -> Any:
+    return copy.deepcopy(r.choice(_VALUES))  # the next change may be within it
+
+
 def change(value: dict[str, Any], r: random.Random) -> None:
     """Change one place of a body."""
     places = _places(value)
     if not places or r.random() < 0.25:
-        value[r.choice(_KEYS)] = r.choice(_VALUES)
+        value[r.choice(_KEYS)] = _value(r)
         return
     *path, last = r.choice(places)
     owner: Any = value
@@ -130,7 +135,7 @@ def change(value: dict[str, Any], r: random.Random) -> None:
         case 3 if isinstance(owner, dict):
             owner[r.choice(_KEYS)] = owner.pop(last)
         case _:
-            owner[last] = r.choice(_VALUES)
+            owner[last] = _value(r)
 
 
 def _spoil(data: bytes, r: random.Random) -> bytes:

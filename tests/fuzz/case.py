@@ -52,7 +52,7 @@ def rng(seed: int, kind: str, number: int, edit: int = -1) -> random.Random:
     return random.Random(f"{seed} {kind} {number} {edit}")
 
 
-async def send(address: tuple[str, int], case: Case, silence_s: float = 30.0) -> Outcome:
+async def send(address: tuple[str, int], case: Case, silence_s: float = 60.0) -> Outcome:
     """Do what the case says. `silence_s`: so long without a byte where one is due is too long."""
     outcome = Outcome()
     began = time.monotonic()

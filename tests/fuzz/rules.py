@@ -9,6 +9,8 @@ from fuzz.case import KEPT, Case, Outcome
 
 SMUGGLED = b"/fuzz-smuggled"
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+# What may be said with 500 and above: that nothing can serve it now, that HTTP has no such method or version.
+_HONEST = {503: "service_unavailable_error", 501: "invalid_request_error", 505: "invalid_request_error"}
 _CODE = ("Traceback", " object at 0x", "pydantic", "NoneType", '  File "')  # what belongs into a log
 
 
@@ -46,7 +48,7 @@ def of_status(status: int, text: str) -> str:
         return ""
     if told := next((c for c in _CODE if c in text), ""):
         return f"{status} shows our insides: {told!r}"
-    if status >= 500 and not (status == 503 and "service_unavailable_error" in text):
+    if status >= 500 and not (status in _HONEST and _HONEST[status] in text):
         return f"{status}"
     if not text:
         return ""  # to HEAD

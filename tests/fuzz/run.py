@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,7 +24,7 @@ from headrace.core.types import DeployRequest
 MAKES: dict[str, Make] = {bodies.KIND: bodies.make, raw.KIND: raw.make, short.KIND: short.make}
 KINDS = (openapi.KIND, *MAKES)
 _AT_ONCE = 6
-_MOST_FINDINGS = 8  # of one kind: then it is ended
+_MOST_FINDINGS = 8  # of one kind: others are counted
 _SIZE = Size(proxies=2, nodes=1, models=1, replicas=2, step_s=0.005, answer_tokens=150)
 
 
@@ -66,6 +68,7 @@ class Report:
     complaints: list[str] = field(default_factory=list)  # about the system as a whole
     sent: dict[str, int] = field(default_factory=dict)
     answers: int = 0  # that bystanders had
+    more: int = 0  # findings that are not told
 
     def wrong(self) -> bool:
         return bool(self.findings or self.complaints)
@@ -74,6 +77,7 @@ class Report:
         counts = ", ".join(f"{n} of {kind}" for kind, n in self.sent.items())
         lines = [f"seed {seed}: {counts}; bystanders had {self.answers} answers"]
         lines += [f.told(seed) for f in self.findings] + self.complaints
+        lines += [f"and {self.more} more findings"] if self.more else []
         return "\n".join(lines if self.wrong() else [*lines, "nothing is wrong"])
 
 
@@ -129,10 +133,13 @@ async def _cases(system: System, kind: str, plan: Plan, report: Report) -> None:
         for number in numbers:
             case = make(plan.seed, number, frozenset())
             report.sent[kind] = report.sent.get(kind, 0) + 1
-            if wrong := complaint(case, await send(system.address, case)):
+            wrong = complaint(case, await send(system.address, case))
+            if wrong and len(found) >= _MOST_FINDINGS:
+                report.more += 1
+            elif wrong:
                 case, outcome, wrong = await _smallest(system.address, make, plan.seed, number, case, wrong)
                 found.append(Finding(kind, number, wrong, case.sent(), bytes(outcome.data)))
-            if len(found) >= _MOST_FINDINGS or time.monotonic() > end:
+            if time.monotonic() > end:
                 return
 
     await asyncio.gather(*(worker() for _ in range(_AT_ONCE)))
@@ -158,18 +165,26 @@ async def _documented(system: System, plan: Plan, report: Report) -> None:
     operations = await asyncio.to_thread(openapi.operations, url)
     end = time.monotonic() + plan.seconds if plan.seconds else float("inf")
 
+    over = threading.Event()
+
     def count() -> None:
+        if over.is_set() or time.monotonic() > end:
+            raise openapi.Enough
         report.sent[openapi.KIND] = report.sent.get(openapi.KIND, 0) + 1
 
-    for round_ in range(10**6):
-        for number, (label, operation) in enumerate(operations):
-            if plan.case not in (None, number) or any(f.number == number for f in report.findings):
-                continue
-            if wrong := await asyncio.to_thread(
-                openapi.try_operation, url, operation, plan.seed + round_, plan.examples, count
-            ):
-                report.findings.append(Finding(openapi.KIND, number, f"{label}: {wrong}"))
-            if time.monotonic() > end:
+    try:
+        for round_ in itertools.count():
+            for number, (label, operation) in enumerate(operations):
+                if plan.case not in (None, number) or any(
+                    f.number == number for f in report.findings if f.kind == openapi.KIND
+                ):
+                    continue
+                wrong = await asyncio.to_thread(
+                    openapi.try_operation, url, operation, plan.seed + round_, plan.examples, count
+                )
+                if wrong:
+                    report.findings.append(Finding(openapi.KIND, number, f"{label}: {wrong}"))
+            if not plan.seconds or plan.case is not None or time.monotonic() > end:
                 return
-        if not plan.seconds or plan.case is not None:
-            return
+    finally:
+        over.set()  # for the thread, which nobody can cancel
