@@ -37,12 +37,12 @@ import structlog
 from simulated_cluster import Node, Watcher
 
 from headrace import __version__
+from headrace.cli.client import open_admin
 from headrace.cli.endpoint import HeadEndpoint, read_endpoint
 from headrace.core.route_delta import whole
 from headrace.core.types import DeployRequest, ReplicaId
 from headrace.process import Child, child_env, raise_open_files
 from headrace.rpc import convert_head
-from headrace.rpc.admin import AdminClient
 
 PER_NODE, NODES_PER_DEPLOYMENT, NODES_PER_PROXY = 10, 5, 20
 SPARE = 1.0  # CPUs of each node beyond its replicas', so that others have room for those of a lost one
@@ -133,7 +133,7 @@ async def measure(size: int, args: argparse.Namespace, folder: Path) -> dict[str
     endpoint = await head.start()
     deaths = Deaths(proxies)
     nodes = [Node(endpoint.node, i, PER_NODE + SPARE, folder, rng) for i in range(size)]
-    watchers = [Watcher(endpoint.grpc, i, deaths.gone) for i in range(proxies)]
+    watchers = [Watcher(endpoint.grpc, i, deaths.gone, folder) for i in range(proxies)]
     watching = [asyncio.create_task(w.run()) for w in watchers]
     row: dict[str, float] = {"nodes": size, "replicas": replicas, "deployments": deployments, "proxies": proxies}
 
@@ -141,7 +141,7 @@ async def measure(size: int, args: argparse.Namespace, folder: Path) -> dict[str
         return all(w.endpoints() == count for w in watchers)
 
     try:
-        async with AdminClient(endpoint.grpc) as admin:
+        async with open_admin(endpoint.grpc, folder) as admin:
             for node in nodes:
                 node.join()
             await until(lambda: all(n.epoch.highest for n in nodes), "the nodes to join")

@@ -16,12 +16,15 @@ from typing import TypeVar
 
 import httpx
 
+from headrace.cli.client import open_admin
 from headrace.cli.endpoint import HeadEndpoint, read_endpoint
 from headrace.core.types import DeployRequest, ReplicaSpec
 from headrace.process import Child, child_env
-from headrace.rpc.admin import AdminClient
 from headrace.rpc.channel import open_channel
+from headrace.rpc.finding import from_state
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import replica_pb2_grpc
+from headrace.settings import TlsSettings
 
 LIMIT_S = 300.0
 T = TypeVar("T")
@@ -47,7 +50,7 @@ async def cluster() -> AsyncIterator[Cluster]:
             head = await seen(lambda: read_endpoint(folder))
             at = [f"--port={head.node.rpartition(':')[2]}", "--head_address=127.0.0.1", f"--cache_dir={folder}/cache"]
             children += [Child.spawn([*run, "scheduler", *state, *at], env=child_env(), output=folder / "node.log")]
-            async with AdminClient(head.grpc) as admin:
+            async with open_admin(head.grpc, folder) as admin:
                 while not any(n.alive for n in (await admin.status()).nodes):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             async with httpx.AsyncClient(base_url=head.url) as client:
@@ -70,7 +73,11 @@ async def answers(client: httpx.AsyncClient) -> bool:
 
 async def measure(spec: ReplicaSpec, watch: Callable[..., AsyncGenerator[tuple[str, bool]]]) -> dict[str, float]:
     """Seconds of each part, in order; "total" last. `watch`: what a replica says it does, and whether it is READY."""
-    async with cluster() as c, AdminClient(c.head.grpc) as admin, httpx.AsyncClient(base_url=c.head.url) as client:
+    async with (
+        cluster() as c,
+        open_admin(c.head.grpc, c.folder) as admin,
+        httpx.AsyncClient(base_url=c.head.url) as client,
+    ):
         model = spec.model
         request = DeployRequest(model.source, "bench", model.engine, engine_args_json=model.engine_args_json)
         parts: dict[str, float] = {}
@@ -90,7 +97,8 @@ async def measure(spec: ReplicaSpec, watch: Callable[..., AsyncGenerator[tuple[s
             over("schedule: placed, told, spawned")
             address = json.loads(await seen(lambda: text_of(replica / "endpoint.json")))["address"]
             over("process, until it listens")
-            async with open_channel(address) as channel:
+            node = from_state(c.folder, Role.NODE, "bench", TlsSettings())
+            async with open_channel(address, node, Role.NODE) as channel:
                 stub = replica_pb2_grpc.ReplicaServiceStub(channel)
                 async with aclosing(watch(stub, replica.name)) as news:
                     doing = ""

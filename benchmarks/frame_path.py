@@ -33,6 +33,7 @@ from headrace.proxy.stream import Stream
 from headrace.proxy.writer import Writer
 from headrace.rpc.v1 import replica_pb2
 
+NOBODY: Any = None  # no connection, so no certificate
 WORDS = (" the", " head", " of", " water", " turns", " every", " wheel", "\n", ' "quoted"', " é", " model", ".")
 
 
@@ -77,7 +78,7 @@ async def round_of(streams: int, frames: int) -> float:
         await receive()  # there is no more
 
     server = new_server(app)
-    session = Session(Endpoint(ReplicaId("r"), ""), "p", Changed(), Silence())
+    session = Session(Endpoint(ReplicaId("r"), ""), "p", Changed(), Silence(), NOBODY)
     session._on_frame(replica_pb2.Frame(fingerprint="f"))
     tally = Tally()
     for _ in range(streams):

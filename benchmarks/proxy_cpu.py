@@ -30,9 +30,9 @@ from pathlib import Path
 import psutil
 
 from headrace import __version__
+from headrace.cli.client import open_admin
 from headrace.cli.endpoint import HeadEndpoint, read_endpoint
 from headrace.process import child_env
-from headrace.rpc.admin import AdminClient
 
 STEP_S = 0.02
 # Every token of it is a word, so that every token has text.
@@ -110,7 +110,7 @@ async def system(folder: Path, streams: int, options: Mapping[str, object] | Non
         host, _, port = endpoint.http.rpartition(":")
         async with (
             part(folder, "scheduler", "--num_cpus=2", "--num_gpus=0", f"--port={endpoint.node.rpartition(':')[2]}"),
-            AdminClient(endpoint.grpc) as admin,
+            open_admin(endpoint.grpc, folder / "state") as admin,
         ):
             await answer(host, int(port), 1)  # deploys the model, and waits for it
             status = await admin.status()

@@ -19,24 +19,18 @@ import grpc
 from headrace.core.phase import Phase
 from headrace.core.route_delta import NOTHING, RouteDelta, apply, follows
 from headrace.core.types import ModelInfo, NodeId, NodeInfo, ReplicaId, ReplicaSpec, ReplicaStatus, Resources
-from headrace.node import link as node_link
 from headrace.node.epoch import EpochFile
 from headrace.node.link import HeadLink
-from headrace.rpc import channel as rpc_channel
 from headrace.rpc import convert_head
+from headrace.rpc.channel import open_channel
+from headrace.rpc.finding import from_state
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import head_pb2
 from headrace.rpc.v1.head_pb2_grpc import RouteServiceStub
+from headrace.settings import TlsSettings
 
 START_S = (0.05, 0.2, 0.5, 1.5)  # a replica is LOADING after a time between the first two, READY after the last two
 MODEL = ModelInfo("simulated", "1", 4096, 32000, frozenset({"seed", "stop", "top_k"}))
-
-
-def own_channel(address: str, tls: Any = None) -> grpc.aio.Channel:
-    """As the system's own, but with a connection that it shares with nobody in this process."""
-    return grpc.aio.insecure_channel(address, options=[*rpc_channel._OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
-
-
-node_link.open_channel = own_channel
 
 
 class Node:
@@ -49,6 +43,7 @@ class Node:
         )
         self.epoch = EpochFile(folder / f"{number}.epoch")
         self.replicas: dict[ReplicaId, ReplicaStatus] = {}
+        self.credentials = from_state(folder, Role.NODE, self.info.node_id, TlsSettings())
         self.number = number
         self._ports = 0
         self._link: HeadLink | None = None
@@ -57,7 +52,7 @@ class Node:
     def join(self) -> None:
         """Begin, or begin again after `cut`: what runs has gone on."""
         self._link = HeadLink(
-            self.address, None, self.info, self.epoch,
+            self.address, self.credentials, self.info, self.epoch,
             statuses=lambda: list(self.replicas.values()), desired=self._desired, log_of=lambda _: None,
         )  # fmt: skip
         self._task = asyncio.create_task(self._link.run())
@@ -113,8 +108,9 @@ class Node:
 class Watcher:
     """A proxy, as far as the head sees it. `on_gone`: called with each replica that a route names no more."""
 
-    def __init__(self, address: str, number: int, on_gone: Callable[[ReplicaId], None]) -> None:
+    def __init__(self, address: str, number: int, on_gone: Callable[[ReplicaId], None], folder: Path) -> None:
         self.address, self.number, self._on_gone = address, number, on_gone
+        self.credentials = from_state(folder, Role.PROXY, str(number), TlsSettings())
         self.table = NOTHING
         self.received_bytes = self.messages = self.gaps = 0
 
@@ -123,7 +119,7 @@ class Watcher:
 
     async def run(self) -> None:
         """Watch until cancelled, over any number of heads."""
-        async with own_channel(self.address) as channel:
+        async with open_channel(self.address, self.credentials, Role.HEAD) as channel:
             request = head_pb2.WatchRoutesRequest(proxy_id=f"proxy-{self.number}", pid=self.number)
             while True:
                 try:

@@ -35,7 +35,11 @@ from headrace.engines_here import installed
 from headrace.process import Child, child_env
 from headrace.rpc import convert, convert_streams
 from headrace.rpc.channel import open_channel
+from headrace.rpc.credentials import CREDENTIAL_ENV, keep
+from headrace.rpc.finding import from_state
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc
+from headrace.settings import TlsSettings
 
 REPLICA = ("-m", "headrace.replica")
 # The replica with what Headrace adds to vLLM's start taken away.
@@ -60,12 +64,18 @@ async def measure(spec: ReplicaSpec, command: tuple[str, ...]) -> dict[str, floa
     (folder / "spec.json").write_text(dump_spec(spec, host="127.0.0.1", cache_dir=str(folder / "cache")))
     begun = time.monotonic()
     argv = [sys.executable, *command, str(folder)]
-    child = Child.spawn(argv, env=child_env(), output=folder / "replica.log")
+    mine = {r: from_state(folder, r, "bench", TlsSettings()) for r in (Role.NODE, Role.PROXY)}
+    kept = keep(folder / "credential.json", mine[Role.NODE].current())
+    env = child_env({CREDENTIAL_ENV: str(kept.path)})
+    child = Child.spawn(argv, env=env, output=folder / "replica.log")
     try:
         async with asyncio.timeout(LIMIT_S):
             address = await listening(folder, child)
             parts = {"process": time.monotonic() - begun}
-            async with open_channel(address) as channel:
+            async with (
+                open_channel(address, mine[Role.NODE], Role.NODE) as channel,
+                open_channel(address, mine[Role.PROXY], Role.NODE) as proxy,
+            ):
                 stub = replica_pb2_grpc.ReplicaServiceStub(channel)
                 since, doing = time.monotonic(), ""
                 async with aclosing(watch(stub, spec.replica_id)) as news:
@@ -78,7 +88,7 @@ async def measure(spec: ReplicaSpec, command: tuple[str, ...]) -> dict[str, floa
                         if is_ready:
                             break
                 since = time.monotonic()
-                await first_token(stub, spec.replica_id)
+                await first_token(replica_pb2_grpc.ReplicaServiceStub(proxy), spec.replica_id)
                 parts["first token"] = time.monotonic() - since
         parts["total"] = time.monotonic() - begun
         return parts

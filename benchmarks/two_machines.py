@@ -72,6 +72,7 @@ def machine(number: int, share: float, head: str, folder: Path) -> Iterator[Mach
         ip("route", "add", "default", "via", f"{NET}.{number}.1", ns=space)
         inside = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group), *space.enter]
         flags = [f"--head_address={head}", f"--http_host={host}", "--http_port=8000", "--allow_insecure"]
+        flags.append(f"--state_dir={folder}/state")
         argv = [*inside, sys.executable, "-m", "headrace", "proxy", f"--proxy_id=proxy-{number}", *flags]
         with logged(argv, log, {"HEADRACE_COALESCE_S": "0"}) as child:
             wait_until_ready(host, child, log)

@@ -10,7 +10,8 @@ bin=$(dirname "$("$python" -c 'import sys; print(sys.executable)')")
 PATH="$bin:$PATH" "$python" -m grpc_tools.protoc -Iheadrace/rpc/v1=protos/headrace/v1 \
   --python_out="$out" --mypy_out="quiet:$out" \
   --grpc_python_out="$out" --mypy_grpc_out="quiet,only_async:$out" \
-  headrace/rpc/v1/types.proto headrace/rpc/v1/node.proto headrace/rpc/v1/head.proto headrace/rpc/v1/replica.proto
+  headrace/rpc/v1/types.proto headrace/rpc/v1/node.proto headrace/rpc/v1/head.proto headrace/rpc/v1/replica.proto \
+  headrace/rpc/v1/join.proto
 if [ "$out" != src ]; then
   diff -r -x __init__.py -x __pycache__ "$out/headrace/rpc/v1" src/headrace/rpc/v1 \
     && echo "generated code is up to date" \

@@ -15,10 +15,10 @@ from typing import Any
 
 import psutil
 
+from headrace.cli.client import open_admin
 from headrace.cli.endpoint import HeadEndpoint, read_endpoint
 from headrace.core.phase import Phase
 from headrace.core.types import DeployRequest
-from headrace.rpc.admin import AdminClient
 from peers.processes import DidNotStart, logged, wait_until_it_answers
 from peers.targets import START_S, TEXT, Target
 
@@ -63,7 +63,7 @@ def cluster(
     catalog.write_text(json.dumps({"models": models}))
     run = [python, "-m", "headrace"]
     ports = ["--http_port=0", "--node_port=0", "--grpc_port=0", f"--num_proxies={proxies}", f"--catalog={catalog}"]
-    own = [f"--host={host}", *([] if host.startswith("127.") else ["--allow_insecure"])]
+    own = [f"--host={host}"]
     flags = [arg for arg in head_args if arg.startswith("-")]
     env = dict(arg.split("=", 1) for arg in head_args if not arg.startswith("-"))
     with ExitStack() as stack:
@@ -79,7 +79,7 @@ def cluster(
             f"--state_dir={state}",
         ]
         stack.enter_context(logged([*run, "scheduler", *at, f"--cache_dir={folder}/cache"], folder / "scheduler.log"))
-        pids = asyncio.run(_deploy(endpoint.grpc, list(models), replicas))
+        pids = asyncio.run(_deploy(endpoint.grpc, state, list(models), replicas))
         yield Cluster(endpoint, head, [psutil.Process(pid) for pid in pids])
 
 
@@ -89,7 +89,7 @@ def system(
 ) -> Iterator[System]:
     """A cluster with one proxy."""
     with cluster(models, replicas, head_args, folder, python, proxies=1) as c:
-        proxy = asyncio.run(_proxy(c.endpoint.grpc))
+        proxy = asyncio.run(_proxy(c.endpoint.grpc, folder / "state"))
         port = int(c.endpoint.http.rpartition(":")[2])
         wait_until_it_answers(c.head, port, "/ready", folder / "headrace.log", START_S)
         yield System(port, psutil.Process(proxy), c.replicas)
@@ -129,9 +129,9 @@ def _seen(state: Path, head: subprocess.Popen[bytes], log: Path) -> HeadEndpoint
     raise DidNotStart(log.read_text(errors="replace")[-1500:])
 
 
-async def _deploy(address: str, models: Sequence[str], replicas: int) -> list[int]:
+async def _deploy(address: str, state: Path, models: Sequence[str], replicas: int) -> list[int]:
     """The replicas' process ids, once all are READY."""
-    async with AdminClient(address) as admin, asyncio.timeout(START_S):
+    async with open_admin(address, state) as admin, asyncio.timeout(START_S):
         while not any(node.alive for node in (await admin.status()).nodes):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         for model in models:
@@ -146,9 +146,9 @@ async def _deploy(address: str, models: Sequence[str], replicas: int) -> list[in
             await asyncio.sleep(0.1)
 
 
-async def _proxy(address: str) -> int:
+async def _proxy(address: str, state: Path) -> int:
     """The process id of the head's proxy, once there is one."""
-    async with AdminClient(address) as admin, asyncio.timeout(START_S):
+    async with open_admin(address, state) as admin, asyncio.timeout(START_S):
         while not (proxies := (await admin.status()).proxies):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         return proxies[0].pid

@@ -15,6 +15,7 @@
     ├── Unavailable 503           nothing can serve it now
     │   ├── Draining 503          this replica takes nothing new; another may
     │   ├── NotLoaded 503         this replica lacks the adapter; another may have it
+    │   ├── TlsFailed 503         no connection to a part: the certificates do not fit
     │   ├── ReplicaGone 503       the replica died or stopped answering
     │   ├── CannotResume 503      …and no other could go on with exactly the next token
     │   └── NotHere 503           this replica does not keep the stream that is to be taken over
@@ -113,6 +114,10 @@ class Draining(Unavailable):
 
 class NotLoaded(Unavailable):
     kind = "not_loaded"
+
+
+class TlsFailed(Unavailable):
+    kind = "tls"
 
 
 class ReplicaGone(Unavailable):

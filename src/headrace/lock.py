@@ -11,6 +11,13 @@ from pathlib import Path
 from headrace.errors import UserError
 
 
+def private_folder(path: Path) -> None:
+    """Make a folder that is its user's alone, and those that lead to it, unless it is there. OSError as mkdir's."""
+    if not path.parent.exists():
+        private_folder(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
 @contextmanager
 def exclusive(directory: Path, busy: Callable[[str], str]) -> Iterator[None]:
     """Hold `directory`/lock for the length of the block; the directory is made if it is not there.
@@ -18,7 +25,7 @@ def exclusive(directory: Path, busy: Callable[[str], str]) -> Iterator[None]:
     UserError if that cannot be done, or with the sentence that `busy` makes of the holder's pid if there is one.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(directory)
         fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as e:
         raise UserError(f"Cannot use the directory {directory}: {e.strerror}; choose another with --state_dir.") from e

@@ -293,14 +293,16 @@ async def _wait_pid(record: ProcessRecord) -> None:
         os.close(fd)
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str, mode: int = 0o666) -> None:
     """Replace a file in one step, so that a reader sees the old or the new one. OSError if that cannot be done.
 
     On a full disk the new text goes over the old one, which needs no room; spaces make up for the difference.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text)
+        partial.unlink(missing_ok=True)  # its mode is that of its making
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as f:
+            f.write(text)
         os.replace(partial, path)
     except OSError as e:
         partial.unlink(missing_ok=True)

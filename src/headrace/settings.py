@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ALONE_S = 30.0
+JOIN_PORT = 50053
 
 
 def default_state_dir() -> Path:
@@ -21,11 +22,13 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsSettings:
-    """PEM files for mutual TLS on every gRPC connection; all three or none."""
+    """Certificates of the user's own for gRPC: PEM files, all three or none, and then of the cluster's authority."""
 
     cert: Path | None = None
     key: Path | None = None
     ca: Path | None = None
+    name: str = ""  # what every peer's certificate names; "": the address that is dialled
+    life_s: float = 30 * 86400.0  # of the certificates that this process issues
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,7 @@ class HeadSettings:
     host: str = "127.0.0.1"  # where node_port and grpc_port listen
     node_port: int = 50051
     grpc_port: int = 50052
+    join_port: int | None = None  # None: JOIN_PORT where the head listens beyond this machine, else none
     num_proxies: int = 2
     state_dir: Path = field(default_factory=default_state_dir)
     catalog: Path | None = None
@@ -55,12 +59,14 @@ class HeadSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerSettings:
     node_id: str = "1"
-    head_address: str = "localhost"
+    head_address: str = ""  # "": where it has joined, else localhost
+    join: str = ""  # the line that `headrace token` shows, for the first start
     port: int = 50051
     num_cpus: float | None = None  # None: what the machine or its cgroup has
     num_gpus: int | None = None
     memory_bytes: int | None = None
-    host: str = "127.0.0.1"  # where replicas listen, and the address that proxies are told
+    # Where replicas listen, and the address that proxies are told; "": that by which this machine reaches the head.
+    host: str = ""
     state_dir: Path = field(default_factory=default_state_dir)
     cache_dir: Path = field(default_factory=default_cache_dir)
     cache_limit_bytes: int | None = None  # what it may come to; None: no limit
@@ -80,8 +86,10 @@ class SchedulerSettings:
 class ProxySettings:
     http_host: str = "127.0.0.1"
     http_port: int = 8000
-    head_address: str = "localhost:50052"  # the head's grpc_port
+    head_address: str = ""  # the head's grpc_port; "": where it has joined, else localhost:50052
+    join: str = ""
     proxy_id: str = ""
+    state_dir: Path = field(default_factory=default_state_dir)  # for its certificate
     least_epoch: int = 0  # routes of a head with a lower one are refused
     api_keys_file: Path | None = None
     allow_insecure: bool = False

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
+from authority_fixtures import credentials
 from head_fixtures import Admin, HeadProcess, free_port, head_process
 from up_fixtures import eventually, stream
 
@@ -118,7 +119,7 @@ class Cluster:
         await eventually(look, "had a proxy that listens")
 
     def client(self) -> AdminClient:
-        return AdminClient(f"127.0.0.1:{self._ports[2]}")
+        return AdminClient(f"127.0.0.1:{self._ports[2]}", credentials())
 
     def spawn_scheduler(self) -> Child:
         argv = [sys.executable, "-m", "headrace", "scheduler", "--head_address=127.0.0.1", f"--port={self._ports[1]}"]

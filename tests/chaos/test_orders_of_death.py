@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from authority_fixtures import credentials
 from integration.node_fixtures import Head, head_double, spawn_scheduler, spec
 from integration.replica_fixtures import a_spec
 
@@ -18,6 +19,7 @@ from headrace.cli.leftovers import marked
 from headrace.core.phase import Phase
 from headrace.process import ProcessRecord
 from headrace.rpc.channel import open_channel
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc
 
 pytestmark = pytest.mark.long
@@ -92,7 +94,7 @@ async def test_a_replica_whose_scheduler_never_comes_back_serves_whom_it_has_and
     head.want(wanted)
     at = await head.phase(wanted.replica_id, Phase.READY)
     (replica,) = marked(tmp_path)
-    async with open_channel(at.address) as channel:
+    async with open_channel(at.address, credentials(Role.PROXY), Role.NODE) as channel:
         session = replica_pb2_grpc.ReplicaServiceStub(channel).Session()
         hello = replica_pb2.SessionHello(proxy_id="p", replica_id=wanted.replica_id)
         await session.write(replica_pb2.SessionRequest(hello=hello))

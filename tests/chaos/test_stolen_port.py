@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from authority_fixtures import credentials
 from cluster_fixtures import Cluster, Traffic, cluster, ready
 
 from headrace.core.phase import Phase
@@ -19,6 +20,7 @@ from headrace.core.types import ReplicaId, ReplicaStatus
 from headrace.replica.service import ReplicaServicer
 from headrace.replica.status import StatusBoard
 from headrace.rpc.channel import bind, new_server
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import replica_pb2_grpc
 
 pytestmark = pytest.mark.long
@@ -43,7 +45,7 @@ Thief = Callable[[int], Awaitable[Callable[[], Awaitable[list[str]]]]]
 async def foreign_replica(port: int) -> Callable[[], Awaitable[list[str]]]:
     servicer, server = Foreign("sim-1-aaaaaa"), new_server()
     replica_pb2_grpc.add_ReplicaServiceServicer_to_server(servicer, server)
-    assert bind(server, "127.0.0.1", port, None, "") == port
+    assert bind(server, "127.0.0.1", port, credentials(Role.NODE), "") == port
     await server.start()
 
     async def end() -> list[str]:

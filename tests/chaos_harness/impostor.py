@@ -10,6 +10,8 @@ import grpc
 
 from chaos_harness.history import Recorder
 from chaos_harness.system import System
+from headrace.rpc.channel import bind, new_server
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc, node_pb2, node_pb2_grpc
 
 
@@ -62,11 +64,12 @@ class _Routes(head_pb2_grpc.RouteServiceServicer):
 async def impostor(system: System, recorder: Recorder, highest: int, seconds: float) -> None:
     """Speak for so long with an epoch one below the highest there was."""
     epoch = highest - 1
-    nodes, others = grpc.aio.server(), grpc.aio.server()
+    nodes, others = new_server(), new_server()
+    credentials = system.credentials(Role.HEAD)
     node_pb2_grpc.add_NodeServiceServicer_to_server(_Nodes(recorder, epoch, highest), nodes)
     head_pb2_grpc.add_RouteServiceServicer_to_server(_Routes(recorder, epoch, highest), others)
-    nodes.add_insecure_port(f"127.0.0.1:{system.node}")
-    others.add_insecure_port(f"127.0.0.1:{system.grpc}")
+    bind(nodes, "127.0.0.1", system.node, credentials, "")
+    bind(others, "127.0.0.1", system.grpc, credentials, "")
     try:
         await nodes.start()
         await others.start()

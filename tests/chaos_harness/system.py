@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,10 @@ from headrace.core.types import ClusterStatus, DeployRequest
 from headrace.errors import HeadraceError
 from headrace.process import child_env
 from headrace.rpc.admin import AdminClient
+from headrace.rpc.credentials import Credentials
+from headrace.rpc.finding import from_state
+from headrace.rpc.roles import Role
+from headrace.settings import TlsSettings
 
 PART = Path(__file__).with_name("part.py")
 
@@ -60,10 +65,13 @@ class System:
         self._table = Table(self.root)
         self.head: subprocess.Popen[bytes] | None = None
         self.schedulers: dict[str, subprocess.Popen[bytes] | None] = {}
-        self.admin = AdminClient(f"127.0.0.1:{self.grpc}")
+        self.admin = AdminClient(f"127.0.0.1:{self.grpc}", self.credentials(Role.ADMIN))
         self.models = tuple(self.size.ends())
         self.orders = self.root / "orders"
         self.revision_of_args = 0
+
+    def credentials(self, role: Role) -> Credentials:
+        return from_state(self.root / "head_state", role, "harness", TlsSettings())
 
     @property
     def address(self) -> tuple[str, int]:
@@ -112,6 +120,9 @@ class System:
         )  # fmt: skip
 
     def start_scheduler(self, node: str) -> None:
+        # Machines of one cluster: each has its own state, and a certificate of the same authority.
+        if not (self.root / node / "authority").exists():
+            shutil.copytree(self.root / "head_state" / "authority", self.root / node / "authority")
         self.schedulers[node] = self._spawn(
             f"scheduler-{node}", "scheduler", f"--node_id={node}", "--head_address=127.0.0.1", f"--port={self.node}",
             f"--state_dir={self.root}/{node}", f"--cache_dir={self.root}/cache", "--num_cpus=64", "--num_gpus=0",

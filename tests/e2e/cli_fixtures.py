@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from authority_fixtures import credentials, trusted
+
 from headrace.core import types as t
 from headrace.core.phase import Phase
 from headrace.errors import NotFound
 from headrace.process import child_env
 from headrace.rpc import convert, convert_head
 from headrace.rpc.channel import bind, new_server, rpc_errors
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc
 
 
@@ -169,7 +172,8 @@ async def fake_head(state_dir: Path) -> AsyncIterator[FakeHead]:
     """A FakeHead that listens, and whose address stands in `state_dir`."""
     server, head = new_server(), FakeHead()
     head_pb2_grpc.add_AdminServiceServicer_to_server(head, server)
-    port = bind(server, "127.0.0.1", 0, None, "--grpc_port")
+    port = bind(server, "127.0.0.1", 0, credentials(Role.HEAD), "--grpc_port")
+    trusted(state_dir)
     await server.start()
     (state_dir / "head").mkdir(parents=True, exist_ok=True)
     where = f'{{"http": "127.0.0.1:1", "node": "127.0.0.1:1", "grpc": "127.0.0.1:{port}", "pid": {os.getpid()}}}'

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+from authority_fixtures import trusted
 from head_fixtures import Admin
 from up_fixtures import CATALOG, stream
 
@@ -32,7 +33,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.state = folder / "state"
+        self.state = trusted(folder / "state")
         self.children: list[Child] = []
         self.endpoint: Endpoint | None = None
         self.host = ""  # where we reach the head, if not where it says
@@ -61,7 +62,7 @@ class Cluster:
         assert self.endpoint
         host, _, port = self.endpoint.node.rpartition(":")
         return self.spawn(
-            f"scheduler-{node_id}", "scheduler", f"--node_id={node_id}", f"--state_dir={state or self.state}",
+            f"scheduler-{node_id}", "scheduler", f"--node_id={node_id}", f"--state_dir={trusted(state or self.state)}",
             f"--cache_dir={self.folder}/cache", "--num_cpus=2", f"--head_address={host}", f"--port={port}", *flags,
             prefix=prefix,
         )  # fmt: skip

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from authority_fixtures import credentials
 from cli_fixtures import Result, run_cli
 from head_fixtures import Admin, SchedulerDouble, free_port, head_process, head_settings
 from up_fixtures import eventually, running
@@ -78,7 +79,7 @@ async def test_a_damaged_file_is_explained_and_repaired_after_a_copy(tmp_path: P
     assert len(copies) == 1
     assert str(tmp_path / "head" / copies[0]) in done.out
     assert (tmp_path / "head" / copies[0]).read_bytes() == data[: len(data) * 3 // 4]
-    async with head_process(tmp_path) as head, AdminClient(head.endpoint.grpc) as client:
+    async with head_process(tmp_path) as head, AdminClient(head.endpoint.grpc, credentials()) as client:
         found = {d.deployment.name for d in (await client.status()).deployments}
     assert found < names
     assert len(found) > 5

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from authority_fixtures import credentials
 from up_fixtures import eventually
 
 from headrace.cli.endpoint import HeadEndpoint, read_endpoint
@@ -105,7 +106,7 @@ async def two_terminals(tmp_path: Path, catalog: dict[str, Any]) -> AsyncIterato
         node_flags = ("--node_id=1", "--head_address=localhost", f"--port={port}", "--num_cpus=2", "--num_gpus=0")
         async with (
             terminal("src.components.scheduler", tmp_path, *node_flags),
-            AdminClient(endpoint.grpc) as admin,
+            AdminClient(endpoint.grpc, credentials()) as admin,
             httpx.AsyncClient(base_url=endpoint.url, timeout=PATIENCE_S, trust_env=False) as http,
         ):
 

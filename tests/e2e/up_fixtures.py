@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import psutil
+from authority_fixtures import trusted
 
 from headrace.cli.leftovers import marked, recorded
 from headrace.process import ProcessRecord, child_env
@@ -111,7 +112,7 @@ async def running(tmp_path: Path, *args: str, ports: tuple[str, ...] = ANY_PORTS
     """`headrace up` with a state directory of its own; whatever happens, nothing of it is left."""
     catalog = tmp_path / "catalog.yaml"
     catalog.write_text(CATALOG)
-    state_dir = tmp_path / "state"
+    state_dir = trusted(tmp_path / "state")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "headrace", "up", f"--state_dir={state_dir}", f"--cache_dir={tmp_path}/cache",
         f"--catalog={catalog}", "--num_proxies=1", *ports, *args,

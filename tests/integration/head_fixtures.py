@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+from authority_fixtures import credentials, trusted
 
 from headrace.core.phase import Phase
 from headrace.core.route_delta import NOTHING, RouteDelta, apply, follows
@@ -37,6 +38,7 @@ from headrace.head.controller import Endpoint
 from headrace.process import Child, child_env
 from headrace.rpc import convert, convert_head
 from headrace.rpc.channel import from_rpc, open_channel
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc, node_pb2, node_pb2_grpc
 from headrace.settings import HeadSettings
 
@@ -47,7 +49,8 @@ PATIENCE_S = 30.0
 
 def head_settings(state_dir: Path, **more: Any) -> HeadSettings:
     defaults: dict[str, Any] = {
-        "http_port": 0, "node_port": 0, "grpc_port": 0, "num_proxies": 0, "lease_s": 5.0, "state_dir": state_dir,
+        "http_port": 0, "node_port": 0, "grpc_port": 0, "num_proxies": 0, "lease_s": 5.0,
+        "state_dir": trusted(state_dir),
     }  # fmt: skip
     return HeadSettings(**(defaults | more))
 
@@ -90,7 +93,7 @@ class SchedulerDouble:
         self._call: Any = None
 
     async def __aenter__(self) -> SchedulerDouble:
-        self._channel = open_channel(self.address)
+        self._channel = open_channel(self.address, credentials(Role.NODE, self.info.node_id), Role.HEAD)
         self._call = node_pb2_grpc.NodeServiceStub(self._channel).Session()
         await self._call.write(node_pb2.NodeMessage(hello=convert.node_info_to_pb(self.info)))
         await self.report()
@@ -171,15 +174,17 @@ class Admin:
     """The head's gRPC port with our values instead of messages."""
 
     def __init__(self, address: str) -> None:
-        self.channel = open_channel(address)
+        self.channel = open_channel(address, credentials(Role.ADMIN), Role.HEAD)
+        self.proxy_channel = open_channel(address, credentials(Role.PROXY), Role.HEAD)
         self.stub: Any = head_pb2_grpc.AdminServiceStub(self.channel)
-        self.routes: Any = head_pb2_grpc.RouteServiceStub(self.channel)
+        self.routes: Any = head_pb2_grpc.RouteServiceStub(self.proxy_channel)
 
     async def __aenter__(self) -> Admin:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.channel.close()
+        await self.proxy_channel.close()
 
     async def _ask(self, call: Any) -> Any:
         try:
@@ -263,7 +268,7 @@ async def head_process(
     log_dir: Path | None = None,
 ) -> AsyncIterator[HeadProcess]:
     """A head that listens, killed at the end if the test has not done so."""
-    path = state_dir / "head" / "endpoint.json"
+    path = trusted(state_dir) / "head" / "endpoint.json"
     output = (log_dir or state_dir) / "head.log"
     ports = ["--http_port=0", "--node_port=0", "--grpc_port=0"]
     argv = [*program, f"--state_dir={state_dir}", *ports, *(flags or ["--num_proxies=0"])]

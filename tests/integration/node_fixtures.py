@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from authority_fixtures import credentials, trusted
 
 from headrace.core.phase import Phase
 from headrace.core.types import ModelSpec, NodeInfo, ReplicaId, ReplicaSpec, ReplicaStatus, Resources
@@ -18,6 +19,7 @@ from headrace.node.agent import serve
 from headrace.process import Child, child_env
 from headrace.rpc.channel import bind, new_server
 from headrace.rpc.convert import node_info_from_pb, node_report_from_pb, replica_spec_to_pb
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import node_pb2, node_pb2_grpc
 from headrace.settings import SchedulerSettings
 
@@ -53,7 +55,7 @@ class Head(node_pb2_grpc.NodeServiceServicer):
     async def start(self) -> None:
         self._server = new_server()
         node_pb2_grpc.add_NodeServiceServicer_to_server(self, self._server)
-        self.port = bind(self._server, "127.0.0.1", self.port, None, "")
+        self.port = bind(self._server, "127.0.0.1", self.port, credentials(Role.HEAD), "")
         await self._server.start()
 
     async def stop(self) -> None:
@@ -149,7 +151,7 @@ def settings(head: Head, state_dir: Path, **changes: Any) -> SchedulerSettings:
     given: dict[str, Any] = {
         "head_address": "127.0.0.1",
         "port": head.port,
-        "state_dir": state_dir,
+        "state_dir": trusted(state_dir),
         "cache_dir": state_dir / "cache",
         "num_cpus": 2,
     }
@@ -177,7 +179,7 @@ async def scheduler(
 
 def spawn_scheduler(head: Head, state_dir: Path, *flags: str, node_id: str = "1") -> Child:
     """A scheduler as a process of its own; its words go to scheduler.log in the state directory."""
-    state_dir.mkdir(exist_ok=True)
+    trusted(state_dir)
     argv = [sys.executable, str(HERE / "node_scheduler.py"), str(head.port), str(state_dir), node_id, *flags]
     return Child.spawn(argv, env=child_env(), output=state_dir / "scheduler.log")
 

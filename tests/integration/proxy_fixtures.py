@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import httpx
+from authority_fixtures import STATE, credentials
 
 from headrace.core import streams as st
 from headrace.core import types as t
@@ -22,6 +23,7 @@ from headrace.proxy.app import Proxy, serving
 from headrace.proxy.silence import Silence
 from headrace.rpc import convert_head, convert_streams
 from headrace.rpc.channel import bind, new_server, rpc_errors
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import head_pb2, replica_pb2
 from headrace.rpc.v1.head_pb2_grpc import RouteServiceServicer, add_RouteServiceServicer_to_server
 from headrace.rpc.v1.replica_pb2_grpc import ReplicaServiceServicer, add_ReplicaServiceServicer_to_server
@@ -107,7 +109,7 @@ class Replica(ReplicaServiceServicer):
     async def start(self, port: int = 0) -> Replica:
         self._server = new_server()
         add_ReplicaServiceServicer_to_server(self, self._server)
-        self.address = f"127.0.0.1:{bind(self._server, '127.0.0.1', port, None, '--port')}"
+        self.address = f"127.0.0.1:{bind(self._server, '127.0.0.1', port, credentials(Role.NODE), '--port')}"
         await self._server.start()
         return self
 
@@ -245,7 +247,7 @@ class Head(RouteServiceServicer):
     async def start(self, port: int = 0) -> Head:
         self._server = new_server()
         add_RouteServiceServicer_to_server(self, self._server)
-        self.address = f"127.0.0.1:{bind(self._server, '127.0.0.1', port, None, '--grpc_port')}"
+        self.address = f"127.0.0.1:{bind(self._server, '127.0.0.1', port, credentials(Role.HEAD), '--grpc_port')}"
         await self._server.start()
         return self
 
@@ -342,7 +344,7 @@ async def world(
             stack.push_async_callback(made[-1].die)
         if made:
             head.ready(model, *made)
-        s = ProxySettings(http_port=0, head_address=head.address, **(settings or {}))
+        s = ProxySettings(http_port=0, head_address=head.address, state_dir=STATE, **(settings or {}))
         proxy = await stack.enter_async_context(serving(s, patience, silence))
         url = f"http://{proxy.address}"
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=WAIT_S))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from authority_fixtures import credentials, replica_env
 
 from headrace.core.phase import Phase
 from headrace.core.specfile import dump_spec
@@ -35,6 +36,7 @@ from headrace.core.types import Load, ModelSpec, ReplicaId, ReplicaSpec, Replica
 from headrace.process import Child, child_env
 from headrace.rpc import convert, convert_streams
 from headrace.rpc.channel import open_channel
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc
 
 WAIT_S = 60.0
@@ -184,11 +186,16 @@ class RunningReplica:
     directory: Path
     replica_id: str
     address: str
-    channel: grpc.aio.Channel
+    channel: grpc.aio.Channel  # as its scheduler
+    proxy_channel: grpc.aio.Channel
 
     @property
     def stub(self) -> replica_pb2_grpc.ReplicaServiceStub:
         return replica_pb2_grpc.ReplicaServiceStub(self.channel)
+
+    @property
+    def proxy_stub(self) -> replica_pb2_grpc.ReplicaServiceStub:
+        return replica_pb2_grpc.ReplicaServiceStub(self.proxy_channel)
 
     async def statuses(self, replica_id: str | None = None) -> AsyncIterator[ReplicaStatus]:
         request = replica_pb2.WatchReplicaRequest(replica_id=replica_id or self.replica_id)
@@ -219,7 +226,7 @@ class RunningReplica:
 
     @contextlib.asynccontextmanager
     async def session(self, proxy_id: str = "p1", replica_id: str | None = None) -> AsyncIterator[ProxySide]:
-        call = self.stub.Session()
+        call = self.proxy_stub.Session()
         hello = replica_pb2.SessionHello(proxy_id=proxy_id, replica_id=replica_id or self.replica_id)
         await call.write(replica_pb2.SessionRequest(hello=hello))
         side = ProxySide(call)
@@ -256,7 +263,7 @@ async def spawned(spec: ReplicaSpec, directory: Path, cache_dir: Path | None = N
     (directory / "spec.json").write_text(text)
     child = Child.spawn(
         [sys.executable, "-m", "headrace.replica", str(directory)],
-        env=child_env(sources=True),
+        env=child_env(replica_env(directory), sources=True),
         output=directory / "replica.log",
     )
     try:
@@ -270,8 +277,12 @@ async def running(spec: ReplicaSpec, directory: Path, cache_dir: Path | None = N
     """A replica that listens; wait for `ready` yourself."""
     async with spawned(spec, directory, cache_dir) as child:
         endpoint = await _endpoint(directory, child)
-        async with open_channel(endpoint["address"]) as channel:
-            yield RunningReplica(child, directory, spec.replica_id, endpoint["address"], channel)
+        at = endpoint["address"]
+        async with (
+            open_channel(at, credentials(Role.NODE), Role.NODE) as channel,
+            open_channel(at, credentials(Role.PROXY), Role.NODE) as proxy,
+        ):
+            yield RunningReplica(child, directory, spec.replica_id, at, channel, proxy)
 
 
 async def _endpoint(directory: Path, child: Child) -> dict[str, str]:

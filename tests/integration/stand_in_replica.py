@@ -34,6 +34,7 @@ from headrace.errors import NotFound
 from headrace.process import ProcessRecord, write_atomic
 from headrace.rpc.channel import bind, new_server
 from headrace.rpc.convert import replica_status_to_pb
+from headrace.rpc.credentials import from_environment
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc, types_pb2
 
 
@@ -114,7 +115,7 @@ async def main(folder: Path) -> int:
     loop.add_signal_handler(signal.SIGTERM, (lambda: None) if told.get("deaf") else replica.end.set)
     server = new_server()
     replica_pb2_grpc.add_ReplicaServiceServicer_to_server(replica, server)
-    port = bind(server, replica.host, 0, None, "")
+    port = bind(server, replica.host, 0, from_environment(), "")
     await server.start()
     me = ProcessRecord.of(os.getpid())
     assert me

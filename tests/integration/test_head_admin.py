@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from authority_fixtures import credentials
 from head_fixtures import Admin, head_settings, until
 
 from headrace.core.types import CatalogEntry, ModelSpec, Resources, RouteState
@@ -165,7 +166,7 @@ async def test_remote_code_can_be_forbidden(tmp_path: Path) -> None:
 
 async def test_rollback_makes_a_new_revision_of_an_old_one_which_outlives_the_head(tmp_path: Path) -> None:
     settings = head_settings(tmp_path)
-    async with serving(settings) as head, Admin(head.grpc) as admin, AdminClient(head.grpc) as client:
+    async with serving(settings) as head, Admin(head.grpc) as admin, AdminClient(head.grpc, credentials()) as client:
         await admin.deploy("demo", context_tokens=11)
         await admin.deploy("demo", context_tokens=22, min_replicas=2)
         back = (await client.rollback("demo")).deployment
@@ -173,7 +174,7 @@ async def test_rollback_makes_a_new_revision_of_an_old_one_which_outlives_the_he
         assert back.revised_unix_s >= back.created_unix_s
         # A redeploy of what runs is none, and does not forget where it came from.
         assert (await admin.deploy("demo", context_tokens=11)).deployment == back
-    async with serving(settings) as head, AdminClient(head.grpc) as client:
+    async with serving(settings) as head, AdminClient(head.grpc, credentials()) as client:
         assert (await client.status()).deployments[0].deployment == back
         found = await client.revisions("demo")
         assert [(r.revision, r.model.context_tokens, r.repeats) for r in found] == [(3, 11, 1), (2, 22, 0), (1, 11, 0)]
@@ -193,6 +194,9 @@ async def test_rollback_to_remote_code_can_be_forbidden(tmp_path: Path) -> None:
     async with serving(head_settings(tmp_path)) as head, Admin(head.grpc) as admin:
         await admin.deploy("demo", trust_remote_code=True)
         await admin.deploy("demo", trust_remote_code=False)
-    async with serving(head_settings(tmp_path, forbid_remote_code=True)) as head, AdminClient(head.grpc) as client:
+    async with (
+        serving(head_settings(tmp_path, forbid_remote_code=True)) as head,
+        AdminClient(head.grpc, credentials()) as client,
+    ):
         with pytest.raises(Forbidden, match="remote"):
             await client.rollback("demo")

@@ -256,12 +256,11 @@ async def test_a_grpc_port_in_use_is_told_with_its_flag(tmp_path: Path, port: st
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"host": "0.0.0.0"}, "--tls_cert"),
         ({"http_host": "0.0.0.0", "num_proxies": 1}, "--api_keys_file"),
         ({"http_host": "::", "num_proxies": 1}, "--allow_insecure"),
     ],
 )
-async def test_listening_beyond_this_machine_without_credentials_is_refused(
+async def test_http_beyond_this_machine_without_keys_is_refused(
     tmp_path: Path, more: dict[str, object], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):

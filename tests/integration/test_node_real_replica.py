@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from adapter_fixtures import write_adapter
+from authority_fixtures import credentials
 from integration.node_fixtures import Head, head_double, spawn_scheduler
 
 from headrace.core.phase import Phase
@@ -19,6 +20,7 @@ from headrace.core.specfile import parse_spec
 from headrace.core.types import Adapter, AdapterStatus, ModelSpec, ReplicaId, ReplicaSpec, ReplicaStatus, Resources
 from headrace.process import ProcessRecord
 from headrace.rpc.channel import open_channel
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc
 
 
@@ -48,7 +50,8 @@ async def test_start_adoption_crash_and_end(head: Head, tmp_path: Path) -> None:
     await head.until(lambda: len(head.reports) > reports)
     assert (head.seen["r-1"].phase, head.seen["r-1"].pid) == (Phase.READY, before.pid)
     assert head.seen["r-1"].model == before.model
-    async with open_channel(before.address) as channel:  # what it is asked is answered by the one that was expected
+    # What it is asked is answered by the one that was expected.
+    async with open_channel(before.address, credentials(Role.NODE), Role.NODE) as channel:
         watch = replica_pb2_grpc.ReplicaServiceStub(channel).Watch(replica_pb2.WatchReplicaRequest(replica_id="r-1"))
         async for status in watch:
             assert status.pid == before.pid

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from authority_fixtures import credentials, replica_env
 from integration.node_fixtures import STAND_IN, spec
 
 from headrace.core.phase import Phase
@@ -22,8 +23,15 @@ from headrace.node.conditions import Conditions
 from headrace.node.memory import OomCount
 from headrace.node.runner import Runner
 from headrace.process import ProcessRecord
+from headrace.rpc.roles import Role
 
 ONCE = RestartPolicy(max_failures=1)
+
+
+def conditions(folder: Path, **more: Any) -> Conditions:
+    env = tuple(replica_env(folder / "credential").items())
+    mine = credentials(Role.NODE, "1")
+    return Conditions(node_dir=folder, cache_dir=folder / "cache", credentials=mine, env=env, **more)
 
 
 class Watched:
@@ -45,7 +53,7 @@ class Watched:
 
 @asynccontextmanager
 async def running(tmp_path: Path, wanted: ReplicaSpec, **changes: Any) -> AsyncIterator[Watched]:
-    on = Conditions(node_dir=tmp_path, cache_dir=tmp_path / "cache", command=STAND_IN)
+    on = conditions(tmp_path, command=STAND_IN)
     watched = Watched(wanted, replace(on, **changes))
     async with asyncio.timeout(100), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(watched.runner.run())
@@ -158,7 +166,7 @@ async def test_a_fault_of_our_own_fails_the_replica_and_leaves_no_process(
 
 
 async def test_left_alone_the_process_runs_on(tmp_path: Path) -> None:
-    on = Conditions(node_dir=tmp_path, cache_dir=tmp_path, command=STAND_IN)
+    on = conditions(tmp_path, command=STAND_IN)
     watched = Watched(spec("r-1"), on)
     async with asyncio.timeout(100), asyncio.TaskGroup() as tasks:
         tasks.create_task(watched.runner.run())
@@ -179,7 +187,7 @@ async def test_left_alone_the_process_runs_on(tmp_path: Path) -> None:
 
 
 async def test_a_record_of_another_boot_is_not_believed(tmp_path: Path) -> None:
-    on = Conditions(node_dir=tmp_path, cache_dir=tmp_path)
+    on = conditions(tmp_path)
     folder = on.folder("r-1")
     folder.prepare(spec("r-1"), host="127.0.0.1", cache_dir=tmp_path)
     me = ProcessRecord.of(os.getpid())

@@ -292,7 +292,6 @@ async def test_old_folders_are_deleted_and_the_newest_kept_for_their_logs(head: 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"host": "192.0.2.1"}, "--allow_insecure"),
         ({"host": "0.0.0.0", "allow_insecure": True}, "no address that others can reach"),
         ({"node_id": "../up"}, "--node_id"),
         ({"tls": TlsSettings(cert=Path("a.pem"))}, "all three files"),

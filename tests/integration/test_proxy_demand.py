@@ -6,13 +6,15 @@ import asyncio
 from dataclasses import replace
 
 import httpx
+from authority_fixtures import credentials
 from integration.proxy_fixtures import PATIENCE, Replica, World, answer, eventually, world
 
 from headrace.core.route_delta import whole
 from headrace.core.types import RouteState, RouteTable
 from headrace.errors import NotFound
 from headrace.proxy.routes import Routes
-from headrace.rpc.channel import open_channel
+from headrace.rpc.channel import Connection
+from headrace.rpc.roles import Role
 
 CHAT = {"model": "tinyllama", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = CHAT | {"stream": True}
@@ -208,8 +210,8 @@ async def test_lower_epoch_is_refused():
 
 
 async def test_a_proxy_refuses_a_head_older_than_the_one_that_started_it():
-    async with open_channel("127.0.0.1:1") as channel:
-        routes = Routes(channel, "127.0.0.1:1", "p", least_epoch=7)
+    async with Connection("127.0.0.1:1", credentials(Role.PROXY), Role.HEAD) as head:
+        routes = Routes(head, "p", least_epoch=7)
         assert not routes.accept(whole(RouteTable(6, 1, {})))
         assert routes.table is None
         assert routes.accept(whole(RouteTable(7, 1, {})))

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from authority_fixtures import credentials
 from integration.proxy_fixtures import PATIENCE, Replica, answer, eventually, raw_request, world
 from integration.proxy_requests import CHAT, LONG, STREAM, content
 
@@ -19,6 +20,7 @@ from headrace.proxy.changed import Changed
 from headrace.proxy.session import Session
 from headrace.proxy.sessions import Sessions
 from headrace.proxy.silence import Silence
+from headrace.rpc.roles import Role
 
 
 async def test_draining_replica_is_tried_elsewhere():
@@ -241,7 +243,7 @@ async def test_closing_ends_a_session_that_breaks_at_the_same_moment(monkeypatch
 
     monkeypatch.setattr(Session, "_serve", breaks_when_cancelled)
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        sessions = Sessions(tasks, "p", Changed(), Silence())
+        sessions = Sessions(tasks, "p", Changed(), Silence(), credentials(Role.PROXY))
         route = t.Route("demo", t.RouteState.READY, "", (t.Endpoint(t.ReplicaId("r"), "127.0.0.1:1"),))
         sessions.apply(whole(t.RouteTable(1, 1, {"demo": route})))
         await tried.wait()

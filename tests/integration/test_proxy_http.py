@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from authority_fixtures import STATE
 from integration.proxy_fixtures import PATIENCE, World, answer, eventually, raw_request, world
 from integration.proxy_requests import CHAT, TEXT, error
 
@@ -176,7 +177,7 @@ async def test_health_ready_docs():
 
 async def test_no_word_from_the_head_yet():
     async with (
-        serving(ProxySettings(http_port=0, head_address="127.0.0.1:1"), PATIENCE) as proxy,
+        serving(ProxySettings(http_port=0, head_address="127.0.0.1:1", state_dir=STATE), PATIENCE) as proxy,
         httpx.AsyncClient(base_url=f"http://{proxy.address}") as client,
     ):
         assert (await client.get("/health")).status_code == 200
@@ -204,7 +205,9 @@ async def test_api_keys(tmp_path: Path):
 
 async def test_who_may_be_refused_to_start(tmp_path: Path):
     async def start(**settings: Any) -> None:
-        async with serving(ProxySettings(**{"http_port": 0, "head_address": "127.0.0.1:1"} | settings)):
+        async with serving(
+            ProxySettings(**{"http_port": 0, "head_address": "127.0.0.1:1", "state_dir": STATE} | settings)
+        ):
             pass
 
     with pytest.raises(UserError, match="--api_keys_file"):

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpx
+from authority_fixtures import STATE
 from integration.proxy_fixtures import Head, Replica, answer, eventually, free_port
 
 from headrace.process import LIFELINE_ENV, Child, child_env
@@ -23,7 +24,7 @@ import asyncio, json, sys, pathlib
 from headrace.proxy.app import run
 from headrace.settings import ProxySettings
 given = json.loads(sys.argv[1])
-given |= {k: pathlib.Path(v) for k, v in given.items() if k in ("metrics_dir", "api_keys_file")}
+given |= {k: pathlib.Path(v) for k, v in given.items() if k in ("metrics_dir", "api_keys_file", "state_dir")}
 asyncio.run(run(ProxySettings(**given)))
 """
 
@@ -42,6 +43,7 @@ async def proxies(
         port, holder = free_port()
         stack.callback(holder.close)
         settings = {"http_port": port, "head_address": head.address, "metrics_dir": str(folder / "metrics")}
+        settings["state_dir"] = str(STATE)
         children: list[Child] = []
         for _ in range(count):
             child = Child.spawn(

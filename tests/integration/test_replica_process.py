@@ -66,7 +66,7 @@ async def test_loading_reports_progress(tmp_path: Path) -> None:
         status = await replica.status_when(lambda s: 0.3 < s.progress < 1.0)
         assert (status.phase, status.activity) == (Phase.LOADING, "loading the model")
         with pytest.raises(grpc.aio.AioRpcError) as e:
-            await replica.stub.Session(iter([_hello(replica.replica_id)])).read()
+            await replica.proxy_stub.Session(iter([_hello(replica.replica_id)])).read()
         assert isinstance(from_rpc(e.value, "it"), Unavailable)
 
 
@@ -78,7 +78,7 @@ async def test_another_replicas_name_is_refused(tmp_path: Path) -> None:
     async with running(a_spec(options=FAST), tmp_path) as replica:
         await replica.ready()
         with pytest.raises(grpc.aio.AioRpcError) as e:
-            await replica.stub.Session(iter([_hello("other-1-000000")])).read()
+            await replica.proxy_stub.Session(iter([_hello("other-1-000000")])).read()
         assert isinstance(from_rpc(e.value, "it"), Conflict)
         with pytest.raises(grpc.aio.AioRpcError) as e:
             async for _ in replica.statuses("other-1-000000"):
@@ -215,7 +215,7 @@ async def a_broken_session_frees_its_streams(replica: RunningReplica) -> None:
 
 
 async def a_proxy_that_does_not_read(replica: RunningReplica) -> None:
-    call = replica.stub.Session()
+    call = replica.proxy_stub.Session()
     await call.write(_hello(replica.replica_id))
     sampling = {"ignore_eos": True, "logprobs": 200}
     for number in range(200):

@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("headrace.cli.inspect", "Print the log of a replica."),
     "explain": ("headrace.cli.explain", "Tell why a request went where it went."),
     "chat": ("headrace.cli.chat", "Talk to a model."),
+    "token": ("headrace.cli.token", "Show the line with which another machine joins."),
+    "join": ("headrace.cli.token", "Let this machine's command line command another's cluster."),
     "doctor": ("headrace.cli.doctor", "Look for what is wrong on this machine, and repair what can be."),
     "head": ("headrace.cli.serve", "Run the head controller."),
     "scheduler": ("headrace.cli.serve", "Run the scheduler of one machine."),

@@ -18,6 +18,7 @@ class HeadEndpoint:
     node: str
     grpc: str
     pid: int
+    join: str = ""
 
     @property
     def url(self) -> str:
@@ -40,7 +41,9 @@ def read_endpoint(state_dir: Path) -> HeadEndpoint | None:
     """What the head of this state directory wrote when it last listened; None if there is nothing (whole) to read."""
     try:
         data = json.loads((state_dir / "head" / "endpoint.json").read_text())
-        return HeadEndpoint(str(data["http"]), str(data["node"]), str(data["grpc"]), int(data["pid"]))
+        return HeadEndpoint(
+            str(data["http"]), str(data["node"]), str(data["grpc"]), int(data["pid"]), str(data.get("join", ""))
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

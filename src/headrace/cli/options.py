@@ -48,6 +48,7 @@ PORT = _called(click.IntRange(0, 65535), "port")
 SIZE = _Size()
 FILE = _File()
 SECONDS = _called(click.FloatRange(min=0), "seconds")
+LIFE = _called(click.FloatRange(min=1), "seconds")
 HOLD = _called(click.FloatRange(min=0, max=1), "seconds")
 COUNT = _called(click.IntRange(min=0), "n")
 AMOUNT = _called(click.FloatRange(min=0), "x")
@@ -77,6 +78,7 @@ FLAGS: dict[str, Flag] = {
     "host": Flag("Address that the gRPC ports listen on."),
     "node_port": Flag("Port where schedulers connect.", PORT),
     "grpc_port": Flag("Port for proxies and for the command line.", PORT),
+    "join_port": Flag("Port where machines join; 50053 where the head listens beyond this one, else none.", PORT),
     "num_proxies": Flag("HTTP proxy processes to keep alive.", COUNT),
     "state_dir": Flag("Where state, logs and process records are kept.", FILE),
     "cache_dir": Flag("Where weights and conversions are kept; safe to delete.", FILE),
@@ -87,12 +89,15 @@ FLAGS: dict[str, Flag] = {
     ),
     "catalog": Flag("YAML file of models that adds to the built-in catalog.", FILE),
     "api_keys_file": Flag("File of API keys, one a line; without it no key is asked for.", FILE),
-    "allow_insecure": Flag("Allow wide ports without TLS or API keys.", switch=True),
+    "allow_insecure": Flag("Allow HTTP on a wide port without API keys.", switch=True),
     "forbid_remote_code": Flag("Refuse models that are to run code of their own.", switch=True),
     "routing": Flag("How proxies choose replicas; all but auto are for comparison.", ROUTING),
     "tls_cert": Flag("PEM certificate of this process, for gRPC.", FILE),
     "tls_key": Flag("PEM key of that certificate.", FILE),
     "tls_ca": Flag("PEM certificate of the authority that signed all of them.", FILE),
+    "tls_name": Flag("Name that every peer's certificate has, where none names the address that is dialled."),
+    "certificate_life": Flag("Seconds for which the certificates hold that this process issues.", LIFE),
+    "join": Flag("Line that `headrace token` shows at the head, or a file of it; for the first start here."),
     "lease_s": Flag("Seconds of silence after which a node counts as lost.", SECONDS),
     "drain_s": Flag("Seconds that running streams get to finish.", SECONDS),
     "log_level": Flag("How much is logged.", LEVEL),
@@ -128,7 +133,8 @@ FLAGS: dict[str, Flag] = {
     "metrics_dir": Flag("Folder in which the proxies of one port share their metrics.", FILE),
 }
 
-_TLS = ("tls_cert", "tls_key", "tls_ca")
+_TLS_FILES = ("tls_cert", "tls_key", "tls_ca")
+_TLS = (*_TLS_FILES, "tls_name", "certificate_life")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Settings = TypeVar("_Settings")
@@ -171,7 +177,7 @@ def flag_options(*names: str, **defaults: Any) -> Callable[[_Command], _Command]
 
 
 def field_names(cls: type) -> list[str]:
-    """The options of a settings class, in order; `tls` stands for three."""
+    """The options of a settings class, in order; `tls` stands for several."""
     return [n for f in fields(cls) for n in (_TLS if f.name == "tls" else (f.name,))]
 
 
@@ -227,12 +233,14 @@ def build(cls: type[_Settings], params: Mapping[str, Any]) -> _Settings:
 
 
 def tls_settings(params: Mapping[str, Any]) -> TlsSettings:
-    """The files of --tls_cert, --tls_key and --tls_ca; UserError if only some are given, or one is no file."""
-    given = {name: params[name] for name in _TLS if params[name] is not None}
-    if given and len(given) < len(_TLS):
-        missing = ", ".join(f"--{n}" for n in _TLS if n not in given)
+    """What --tls_cert, --tls_key, --tls_ca and the like say; UserError if not all files are given, or one is none."""
+    given = {name: params[name] for name in _TLS_FILES if params[name] is not None}
+    if given and len(given) < len(_TLS_FILES):
+        missing = ", ".join(f"--{n}" for n in _TLS_FILES if n not in given)
         raise UserError(f"TLS needs --tls_cert, --tls_key and --tls_ca together; {missing} is missing.")
     for name, path in given.items():
         if not path.is_file():
             raise UserError(f"--{name}: there is no file {path}.")
-    return TlsSettings(cert=params["tls_cert"], key=params["tls_key"], ca=params["tls_ca"])
+    files = {"cert": params["tls_cert"], "key": params["tls_key"], "ca": params["tls_ca"]}
+    more = {"name": params.get("tls_name"), "life_s": params.get("certificate_life")}
+    return TlsSettings(**files, **{k: v for k, v in more.items() if v is not None})

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headrace.errors import UserError
+from headrace.lock import private_folder
 from headrace.process import ProcessRecord
 
 _PATIENCE_S = 15.0
@@ -24,8 +25,8 @@ def locked(state_dir: Path) -> Iterator[int]:
     """
     path = state_dir / "up.lock"
     try:
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
+        private_folder(state_dir)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as e:
         raise UserError(f"Cannot write to the state directory {state_dir}: {e.strerror}.") from e
     try:

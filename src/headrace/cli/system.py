@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from headrace.cli.client import open_admin
 from headrace.cli.endpoint import HeadEndpoint, callable_address, port_of, read_endpoint
@@ -18,8 +18,12 @@ from headrace.cli.sources import resolve
 from headrace.cli.state_lock import locked
 from headrace.cli.welcome import until_http_answers, welcome
 from headrace.errors import UserError
+from headrace.lock import private_folder
 from headrace.process import LIFELINE_ENV, child_env, told_to_stop
 from headrace.settings import UpSettings
+
+if TYPE_CHECKING:
+    from headrace.rpc.admin import AdminClient
 
 _TERM_S = 7.0  # of the ten seconds that everything may take to end
 _LOOK_S = 0.05
@@ -69,7 +73,7 @@ class _System:
     def _part(self, command: str, arguments: Callable[[], Sequence[str]]) -> Part:
         log_file = self._settings.state_dir / "logs" / f"{command}.log"
         try:
-            log_file.parent.mkdir(exist_ok=True)
+            private_folder(log_file.parent)
             with suppress(FileNotFoundError):
                 os.replace(log_file, log_file.with_suffix(".log.1"))
         except OSError as e:
@@ -98,7 +102,7 @@ class _System:
             self._head.works = True
             # Only now: at a port that the head did not get, a scheduler would join somebody else's.
             group.create_task(self._scheduler.keep())
-            async with open_admin(callable_address(endpoint.grpc), self._settings.tls) as admin:
+            async with self._admin(endpoint) as admin:
                 ready = await FirstModels(admin, self.progress, self._node_is_alive).load(
                     self._models, None if self._settings.engine == "auto" else self._settings.engine
                 )
@@ -107,6 +111,9 @@ class _System:
             self.progress.close()
             welcome(endpoint, ready, self._settings)
         raise AssertionError("the head and the scheduler are kept without end")
+
+    def _admin(self, endpoint: HeadEndpoint) -> AdminClient:
+        return open_admin(callable_address(endpoint.grpc), self._settings.state_dir, self._settings.tls)
 
     def _node_is_alive(self) -> None:
         self._scheduler.works = True

@@ -21,6 +21,8 @@ _MAX_CPUS = 4096.0
 _MAX_GPUS = 1024
 _MAX_CONTEXT = 2**31 - 1
 _MAX_TEMPLATE = 256 * 1024
+_MAX_ENGINE_ARGS = 64 * 1024
+_MAX_DEPTH = 32
 _HUB = re.compile(r"hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # A key may have more characters; these need no quoting anywhere.
 _S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.{1,2}(/|$))[\w.!*'()@=+:,-]+)*/?", re.ASCII)
@@ -118,13 +120,40 @@ def check_model(model: ModelSpec) -> ModelSpec:
     for what in ("source_revision", "openvino_revision"):
         if not _REVISION.fullmatch(getattr(model, what)):
             raise InvalidRequest(f"{getattr(model, what)[:200]!r} is not a revision.", param=what)
-    try:
-        options: object = json.loads(model.engine_args_json or "{}")
-    except ValueError:
-        options = None
-    if not isinstance(options, dict):
-        raise InvalidRequest("engine_args must be a JSON object.", param="engine_args_json")
+    options = _engine_args(model.engine_args_json or "{}")
     return replace(model, engine_args_json=json.dumps(options, sort_keys=True, separators=(",", ":")))
+
+
+def _engine_args(text: str) -> dict[str, object]:
+    """The options of an engine, from JSON. InvalidRequest if that is no object, too long or too deep."""
+    options: object = None
+    try:
+        if len(text) <= _MAX_ENGINE_ARGS:
+            options = json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if not isinstance(options, dict) or _deeper(cast("object", options), _MAX_DEPTH):
+        raise InvalidRequest(
+            f"engine_args must be a JSON object, of at most {_MAX_ENGINE_ARGS // 1024} KiB and {_MAX_DEPTH} levels.",
+            param="engine_args_json",
+        )
+    return cast("dict[str, object]", options)
+
+
+def _deeper(value: object, most: int) -> bool:
+    """Whether lists and objects stand in one another more than `most` deep."""
+    level = [value]
+    for _ in range(most + 1):
+        inner: list[object] = []
+        for x in level:
+            if isinstance(x, dict):
+                inner += cast("dict[str, object]", x).values()
+            elif isinstance(x, list):
+                inner += cast("list[object]", x)
+        if not inner:
+            return False
+        level = inner
+    return True
 
 
 def check_adapters(adapters: Sequence[Adapter]) -> tuple[Adapter, ...]:

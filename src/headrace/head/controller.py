@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass
 import grpc
 import structlog
 
+from headrace.core.types import NodeId
 from headrace.errors import UserError
 from headrace.head.catalog import load_catalog
 from headrace.head.clock import steady_clock
 from headrace.head.cluster import Cluster
 from headrace.head.commands import Commands
+from headrace.head.joining import CertificateService, Issuer, JoinService, command, new_join_server, new_line
 from headrace.head.ledger import Ledger
 from headrace.head.overview import Overview
 from headrace.head.proxies import PROGRAM, ProxyFleet
@@ -24,12 +26,17 @@ from headrace.head.questions import Questions
 from headrace.head.reconciler import Reconciler
 from headrace.head.services import AdminService, NodeService, RouteService
 from headrace.head.store import SqliteStore
+from headrace.head.tokens import Tokens
 from headrace.head.topic import Topic
 from headrace.lock import exclusive
 from headrace.process import told_to_stop, write_atomic
-from headrace.rpc.channel import Tls, bind, is_loopback, new_server, tls_of
-from headrace.rpc.v1 import head_pb2_grpc, node_pb2_grpc
-from headrace.settings import HeadSettings
+from headrace.rpc.authority import Authority
+from headrace.rpc.channel import bind, new_server
+from headrace.rpc.credentials import Credentials, Issued
+from headrace.rpc.finding import from_state, is_loopback
+from headrace.rpc.roles import Role
+from headrace.rpc.v1 import head_pb2_grpc, join_pb2_grpc, node_pb2_grpc
+from headrace.settings import JOIN_PORT, HeadSettings
 
 log = structlog.get_logger()
 
@@ -49,6 +56,7 @@ class Endpoint:
     node: str
     grpc: str
     pid: int
+    join: str = ""  # where machines join; "": nowhere
 
 
 async def run(settings: HeadSettings) -> None:
@@ -57,7 +65,8 @@ async def run(settings: HeadSettings) -> None:
         told = tasks.create_task(told_to_stop(), name="told_to_stop")
         # Its signal handlers are in place before there is anything to end in order.
         await asyncio.sleep(0)
-        async with serving(settings):
+        async with serving(settings) as endpoint:
+            _show_line(settings, endpoint)
             log.info("head_stops", reason=await told)
 
 
@@ -67,10 +76,12 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
 
     At the end the proxies are stopped; replicas are the schedulers' affair and go on.
     """
-    tls = check_exposure(settings)
+    check_exposure(settings)
     files = load_catalog(settings.catalog)
     async with AsyncExitStack() as stack:
         stack.enter_context(exclusive(settings.head_dir, lambda pid: _BUSY.format(pid=pid, where=settings.state_dir)))
+        credentials = from_state(settings.state_dir, Role.HEAD, "head", settings.tls)
+        authority = Authority.open(settings.state_dir) if isinstance(credentials, Issued) else None
         store = await SqliteStore.open(settings.head_dir / "state.db")
         stack.push_async_callback(store.close)
         state = await store.load()
@@ -90,11 +101,25 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
         stack.push_async_callback(nodes.stop, 0)
         stack.push_async_callback(others.stop, 0)
         node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(ledger, cluster, settings.lease_s), nodes)
-        node_port = _bind_again(nodes, settings, tls, "node_port", before)
+        node_port = _bind_again(nodes, settings, credentials, "node_port", before)
         head_pb2_grpc.add_RouteServiceServicer_to_server(RouteService(overview, commands, questions), others)
         admin = AdminService(ledger, cluster, overview, commands, changed, questions)
         head_pb2_grpc.add_AdminServiceServicer_to_server(admin, others)
-        grpc_port = _bind_again(others, settings, tls, "grpc_port", before)
+        tokens = Tokens(settings.state_dir)
+        issuer = None
+        if authority:
+            issuer = Issuer(authority, tokens, settings.tls.life_s, lambda name: bool(cluster.session(NodeId(name))))
+            for server in (nodes, others):
+                join_pb2_grpc.add_CertificateServiceServicer_to_server(CertificateService(issuer), server)
+        grpc_port = _bind_again(others, settings, credentials, "grpc_port", before)
+
+        join_at = _join_port(settings)
+        if authority and issuer and join_at is not None:
+            joins, join_at = new_join_server(
+                JoinService(issuer, node_port, grpc_port), authority, settings.host, join_at
+            )
+            stack.push_async_callback(joins.stop, 0)
+            await joins.start()
 
         ours = _at(_reachable(settings.host), grpc_port)
         fleet = ProxyFleet(settings, ours, overview.proxies_changed, proxy_program, ledger.epoch)
@@ -118,6 +143,7 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
                 node=_at(settings.host, node_port),
                 grpc=_at(settings.host, grpc_port),
                 pid=os.getpid(),
+                join=_at(settings.host, join_at) if authority and join_at is not None else "",
             )
             path = settings.head_dir / "endpoint.json"
             try:
@@ -155,22 +181,36 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
 
 
-def check_exposure(settings: HeadSettings) -> Tls | None:
-    """The TLS files to use. UserError if something would listen beyond this machine without credentials."""
-    tls = tls_of(settings.tls)
+def check_exposure(settings: HeadSettings) -> None:
+    """UserError if HTTP would listen beyond this machine without API keys. gRPC never is without certificates."""
     if settings.allow_insecure:
-        return tls
-    if not is_loopback(settings.host) and tls is None:
-        raise UserError(
-            f"Listening on {settings.host} lets anybody who reaches it command this cluster: give --tls_cert, --tls_key"
-            " and --tls_ca, or --allow_insecure if the network is yours alone."
-        )
+        return
     if settings.num_proxies and not is_loopback(settings.http_host) and settings.api_keys_file is None:
         raise UserError(
             f"Listening on {settings.http_host} lets anybody who reaches it use your models: give --api_keys_file, or"
             " --allow_insecure if the network is yours alone."
         )
-    return tls
+
+
+def _show_line(settings: HeadSettings, endpoint: Endpoint) -> None:
+    """Tell how others join, if they can."""
+    if not endpoint.join or is_loopback(settings.host):
+        return
+    try:
+        line = new_line(
+            Tokens(settings.state_dir), Authority.open(settings.state_dir), endpoint.join, Role.NODE, uses=0
+        )
+    except OSError as e:
+        log.error("no_join_line", error=e.strerror)
+        return
+    print(f"Within the hour, other machines join with:\n  {command(Role.NODE, line)}", flush=True)
+
+
+def _join_port(settings: HeadSettings) -> int | None:
+    """Where machines may join; None: nowhere."""
+    if settings.join_port is None:
+        return None if is_loopback(settings.host) else JOIN_PORT
+    return settings.join_port
 
 
 def _last_ports(settings: HeadSettings) -> Mapping[str, int]:
@@ -183,16 +223,16 @@ def _last_ports(settings: HeadSettings) -> Mapping[str, int]:
 
 
 def _bind_again(
-    server: grpc.aio.Server, settings: HeadSettings, tls: Tls | None, name: str, before: Mapping[str, int]
+    server: grpc.aio.Server, settings: HeadSettings, credentials: Credentials, name: str, before: Mapping[str, int]
 ) -> int:
     """Bind to the port of the setting `name`; with 0 to the one that the head before had, if it is free."""
     port: int = getattr(settings, name)
     if port == 0 and before.get(name):
         try:
-            return bind(server, settings.host, before[name], tls, f"--{name}")
+            return bind(server, settings.host, before[name], credentials, f"--{name}")
         except UserError:
             log.info("port_was_taken", name=name, port=before[name])
-    return bind(server, settings.host, port, tls, f"--{name}")
+    return bind(server, settings.host, port, credentials, f"--{name}")
 
 
 def _reachable(host: str) -> str:

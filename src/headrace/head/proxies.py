@@ -201,11 +201,14 @@ class ProxyFleet:
             "head_address": self._head_address,
             "proxy_id": proxy_id,
             "metrics_dir": self._metrics_dir.absolute(),
+            "state_dir": s.state_dir.absolute(),
+            "certificate_life": f"{s.tls.life_s:g}",
             "routing": s.routing,
             "log_level": s.log_level,
         }
         files = {"api_keys_file": s.api_keys_file, "tls_cert": s.tls.cert, "tls_key": s.tls.key, "tls_ca": s.tls.ca}
         flags |= {k: path.absolute() for k, path in files.items() if path}
+        flags |= {"tls_name": s.tls.name} if s.tls.name else {}
         switches = ["--allow_insecure"] if s.allow_insecure else []
         return [*self._program, *(f"--{k}={v}" for k, v in flags.items()), *switches]
 

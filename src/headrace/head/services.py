@@ -21,14 +21,16 @@ from headrace.head.ledger import Ledger
 from headrace.head.overview import Overview
 from headrace.head.questions import Questions
 from headrace.head.topic import Topic
-from headrace.rpc import convert, convert_head, convert_story
+from headrace.rpc import convert, convert_head, convert_story, wire
 from headrace.rpc.channel import rpc_errors
+from headrace.rpc.guard import caller
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc, node_pb2, node_pb2_grpc
 
 log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 STATUS_INTERVAL_S = 0.2
+_MAX_CHUNK_BYTES = 64 * 1024  # of a log
 REPORT_S = 2.0  # at most this long between a node's reports; what changes is reported at once, but for the load
 
 
@@ -45,6 +47,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         if first is None or first.WhichOneof("message") != "hello":
             raise InvalidRequest("A node session begins with a hello.")
         info = convert.node_info_from_pb(first.hello)
+        caller(context).check_node(info.node_id)
         held = [g for i in self._ledger.state.intents.on(info.node_id) for g in i.gpu_indices]
         try:
             session = self._cluster.join(info, held)
@@ -90,7 +93,8 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
                 news, gone = convert.node_report_from_pb(message.report)
                 self._cluster.report(session, news, gone)
             case "log":
-                chunk = ns.LogChunk(message.log.data, message.log.end, message.log.error)
+                data = wire.few(message.log.data, "bytes of a log at once", _MAX_CHUNK_BYTES)
+                chunk = ns.LogChunk(data, message.log.end, wire.sentence(message.log.error))
                 session.log_chunk(message.log.request, chunk)
             case other:
                 raise InvalidRequest(f"Unexpected message in a node session: {other}.")
@@ -120,8 +124,8 @@ class RouteService(head_pb2_grpc.RouteServiceServicer):
     @rpc_errors
     async def Watch(self, request: head_pb2.WatchRoutesRequest, context: Context) -> AsyncIterator[head_pb2.RouteDelta]:
         """All of the table, then what changed since the last delta that this watcher took."""
-        sent = NOTHING
-        with self._overview.routes_changed.listen() as news, self._overview.watched_by(request.proxy_id, request.pid):
+        sent, proxy_id = NOTHING, wire.name(request.proxy_id, "proxy id")
+        with self._overview.routes_changed.listen() as news, self._overview.watched_by(proxy_id, request.pid):
             while True:
                 await news.wait()
                 news.clear()
@@ -140,7 +144,7 @@ class RouteService(head_pb2_grpc.RouteServiceServicer):
 
     @rpc_errors
     async def Ensure(self, request: head_pb2.EnsureRequest, context: Context) -> head_pb2.EnsureResponse:
-        await self._commands.ensure(request.model)
+        await self._commands.ensure(wire.word(request.model, "model"))
         return head_pb2.EnsureResponse()
 
     @rpc_errors
@@ -176,33 +180,39 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
 
     @rpc_errors
     async def Delete(self, request: head_pb2.DeleteRequest, context: Context) -> head_pb2.DeleteResponse:
-        await self._commands.delete(request.name)
+        await self._commands.delete(wire.word(request.name, "name"))
         return head_pb2.DeleteResponse()
 
     @rpc_errors
     async def Scale(self, request: head_pb2.ScaleRequest, context: Context) -> head_pb2.Deployment:
-        status = await self._commands.scale(request.name, request.min_replicas, request.max_replicas)
+        status = await self._commands.scale(wire.word(request.name, "name"), request.min_replicas, request.max_replicas)
         return convert_head.deployment_status_to_pb(status)
 
     @rpc_errors
     async def Rollback(self, request: head_pb2.RollbackRequest, context: Context) -> head_pb2.Deployment:
-        return convert_head.deployment_status_to_pb(await self._commands.rollback(request.name, request.revision))
+        return convert_head.deployment_status_to_pb(
+            await self._commands.rollback(wire.word(request.name, "name"), request.revision)
+        )
 
     @rpc_errors
     async def ListRevisions(
         self, request: head_pb2.ListRevisionsRequest, context: Context
     ) -> head_pb2.ListRevisionsResponse:
-        found = self._commands.revisions(request.name)
+        found = self._commands.revisions(wire.word(request.name, "name"))
         return head_pb2.ListRevisionsResponse(revisions=[convert_head.revision_to_pb(r) for r in found])
 
     @rpc_errors
     async def AddAdapter(self, request: head_pb2.AddAdapterRequest, context: Context) -> head_pb2.Deployment:
-        status = await self._commands.add_adapter(request.deployment, convert.adapter_from_pb(request.adapter))
+        status = await self._commands.add_adapter(
+            wire.word(request.deployment, "deployment"), convert.adapter_from_pb(request.adapter)
+        )
         return convert_head.deployment_status_to_pb(status)
 
     @rpc_errors
     async def RemoveAdapter(self, request: head_pb2.RemoveAdapterRequest, context: Context) -> head_pb2.Deployment:
-        status = await self._commands.remove_adapter(request.deployment, request.name)
+        status = await self._commands.remove_adapter(
+            wire.word(request.deployment, "deployment"), wire.word(request.name, "name")
+        )
         return convert_head.deployment_status_to_pb(status)
 
     @rpc_errors
@@ -237,19 +247,19 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
 
     @rpc_errors
     async def RemoveModel(self, request: head_pb2.RemoveModelRequest, context: Context) -> head_pb2.RemoveModelResponse:
-        await self._commands.remove_model(request.name)
+        await self._commands.remove_model(wire.word(request.name, "name"))
         return head_pb2.RemoveModelResponse()
 
     @rpc_errors
     async def ReadLogs(self, request: head_pb2.ReadLogsRequest, context: Context) -> AsyncIterator[head_pb2.LogData]:
-        replica_id, session = self._find(request.replica_id)
+        replica_id, session = self._find(wire.word(request.replica_id, "replica_id"))
         async with aclosing(session.read_log(replica_id, request.tail_lines, request.follow)) as pieces:
             async for data in pieces:
                 yield head_pb2.LogData(data=data)
 
     @rpc_errors
     async def Explain(self, request: head_pb2.ExplainRequest, context: Context) -> head_pb2.ExplainResponse:
-        return convert_story.explanation_to_pb(await self._questions.ask(request.request_id))
+        return convert_story.explanation_to_pb(await self._questions.ask(wire.word(request.request_id, "request_id")))
 
     def _find(self, asked: str) -> tuple[ReplicaId, ns.NodeSession]:
         """The one replica whose id is `asked` or begins so, and the session of its node."""

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -19,11 +20,13 @@ from headrace.errors import UserError
 from headrace.lock import exclusive
 from headrace.node import devices
 from headrace.node.conditions import Conditions
+from headrace.node.credential import keep_fresh, obtain
 from headrace.node.epoch import EpochFile, next_incarnation
 from headrace.node.link import HeadLink
 from headrace.node.node import Node
 from headrace.process import told_to_stop
-from headrace.rpc.channel import Tls, is_loopback, tls_of
+from headrace.rpc.credentials import CREDENTIAL_ENV, Credentials, Kept
+from headrace.rpc.finding import is_loopback
 from headrace.settings import SchedulerSettings
 
 log = structlog.get_logger()
@@ -46,7 +49,7 @@ async def serve(
     settings: SchedulerSettings, told: Callable[[], Awaitable[str]], command: tuple[str, ...] = _REPLICA
 ) -> None:
     """As `run`, until `told()` returns why; `command` (and the replica's folder) starts a replica."""
-    tls = check(settings)
+    check(settings)
     node_dir = settings.node_dir.absolute()
     with exclusive(node_dir, lambda pid: _BUSY.format(pid=pid, node_id=settings.node_id)):
         here = devices.detect(settings.num_cpus, settings.num_gpus, settings.memory_bytes)
@@ -59,13 +62,15 @@ async def serve(
             here.gpus,
             tuple(engines_here.installed()),
         )
+        credentials = await obtain(settings)
+        settings = at_head(settings, credentials)
         conditions = Conditions(
             node_dir=node_dir,
             cache_dir=settings.cache_dir.absolute(),
             cache_limit_bytes=settings.cache_limit_bytes or 0,
             host=settings.host,
-            tls=tls,
-            env=_environment(settings),
+            credentials=credentials,
+            env=_environment(settings, credentials),
             command=command,
             stalled_s=settings.start_limit_s,
         )
@@ -86,7 +91,7 @@ async def _serve(
         node = Node(conditions, tasks, lambda: link.changed())
         link = HeadLink(
             _address(settings.head_address, settings.port),
-            conditions.tls,
+            conditions.credentials,
             info,
             epoch,
             statuses=node.statuses,
@@ -95,14 +100,16 @@ async def _serve(
         )
         await node.adopt()
         linked = tasks.create_task(link.run())
-        logs = tasks.create_task(node.care_for_logs())
+        background = [tasks.create_task(node.care_for_logs())]
+        if isinstance(conditions.credentials, Kept):
+            background.append(tasks.create_task(keep_fresh(conditions.credentials, settings)))
         await asyncio.wait({stop, linked}, return_when=asyncio.FIRST_COMPLETED)
         if not stop.done():
             fenced = linked.result()
             await node.leave()
         else:
             await _end(node, link, linked, stop.result(), settings)
-        for task in (stop, linked, logs):
+        for task in (stop, linked, *background):
             task.cancel()
     if fenced:
         raise UserError(f"Scheduler {info.node_id} ends and leaves its replicas alone: {fenced}")
@@ -125,35 +132,53 @@ async def _end(node: Node, link: HeadLink, linked: asyncio.Task[str], why: str, 
     await asyncio.wait({linked}, timeout=_LAST_REPORT_S)
 
 
-def check(settings: SchedulerSettings) -> Tls | None:
-    """The TLS files to use. UserError for settings that cannot be, or that would open the node to anybody."""
+def check(settings: SchedulerSettings) -> None:
+    """UserError for settings that cannot be."""
     if not NAME_PATTERN.fullmatch(settings.node_id):
         raise UserError(f"{settings.node_id!r} cannot be a --node_id: use letters, digits, '.', '_', ':' and '-'.")
     if not settings.alone_s > 0:
         raise UserError(f"--alone_s must be more than 0, not {settings.alone_s:g}.")
-    tls = tls_of(settings.tls)
-    if _is_wildcard(settings.host):
+    if settings.host and _is_wildcard(settings.host):
         raise UserError(f"--host={settings.host} is no address that others can reach: give one of this machine's own.")
-    if not is_loopback(settings.host) and tls is None and not settings.allow_insecure:
-        raise UserError(
-            f"--host={settings.host} would let everybody on that network use the replicas here: give --tls_cert,"
-            " --tls_key and --tls_ca, or --allow_insecure if the network is yours alone."
-        )
-    return tls
 
 
 def _is_wildcard(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
-        return host == ""
+        return False
 
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _environment(settings: SchedulerSettings) -> tuple[tuple[str, str], ...]:
+def at_head(settings: SchedulerSettings, credentials: Credentials) -> SchedulerSettings:
+    """`settings` with what they leave open: where the head is, and the address that replicas listen on."""
+    head = credentials.head if isinstance(credentials, Kept) else None
+    if not settings.head_address:
+        found = (head.host, head.node_port) if head else ("localhost", settings.port)
+        settings = replace(settings, head_address=found[0], port=found[1])
+    return settings if settings.host else replace(settings, host=_own_address(settings.head_address))
+
+
+def _own_address(head_address: str) -> str:
+    """This machine's address on the way to the head, where its proxies can reach replicas. Sends nothing."""
+    if is_loopback(head_address):
+        return "127.0.0.1"
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(head_address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    except OSError as e:
+        raise UserError(
+            f"Cannot tell by which address the head at {head_address} reaches this machine ({e.strerror}): give it with"
+            " --host."
+        ) from e
+
+
+def _environment(settings: SchedulerSettings, credentials: Credentials) -> tuple[tuple[str, str], ...]:
     """What every replica is told beside its spec.json."""
     files: dict[str, Path | None] = {
         "HEADRACE_TLS_CERT": settings.tls.cert,
@@ -161,6 +186,8 @@ def _environment(settings: SchedulerSettings) -> tuple[tuple[str, str], ...]:
         "HEADRACE_TLS_CA": settings.tls.ca,
     }
     paths = ((name, str(path.absolute())) for name, path in files.items() if path)
+    if isinstance(credentials, Kept):
+        paths = ((CREDENTIAL_ENV, str(credentials.path)),)
     return ("HEADRACE_LOG_LEVEL", settings.log_level), ("HEADRACE_ALONE_S", f"{settings.alone_s:g}"), *paths
 
 

@@ -12,7 +12,7 @@ from headrace.core.restart import DEFAULT_POLICY, RestartPolicy
 from headrace.core.types import ReplicaSpec
 from headrace.node.folder import LifeRecord, ReplicaFolder
 from headrace.process import Child, ProcessRecord, child_env, environment, processes_with_env
-from headrace.rpc.channel import Tls
+from headrace.rpc.credentials import Credentials
 
 # Every process of a replica carries these, so that the next scheduler knows its own, wherever they have gone.
 REPLICA_ENV, NODE_DIR_ENV = "HEADRACE_REPLICA_ID", "HEADRACE_NODE_DIR"
@@ -28,9 +28,9 @@ class Conditions:
 
     node_dir: Path
     cache_dir: Path
+    credentials: Credentials  # with which we talk to replicas; theirs they find by `env`
     cache_limit_bytes: int = 0
     host: str = "127.0.0.1"
-    tls: Tls | None = None
     env: tuple[tuple[str, str], ...] = ()
     command: tuple[str, ...] = (sys.executable, "-m", "headrace.replica")
     restart: RestartPolicy = DEFAULT_POLICY

@@ -17,8 +17,10 @@ from headrace.core.types import NodeInfo, ReplicaId, ReplicaSpec, ReplicaStatus
 from headrace.errors import Fenced, HeadraceError
 from headrace.node import logs
 from headrace.node.epoch import EpochFile
-from headrace.rpc.channel import Tls, from_rpc, open_channel
+from headrace.rpc.channel import Connection, from_rpc
 from headrace.rpc.convert import node_info_to_pb, node_report_to_pb, replica_spec_from_pb
+from headrace.rpc.credentials import Credentials
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import node_pb2, node_pb2_grpc
 
 log = structlog.get_logger()
@@ -49,7 +51,7 @@ class HeadLink:
     def __init__(
         self,
         address: str,
-        tls: Tls | None,
+        credentials: Credentials,
         info: NodeInfo,
         epoch: EpochFile,
         *,
@@ -57,7 +59,7 @@ class HeadLink:
         desired: Callable[[Sequence[ReplicaSpec]], None],
         log_of: Callable[[str], Path | None],
     ) -> None:
-        self._address, self._tls, self._info, self._epoch = address, tls, info, epoch
+        self._address, self._credentials, self._info, self._epoch = address, credentials, info, epoch
         self._statuses, self._desired, self._log_of = statuses, desired, log_of
         self._news = asyncio.Event()
         self._closing = False
@@ -76,11 +78,10 @@ class HeadLink:
     async def run(self) -> str:
         """Stay in session until closed (then "") or fenced (then why)."""
         pause_s = _RETRY_S
-        async with open_channel(self._address, self._tls) as channel:
-            stub = node_pb2_grpc.NodeServiceStub(channel)
+        async with Connection(self._address, self._credentials, Role.HEAD) as connection:
             while not self._closing:
                 self._joined = False
-                end = await self._session(stub)
+                end = await self._session(node_pb2_grpc.NodeServiceStub(connection.channel()))
                 if isinstance(end, Fenced):
                     return end.message
                 pause_s = _RETRY_S if self._joined else min(_RETRY_MAX_S, pause_s * 2)
@@ -153,7 +154,7 @@ class HeadLink:
                     return Fenced(message.fenced.reason)
                 self._act(message, session, tasks)
         except grpc.RpcError as e:
-            return from_rpc(e, f"the head at {self._address}")
+            return from_rpc(e, f"the head at {self._address}", self._credentials.expected(Role.HEAD))
         return None
 
     def _act(self, message: node_pb2.HeadMessage, session: _Session, tasks: asyncio.TaskGroup) -> None:

@@ -250,7 +250,7 @@ class Runner:
         while (address := self._folder.address(child.record)) is None:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
         self._inbox.put_nowait(_Listening(address))
-        await watch(address, self.spec.replica_id, child.pid, self._on.tls, self._inbox.put_nowait)
+        await watch(address, self.spec.replica_id, child.pid, self._on.credentials, self._inbox.put_nowait)
 
     async def _attend(self, life: _Life) -> int | None:
         """Act on each message until the process has ended (its exit code), or is to be left."""
@@ -312,7 +312,7 @@ class Runner:
         if status.phase is not Phase.READY or tuple(a.adapter for a in status.adapters) == wanted:
             return
         if life.telling is None or life.telling.done():
-            told = set_adapters(status.address, self.spec.replica_id, self._on.tls, wanted)
+            told = set_adapters(status.address, self.spec.replica_id, self._on.credentials, wanted)
             life.telling = life.tasks.create_task(told)
 
     def _begin_to_go(self, life: _Life, go: _Go) -> None:
@@ -327,7 +327,7 @@ class Runner:
         self._standing.say(Phase.DRAINING, reason="")
 
     async def _drain(self, address: str, drain_s: float) -> None:
-        self._inbox.put_nowait(_Drained(await drain(address, self.spec.replica_id, self._on.tls, drain_s)))
+        self._inbox.put_nowait(_Drained(await drain(address, self.spec.replica_id, self._on.credentials, drain_s)))
 
     async def _end(self, life: _Life) -> None:
         """The time is over: for going, for leaving, or for making progress."""

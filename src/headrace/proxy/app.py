@@ -30,7 +30,10 @@ from headrace.proxy.server import BACKLOG, Server, bind, new_server
 from headrace.proxy.sessions import Sessions
 from headrace.proxy.silence import Silence
 from headrace.proxy.wishes import Wishes
-from headrace.rpc.channel import open_channel, tls_of
+from headrace.rpc import finding, joining
+from headrace.rpc.channel import Connection
+from headrace.rpc.credentials import Credentials, Kept
+from headrace.rpc.roles import Role
 from headrace.settings import ProxySettings
 
 log = structlog.get_logger()
@@ -38,6 +41,7 @@ log = structlog.get_logger()
 _FLUSH_S = 1.0
 _OTHER_FILES = 128  # connections to replicas and to the head, metrics, and clients that are being refused
 _LOOK_S = 0.5
+_DEFAULT_HEAD = "localhost:50052"
 _NEW_OBJECTS = 10_000  # until the collector looks for cycles among them
 _LAST_WORDS_S = 2.0  # for errors of cut streams to be written
 
@@ -109,8 +113,8 @@ async def serving(
     """A proxy that listens and serves. Leaving ends what still runs, with an error each."""
     check_bind(settings)
     keys = Keys.read(settings.api_keys_file) if settings.api_keys_file else None
-    tls = tls_of(settings.tls)
     proxy_id = settings.proxy_id or f"proxy-{uuid.uuid4().hex[:6]}"
+    credentials, address = await _credentials(settings, proxy_id)
     metrics = Metrics(settings.metrics_dir)
     policy = Policy(settings.routing)
     async with AsyncExitStack() as stack:
@@ -119,11 +123,11 @@ async def serving(
         if alone:
             sock.listen(BACKLOG)
         host, port = sock.getsockname()[:2]
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        channel = await stack.enter_async_context(open_channel(settings.head_address, tls))
+        here = finding.at(host, port)
+        head = await stack.enter_async_context(Connection(address, credentials, Role.HEAD))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        routes = Routes(channel, settings.head_address, proxy_id, least_epoch=settings.least_epoch)
-        sessions = Sessions(tasks, proxy_id, routes.changed, silence or Silence(), tls, policy)
+        routes = Routes(head, proxy_id, least_epoch=settings.least_epoch)
+        sessions = Sessions(tasks, proxy_id, routes.changed, silence or Silence(), credentials, policy)
         routes.on_change = sessions.apply
         patience = patience or Patience(model_s=settings.wait_s, busy_s=settings.busy_s)
         admission = Admission(tasks, routes, sessions, settings.max_waiting, patience)
@@ -138,14 +142,16 @@ async def serving(
         server = new_server(Edge(api.build(shared, routes), keys, metrics))
         background = [
             tasks.create_task(routes.run(), name="routes"),
-            tasks.create_task(answer_questions(channel, proxy_id, shared.records), name="questions"),
+            tasks.create_task(answer_questions(head, proxy_id, shared.records), name="questions"),
             tasks.create_task(_report(metrics, admission, routes, sessions), name="metrics"),
             tasks.create_task(shared.coalescer.run(), name="pressure"),
         ]
+        if isinstance(credentials, Kept) and credentials.head:
+            background.append(tasks.create_task(joining.keep_fresh(credentials, Role.PROXY), name="certificate"))
         web = tasks.create_task(_serve(server, sock, routes, alone), name="http")
-        log.info("proxy_listening", address=address, proxy_id=proxy_id, pid=os.getpid(), head=settings.head_address)
+        log.info("proxy_listening", address=here, proxy_id=proxy_id, pid=os.getpid(), head=head.address)
         try:
-            yield Proxy(address, shared, routes, sessions, server)
+            yield Proxy(here, shared, routes, sessions, server)
         finally:
             shared.draining = True
             server.should_exit = True
@@ -155,6 +161,20 @@ async def serving(
                 task.cancel()
             sessions.close()
             metrics.flush()
+
+
+async def _credentials(settings: ProxySettings, proxy_id: str) -> tuple[Credentials, str]:
+    """What to show, and where the head is. UserError if there are none."""
+    path = finding.credential_path(settings.state_dir, Role.PROXY)
+    if settings.join:
+        found = await joining.ensure_joined(settings.join, Role.PROXY, joining.own_name(), path)
+    else:
+        host = finding.host_of(settings.head_address)
+        found = finding.find(Role.PROXY, proxy_id, settings.tls, settings.state_dir, host)
+    head = found.head if isinstance(found, Kept) else None
+    if settings.head_address:
+        return found, settings.head_address
+    return found, finding.at(head.host, head.grpc_port) if head else _DEFAULT_HEAD
 
 
 async def _serve(server: Server, sock: socket.socket, routes: Routes, alone: bool) -> None:

@@ -10,6 +10,7 @@ import grpc
 import structlog
 
 from headrace.proxy.record import Records
+from headrace.rpc.channel import Connection
 from headrace.rpc.convert_story import story_to_pb
 from headrace.rpc.v1 import head_pb2
 from headrace.rpc.v1.head_pb2_grpc import RouteServiceStub
@@ -21,12 +22,12 @@ _ANSWER_S = 2.0
 _OLD_HEAD_S = 30.0  # one that asks nothing may be replaced
 
 
-async def answer_questions(channel: grpc.aio.Channel, proxy_id: str, records: Records) -> None:
+async def answer_questions(head: Connection, proxy_id: str, records: Records) -> None:
     """Keep listening to the head until cancelled."""
-    stub = RouteServiceStub(channel)
     delay = _BACK_OFF_S[0]
     while True:
         try:
+            stub = RouteServiceStub(head.channel())
             async for question in stub.Questions(head_pb2.QuestionsRequest(proxy_id=proxy_id, pid=os.getpid())):
                 delay = _BACK_OFF_S[0]
                 story = records.story(question.request_id)

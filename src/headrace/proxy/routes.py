@@ -12,10 +12,10 @@ import structlog
 
 from headrace.core.route_delta import NOTHING, RouteDelta, apply, diff, follows
 from headrace.core.types import RouteTable
-from headrace.errors import HeadraceError
+from headrace.errors import Forbidden, HeadraceError, InvalidRequest, TlsFailed
 from headrace.proxy.changed import Changed
 from headrace.rpc import convert_head
-from headrace.rpc.channel import from_rpc
+from headrace.rpc.channel import Connection, from_rpc
 from headrace.rpc.v1 import head_pb2
 from headrace.rpc.v1.head_pb2_grpc import RouteServiceStub
 
@@ -33,8 +33,7 @@ class Routes:
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
-        head_address: str,
+        head: Connection,
         proxy_id: str,
         on_change: Callable[[RouteDelta], None] = lambda change: None,
         least_epoch: int = 0,
@@ -43,8 +42,9 @@ class Routes:
         self.table: RouteTable | None = None
         self.connected = False
         self.changed = Changed()
-        self.head_address = head_address
-        self._stub = RouteServiceStub(channel)
+        self._head = head
+        self.head_address = head.address
+        self._told = ""  # of not getting in, the last reason that was logged
         self._proxy_id = proxy_id
         self._highest_epoch = least_epoch
         self.on_change = on_change
@@ -55,22 +55,35 @@ class Routes:
         delay = _BACK_OFF_S[0]
         while True:
             try:
-                call = self._stub.Watch(head_pb2.WatchRoutesRequest(proxy_id=self._proxy_id, pid=os.getpid()))
+                call = RouteServiceStub(self._head.channel()).Watch(
+                    head_pb2.WatchRoutesRequest(proxy_id=self._proxy_id, pid=os.getpid())
+                )
                 async for message in call:
                     delay = _BACK_OFF_S[0]
                     if not self.accept(convert_head.route_delta_from_pb(message)):
                         call.cancel()  # ask again: for all of the table, or for that of the leader
                         break
             except grpc.RpcError as e:
-                log.debug("routes_watch_ended", error=str(from_rpc(e, f"the head at {self.head_address}")))
+                self._tell(self._error(e))
             except Exception:
                 log.exception("routes_watch_failed")
             if self.connected:
-                log.warning("head_away", head=self.head_address)
+                log.warning("head_away", head=self._head.address)
                 self.connected = False
                 self.changed.notify()
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, _BACK_OFF_S[1])
+
+    def _tell(self, error: HeadraceError) -> None:
+        """A head that is away is no news; one that does not let us in is, once."""
+        if isinstance(error, TlsFailed | Forbidden | InvalidRequest) and error.message != self._told:
+            self._told = error.message
+            log.error("head_refuses", error=error.message)
+        else:
+            log.debug("routes_watch_ended", error=error.message)
+
+    def _error(self, e: grpc.RpcError) -> HeadraceError:
+        return from_rpc(e, f"the head at {self._head.address}", self._head.expected)
 
     def accept(self, delta: RouteDelta) -> bool:
         """Take what the head sent, unless its epoch is below the highest seen or it builds upon another table."""
@@ -88,7 +101,7 @@ class Routes:
             return False
         self._highest_epoch = delta.epoch
         if not self.connected:
-            log.info("routes_connected", head=self.head_address, epoch=delta.epoch, version=delta.version)
+            log.info("routes_connected", head=self._head.address, epoch=delta.epoch, version=delta.version)
         self.connected = True
         self.table = apply(delta, before)
         self.on_change(delta if delta.base else diff(before, self.table))
@@ -104,10 +117,10 @@ class Routes:
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ensuring[model] = mine
         try:
-            await self._stub.Ensure(head_pb2.EnsureRequest(model=model), timeout=_ENSURE_S)
+            await RouteServiceStub(self._head.channel()).Ensure(head_pb2.EnsureRequest(model=model), timeout=_ENSURE_S)
             mine.set_result(None)
         except grpc.RpcError as e:
-            error = from_rpc(e, f"the head at {self.head_address}")
+            error = self._error(e)
             mine.set_exception(error)
             raise error from e
         except asyncio.CancelledError:

@@ -11,7 +11,7 @@ from typing import Any
 
 from headrace.errors import Unauthorized, UserError
 from headrace.proxy.ticket import PRIORITIES, Caller
-from headrace.rpc.channel import is_loopback
+from headrace.rpc.finding import is_loopback
 from headrace.settings import ProxySettings
 
 OPEN_PATHS = frozenset({"/health", "/ready"})

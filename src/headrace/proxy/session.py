@@ -24,7 +24,9 @@ from headrace.proxy.prefixes import Prefixes
 from headrace.proxy.pulse import Pulse
 from headrace.proxy.silence import Silence, Silent, Watch
 from headrace.rpc import convert, convert_streams
-from headrace.rpc.channel import Tls, from_rpc, open_channel
+from headrace.rpc.channel import Connection, from_rpc
+from headrace.rpc.credentials import Credentials
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import replica_pb2
 from headrace.rpc.v1.replica_pb2_grpc import ReplicaServiceStub
 
@@ -70,7 +72,7 @@ class Session:
         proxy_id: str,
         changed: Changed,
         silence: Silence,
-        tls: Tls | None = None,
+        credentials: Credentials,
         *,
         others: Callable[[Session, bool], bool] = lambda session, same_kind: False,
         on_frame: Callable[[], None] = lambda: None,
@@ -92,7 +94,7 @@ class Session:
         self._proxy_id = proxy_id
         self._changed = changed
         self._watch = Watch(silence, endpoint.replica_id)
-        self._tls = tls
+        self._credentials = credentials
         self._streams: dict[int, Receiver] = {}
         self._last_stream = 0
         self._out: asyncio.Queue[replica_pb2.SessionRequest] = asyncio.Queue()
@@ -163,16 +165,18 @@ class Session:
     async def run(self) -> None:
         """Serve until retired. Never raises but for cancellation."""
         replica = self.endpoint.replica_id
-        channel = open_channel(self.endpoint.address, self._tls)
-        delay = _BACK_OFF_S[0]
+        connection = Connection(self.endpoint.address, self._credentials, Role.NODE)
+        delay, expected = _BACK_OFF_S[0], self._credentials.expected(Role.NODE)
         try:
             while not self._closed and not (self.retired and not self._streams):
                 why = "it ended the session"
                 try:
-                    await self._serve(channel)
+                    await self._serve(connection.channel())
                 except* grpc.RpcError as group:
                     e = group.exceptions[0]
-                    why = from_rpc(e, f"replica {replica}").message if isinstance(e, grpc.RpcError) else str(e)
+                    why = (
+                        from_rpc(e, f"replica {replica}", expected).message if isinstance(e, grpc.RpcError) else str(e)
+                    )
                 except* _Retired:
                     why = "the session was closed"
                 except* Silent as group:
@@ -193,7 +197,7 @@ class Session:
                     delay = min(delay * 2, _BACK_OFF_S[1])
         finally:
             self._lose(ReplicaGone(f"The session with replica {replica} was closed."))
-            await channel.close()
+            await connection.close()
 
     def _lose(self, error: ReplicaGone) -> None:
         self.ready = self._watch.suspect = self.draining = False

@@ -20,7 +20,7 @@ from headrace.core.waits import service_rate
 from headrace.proxy.changed import Changed
 from headrace.proxy.session import Session
 from headrace.proxy.silence import Silence
-from headrace.rpc.channel import Tls
+from headrace.rpc.credentials import Credentials
 
 log = structlog.get_logger()
 
@@ -48,14 +48,14 @@ class Sessions:
         proxy_id: str,
         changed: Changed,
         silence: Silence,
-        tls: Tls | None = None,
+        credentials: Credentials,
         policy: Policy = Policy.AUTO,
     ) -> None:
         self.changed = changed
         self._tasks = tasks
         self._proxy_id = proxy_id
         self._silence = silence
-        self._tls = tls
+        self._credentials = credentials
         self._policy = policy
         self._turns = itertools.count()
         self._live: dict[_Key, Session] = {}
@@ -105,7 +105,7 @@ class Sessions:
             self._proxy_id,
             self.changed,
             self._silence,
-            self._tls,
+            self._credentials,
             others=others,
             on_frame=lambda: self.on_frame(),
         )

@@ -32,9 +32,10 @@ from headrace.replica.service import ReplicaServicer
 from headrace.replica.status import StatusBoard
 from headrace.replica.streams import Streams
 from headrace.replica.weights import Cache
-from headrace.rpc.channel import Tls, bind, new_server, tls_of
+from headrace.rpc.channel import bind, new_server
+from headrace.rpc.credentials import from_environment
 from headrace.rpc.v1 import replica_pb2_grpc
-from headrace.settings import ALONE_S, TlsSettings
+from headrace.settings import ALONE_S
 
 log = structlog.get_logger()
 
@@ -43,12 +44,6 @@ _TELL_S = 0.5  # how long a failed replica stays to say so
 _FLUSH_S = 0.3
 
 T = TypeVar("T")
-
-
-def _tls() -> Tls | None:
-    """The files that the scheduler names in our environment; whoever may talk to it may talk to us."""
-    cert, key, ca = (Path(v) if (v := os.environ.get(f"HEADRACE_TLS_{x}")) else None for x in ("CERT", "KEY", "CA"))
-    return tls_of(TlsSettings(cert=cert, key=key, ca=ca))
 
 
 def _alone_s() -> float:
@@ -166,7 +161,7 @@ class Replica:
     async def _listen(self) -> None:
         spec_file = self._file
         try:
-            port = bind(self._server, spec_file.host, 0, _tls(), "--host")
+            port = bind(self._server, spec_file.host, 0, from_environment(), "--host")
         except UserError as e:
             raise Failed(e.message, False) from e
         await self._server.start()

@@ -17,7 +17,7 @@ from headrace.replica.presence import Presence
 from headrace.replica.session import Session
 from headrace.replica.status import StatusBoard
 from headrace.replica.streams import Streams
-from headrace.rpc import convert, convert_streams
+from headrace.rpc import convert, convert_streams, wire
 from headrace.rpc.channel import rpc_errors
 from headrace.rpc.v1 import replica_pb2, replica_pb2_grpc, types_pb2
 
@@ -51,7 +51,7 @@ class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
     @rpc_errors
     async def Drain(self, request: replica_pb2.DrainRequest, context: Context) -> replica_pb2.DrainResponse:
         self._check_identity(request.replica_id)
-        await self.drain(request.timeout_s)
+        await self.drain(wire.seconds(request.timeout_s, "timeout_s"))
         self.drained.set()
         return replica_pb2.DrainResponse()
 
@@ -62,7 +62,7 @@ class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
         self._check_identity(request.replica_id)
         if self.adapters is None:
             raise errors.Unavailable("This replica is still loading its model.")
-        self.adapters.set([convert.adapter_from_pb(a) for a in request.adapters])
+        self.adapters.set(list(convert.adapters_from_pb(request.adapters)))
         return replica_pb2.SetAdaptersResponse()
 
     async def drain(self, timeout_s: float) -> None:
@@ -91,7 +91,7 @@ class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
         streams = self.streams
         if streams is None:
             raise errors.Unavailable("This replica is still loading its model.")
-        session = streams.open(hello.hello.proxy_id)
+        session = streams.open(wire.name(hello.hello.proxy_id, "proxy id"))
         try:
             with self.presence.somebody():
                 async with asyncio.TaskGroup() as tasks:
@@ -111,7 +111,7 @@ class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
     def _check_identity(self, expected: str) -> None:
         own = self._board.now.replica_id
         if expected != own:
-            raise errors.Conflict(f"This is replica {own}, not {expected}.")
+            raise errors.Conflict(f"This is replica {own}, not {expected[:100]}.")
 
     async def _read(
         self, streams: Streams, session: Session, requests: AsyncIterator[replica_pb2.SessionRequest]
@@ -122,7 +122,12 @@ class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
                 for message in (first, *first.more):
                     match message.WhichOneof("message"):
                         case "submit":
-                            await streams.submit(session, convert_streams.submit_from_pb(message.submit))
+                            try:
+                                submit = convert_streams.submit_from_pb(message.submit)
+                            except errors.InvalidRequest as e:
+                                streams.refuse(session, message.submit.stream, e)
+                                continue
+                            await streams.submit(session, submit)
                         case "abort":
                             streams.abort(session, message.abort.stream)
                         case _:

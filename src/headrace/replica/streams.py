@@ -274,6 +274,12 @@ class Streams:
         """Names of the adapters that running streams use."""
         return {s.adapter for s in self._by_engine_id.values() if s.adapter}
 
+    def refuse(self, session: Session, number: int, e: errors.HeadraceError) -> None:
+        """Reject a stream whose submit cannot be read."""
+        failure = Failure(e.kind, e.message, e.param, e.retry_after_s, e.code)
+        session.columns.rejected.append(Rejected(number, failure))
+        self._send(session)
+
     def _reject(self, stream: Stream, submit: Submit, e: Exception) -> None:
         self._forget_if_ours(stream)
         if not isinstance(e, errors.HeadraceError):

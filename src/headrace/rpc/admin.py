@@ -12,7 +12,9 @@ from headrace.core import types as t
 from headrace.core.state import Revision
 from headrace.core.story import Explanation
 from headrace.rpc import convert, convert_head, convert_story
-from headrace.rpc.channel import Tls, from_rpc, open_channel
+from headrace.rpc.channel import from_rpc, open_channel
+from headrace.rpc.credentials import Credentials
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc
 
 _CALL_S = 20.0
@@ -21,9 +23,10 @@ _CALL_S = 20.0
 class AdminClient:
     """One connection to a head. An async context manager; calls may overlap."""
 
-    def __init__(self, address: str, tls: Tls | None = None) -> None:
+    def __init__(self, address: str, credentials: Credentials) -> None:
         self.address = address
-        self._channel = open_channel(address, tls)
+        self._expected = credentials.expected(Role.HEAD)
+        self._channel = open_channel(address, credentials, Role.HEAD)
         self._stub = head_pb2_grpc.AdminServiceStub(self._channel)
 
     async def __aenter__(self) -> AdminClient:
@@ -39,7 +42,7 @@ class AdminClient:
         try:
             yield
         except grpc.aio.AioRpcError as e:
-            raise from_rpc(e, f"the head at {self.address}") from e
+            raise from_rpc(e, f"the head at {self.address}", self._expected) from e
 
     async def deploy(self, request: t.DeployRequest) -> t.DeploymentStatus:
         with self._errors():

@@ -1,26 +1,27 @@
-"""gRPC channels and servers: keepalive, limits, TLS, and the mapping of our errors to gRPC and back."""
+"""gRPC channels and servers: keepalive, limits, mutual TLS, and the mapping of our errors to gRPC and back."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 import structlog
 
 from headrace import errors
+from headrace.rpc import tls_errors
+from headrace.rpc.credentials import Credentials, client_side, server_side
+from headrace.rpc.guard import Guard
+from headrace.rpc.roles import Role
 from headrace.rpc.v1 import types_pb2
-from headrace.settings import TlsSettings
 
 log = structlog.get_logger()
 
 _ERROR_KEY = "headrace-error-bin"
 
-_OPTIONS: list[tuple[str, int]] = [
+OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -35,7 +36,7 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 _SERVER_OPTIONS: list[tuple[str, int]] = [
-    *_OPTIONS,
+    *OPTIONS,
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     # Two servers on one port must be an error, not a coin toss.
     ("grpc.so_reuseport", 0),
@@ -57,67 +58,65 @@ _CODES: dict[str, grpc.StatusCode] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """Mutual TLS: both sides show a certificate that `ca` signed. PEM files."""
+def open_channel(address: str, credentials: Credentials, role: Role) -> grpc.aio.Channel:
+    """A channel to the peer of this role at host:port. Connects lazily, again and again, at most a second apart.
 
-    cert: Path
-    key: Path
-    ca: Path
-
-    def _read(self) -> tuple[bytes, bytes, bytes]:
-        try:
-            return self.key.read_bytes(), self.cert.read_bytes(), self.ca.read_bytes()
-        except OSError as e:
-            raise errors.UserError(f"Cannot read the TLS file {e.filename}: {e.strerror}.") from e
-
-    def client(self) -> grpc.ChannelCredentials:
-        key, cert, ca = self._read()
-        return grpc.ssl_channel_credentials(ca, key, cert)
-
-    def server(self) -> grpc.ServerCredentials:
-        key, cert, ca = self._read()
-        return grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=True)
+    It shows the certificate that is current now. Whoever may outlive that opens another channel for another try.
+    """
+    options: list[tuple[str, Any]] = list(OPTIONS)
+    if name := credentials.expected(role):
+        options.append(("grpc.ssl_target_name_override", name))
+    return grpc.aio.secure_channel(address, client_side(credentials.current()), options=options)
 
 
-def tls_of(given: TlsSettings) -> Tls | None:
-    """The TLS files to use, or None without any. UserError if they are not all there or cannot be read."""
-    if not (given.cert or given.key or given.ca):
-        return None
-    if not (given.cert and given.key and given.ca):
-        raise errors.UserError("TLS needs all three files: --tls_cert, --tls_key and --tls_ca.")
-    tls = Tls(given.cert, given.key, given.ca)
-    tls.client()  # so that a file that cannot be read is told now
-    return tls
+class Connection:
+    """The channel to one peer for as long as a process lives: another one whenever the certificate has changed.
 
+    Calls go on over the channel that they were made with.
+    """
 
-def open_channel(address: str, tls: Tls | None = None) -> grpc.aio.Channel:
-    """A channel to host:port. Connects lazily, again and again, at most a second apart."""
-    if tls:
-        return grpc.aio.secure_channel(address, tls.client(), options=_OPTIONS)
-    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    def __init__(self, address: str, credentials: Credentials, role: Role) -> None:
+        self.address, self._credentials, self._role = address, credentials, role
+        self.expected = credentials.expected(role)
+        self._shown = credentials.current()
+        self._channels = [open_channel(address, credentials, role)]
+
+    async def __aenter__(self) -> Connection:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close()
+
+    def channel(self) -> grpc.aio.Channel:
+        """The one to make the next call with."""
+        if self._credentials.current() != self._shown:
+            self._shown = self._credentials.current()
+            self._channels.append(open_channel(self.address, self._credentials, self._role))
+        return self._channels[-1]
 
 
 def new_server() -> grpc.aio.Server:
-    """A server without ports yet; add services, then `bind`."""
-    return grpc.aio.server(options=_SERVER_OPTIONS)
+    """A server without ports yet, which lets each caller do what its role may; add services, then `bind`."""
+    return grpc.aio.server(interceptors=[Guard()], options=_SERVER_OPTIONS)
 
 
-def bind(server: grpc.aio.Server, host: str, port: int, tls: Tls | None, flag: str) -> int:
+def bind(server: grpc.aio.Server, host: str, port: int, credentials: Credentials, flag: str) -> int:
     """Listen on host:port (0: any) and return the port. UserError, naming `flag`, if it is taken."""
+    return bind_with(server, host, port, server_side(credentials), flag)
+
+
+def bind_with(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials, flag: str) -> int:
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        if tls:
-            return server.add_secure_port(where, tls.server())
-        return server.add_insecure_port(where)
+        return server.add_secure_port(where, credentials)
     except RuntimeError as e:
         raise errors.UserError(
             f"Cannot listen on {where}: the port is in use or not allowed. Choose another with {flag}."
         ) from e
-
-
-def is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def to_info(e: errors.HeadraceError) -> types_pb2.ErrorInfo:
@@ -140,14 +139,21 @@ def from_info(info: types_pb2.ErrorInfo) -> errors.HeadraceError:
     )
 
 
-def from_rpc(e: grpc.RpcError, peer: str) -> errors.HeadraceError:
-    """Our error that a call ended with, or Unavailable naming `peer` ("the head at …") if the call itself failed."""
+def from_rpc(e: grpc.RpcError, peer: str, expected: str = "") -> errors.HeadraceError:
+    """Our error that a call ended with, or Unavailable naming `peer` ("the head at …") if the call itself failed.
+
+    expected: the name that its certificate should have, if it was not the address.
+    """
     if isinstance(e, grpc.aio.AioRpcError):
         for key, value in e.trailing_metadata() or ():
             if key == _ERROR_KEY and isinstance(value, bytes):
                 return from_info(types_pb2.ErrorInfo.FromString(value))
         if e.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.RequestTimeout(f"No answer from {peer} in time.")
+        if e.code() is grpc.StatusCode.PERMISSION_DENIED:
+            return errors.Forbidden(f"{peer} refuses: {e.details()}")
+        if tls := tls_errors.told(e.details() or "", peer, expected):
+            return errors.TlsFailed(tls)
         if e.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             return errors.HeadraceError(f"{peer} failed: {e.code().name}: {e.details()}")
     return errors.Unavailable(f"Cannot reach {peer}.")

@@ -1,6 +1,7 @@
 """Protobuf messages of the cluster as our own values and back: `x_to_pb` and `x_from_pb`, nothing else.
 
-Those of streams are in convert_streams. Nothing else in Headrace takes protobuf messages apart.
+Those of streams are in convert_streams. Nothing else in Headrace takes protobuf messages apart. `x_from_pb` raises
+InvalidRequest for what is out of bounds (see wire).
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from headrace.core import types as t
+from headrace.core.catalog import MAX_ADAPTERS
 from headrace.core.phase import Phase
+from headrace.errors import InvalidRequest
+from headrace.rpc import wire
 from headrace.rpc.v1 import node_pb2, types_pb2
 
 
@@ -19,7 +23,12 @@ def resources_to_pb(r: t.Resources) -> types_pb2.Resources:
 
 
 def resources_from_pb(m: types_pb2.Resources) -> t.Resources:
-    return t.Resources(m.cpus, m.memory_bytes, m.gpus, m.gpu_memory_bytes)
+    return t.Resources(
+        wire.amount(m.cpus, "cpus", wire.MAX_CPUS),
+        int(wire.amount(m.memory_bytes, "memory_bytes", wire.MAX_BYTES)),
+        int(wire.amount(m.gpus, "gpus", wire.MAX_GPUS)),
+        int(wire.amount(m.gpu_memory_bytes, "gpu_memory_bytes", wire.MAX_BYTES)),
+    )
 
 
 def gpu_to_pb(g: t.Gpu) -> types_pb2.Gpu:
@@ -27,7 +36,12 @@ def gpu_to_pb(g: t.Gpu) -> types_pb2.Gpu:
 
 
 def gpu_from_pb(m: types_pb2.Gpu) -> t.Gpu:
-    return t.Gpu(m.index, m.name, m.memory_bytes, m.memory_free_bytes)
+    return t.Gpu(
+        int(wire.amount(m.index, "gpu index", wire.MAX_GPUS)),
+        wire.sentence(m.name, wire.MAX_WORD),
+        int(wire.amount(m.memory_bytes, "memory_bytes", wire.MAX_BYTES)),
+        int(wire.amount(m.memory_free_bytes, "memory_free_bytes", wire.MAX_BYTES)),
+    )
 
 
 def model_to_pb(s: t.ModelSpec) -> types_pb2.ModelSpec:
@@ -50,19 +64,19 @@ def model_to_pb(s: t.ModelSpec) -> types_pb2.ModelSpec:
 
 def model_from_pb(m: types_pb2.ModelSpec) -> t.ModelSpec:
     return t.ModelSpec(
-        source=m.source,
-        source_revision=m.source_revision,
-        engine=m.engine or "auto",
+        source=wire.word(m.source, "source", wire.MAX_SOURCE),
+        source_revision=wire.word(m.source_revision, "source_revision"),
+        engine=wire.word(m.engine, "engine") or "auto",
         context_tokens=m.context_tokens,
-        chat_template=m.chat_template,
-        weight_format=m.weight_format,
-        engine_args_json=m.engine_args_json or "{}",
-        task=m.task,
-        tool_parser=m.tool_parser,
-        reasoning_parser=m.reasoning_parser,
+        chat_template=wire.document(m.chat_template, "chat_template"),
+        weight_format=wire.word(m.weight_format, "weight_format"),
+        engine_args_json=wire.document(m.engine_args_json, "engine_args_json") or "{}",
+        task=wire.word(m.task, "task"),
+        tool_parser=wire.word(m.tool_parser, "tool_parser"),
+        reasoning_parser=wire.word(m.reasoning_parser, "reasoning_parser"),
         trust_remote_code=m.trust_remote_code,
-        openvino_source=m.openvino_source,
-        openvino_revision=m.openvino_revision,
+        openvino_source=wire.word(m.openvino_source, "openvino_source", wire.MAX_SOURCE),
+        openvino_revision=wire.word(m.openvino_revision, "openvino_revision"),
     )
 
 
@@ -71,7 +85,15 @@ def adapter_to_pb(a: t.Adapter) -> types_pb2.Adapter:
 
 
 def adapter_from_pb(m: types_pb2.Adapter) -> t.Adapter:
-    return t.Adapter(m.name, m.source, m.source_revision)
+    return t.Adapter(
+        wire.word(m.name, "adapter"),
+        wire.word(m.source, "source", wire.MAX_SOURCE),
+        wire.word(m.source_revision, "source_revision"),
+    )
+
+
+def adapters_from_pb(ms: Sequence[types_pb2.Adapter]) -> tuple[t.Adapter, ...]:
+    return tuple(adapter_from_pb(a) for a in wire.few(ms, "adapters", MAX_ADAPTERS))
 
 
 def phase_to_pb(p: Phase) -> types_pb2.Phase.ValueType:
@@ -79,7 +101,10 @@ def phase_to_pb(p: Phase) -> types_pb2.Phase.ValueType:
 
 
 def phase_from_pb(m: types_pb2.Phase.ValueType) -> Phase:
-    return Phase(types_pb2.Phase.Name(m))
+    try:
+        return Phase(types_pb2.Phase.Name(m))
+    except ValueError as e:
+        raise InvalidRequest(f"There is no phase {m}: is that another version?", param="phase") from e
 
 
 def load_to_pb(x: t.Load) -> types_pb2.Load:
@@ -100,13 +125,13 @@ def load_from_pb(m: types_pb2.Load) -> t.Load:
     return t.Load(
         m.running,
         m.waiting,
-        m.kv_usage,
+        wire.finite(m.kv_usage, "kv_usage"),
         m.step,
         m.tokens_total,
         m.prefix_hit_tokens,
         m.prefix_query_tokens,
         m.max_running,
-        m.cpu_s,
+        wire.finite(m.cpu_s, "cpu_s"),
     )
 
 
@@ -149,25 +174,30 @@ def replica_status_from_pb(m: types_pb2.ReplicaStatus) -> t.ReplicaStatus:
     model = None
     if m.HasField("model"):
         i = m.model
-        features = frozenset(i.features)
-        model = t.ModelInfo(i.engine, i.engine_version, i.context_tokens, i.vocab_size, features, tuple(i.tasks))
+        features = frozenset(wire.words(i.features, "features", 256))
+        engine, version = wire.word(i.engine, "engine"), wire.sentence(i.engine_version, wire.MAX_WORD)
+        tasks = wire.words(i.tasks, "tasks", 16)
+        model = t.ModelInfo(engine, version, i.context_tokens, i.vocab_size, features, tasks)
     return t.ReplicaStatus(
-        replica_id=t.ReplicaId(m.replica_id),
-        deployment=m.deployment,
+        replica_id=t.ReplicaId(wire.name(m.replica_id, "replica id")),
+        deployment=wire.word(m.deployment, "deployment"),
         revision=m.revision,
         phase=phase_from_pb(m.phase),
-        reason=m.reason,
-        activity=m.activity,
-        progress=m.progress,
-        address=m.address,
+        reason=wire.sentence(m.reason),
+        activity=wire.sentence(m.activity, wire.MAX_WORD),
+        progress=wire.share(m.progress),
+        address=wire.address(m.address, "address"),
         pid=m.pid,
         restarts=m.restarts,
         load=load_from_pb(m.load),
         model=model,
-        gpu_indices=tuple(m.gpu_indices),
+        gpu_indices=tuple(wire.few(m.gpu_indices, "gpu_indices", wire.MAX_GPUS)),
         permanent=m.permanent,
-        started_at=m.started_at,
-        adapters=tuple(t.AdapterStatus(adapter_from_pb(a.adapter), a.loaded, a.reason) for a in m.adapters),
+        started_at=wire.seconds(m.started_at, "started_at"),
+        adapters=tuple(
+            t.AdapterStatus(adapter_from_pb(a.adapter), a.loaded, wire.sentence(a.reason))
+            for a in wire.few(m.adapters, "adapters", MAX_ADAPTERS)
+        ),
     )
 
 
@@ -186,14 +216,15 @@ def replica_spec_to_pb(s: t.ReplicaSpec) -> types_pb2.ReplicaSpec:
 
 def replica_spec_from_pb(m: types_pb2.ReplicaSpec) -> t.ReplicaSpec:
     return t.ReplicaSpec(
-        replica_id=t.ReplicaId(m.replica_id),
-        deployment=m.deployment,
+        # The id becomes a folder's name.
+        replica_id=t.ReplicaId(wire.name(m.replica_id, "replica id")),
+        deployment=wire.word(m.deployment, "deployment"),
         revision=m.revision,
         model=model_from_pb(m.model),
         resources=resources_from_pb(m.resources),
-        gpu_indices=tuple(m.gpu_indices),
-        drain_s=m.drain_s,
-        adapters=tuple(adapter_from_pb(a) for a in m.adapters),
+        gpu_indices=tuple(wire.few(m.gpu_indices, "gpu_indices", wire.MAX_GPUS)),
+        drain_s=wire.seconds(m.drain_s, "drain_s"),
+        adapters=adapters_from_pb(m.adapters),
     )
 
 
@@ -211,13 +242,13 @@ def node_info_to_pb(n: t.NodeInfo) -> node_pb2.NodeHello:
 
 def node_info_from_pb(m: node_pb2.NodeHello) -> t.NodeInfo:
     return t.NodeInfo(
-        node_id=t.NodeId(m.node_id),
+        node_id=t.NodeId(wire.name(m.node_id, "node id")),
         incarnation=m.incarnation,
-        hostname=m.hostname,
-        version=m.version,
+        hostname=wire.word(m.hostname, "hostname"),
+        version=wire.word(m.version, "version"),
         resources=resources_from_pb(m.resources),
-        gpus=tuple(gpu_from_pb(g) for g in m.gpus),
-        engines=tuple(m.engines),
+        gpus=tuple(gpu_from_pb(g) for g in wire.few(m.gpus, "gpus", wire.MAX_GPUS)),
+        engines=wire.words(m.engines, "engines", 64),
     )
 
 
@@ -230,5 +261,5 @@ def node_report_to_pb(
 
 
 def node_report_from_pb(m: node_pb2.NodeReport) -> tuple[list[t.ReplicaStatus], set[t.ReplicaId] | None]:
-    gone = set(map(t.ReplicaId, m.gone)) if m.changes else None
-    return [replica_status_from_pb(r) for r in m.replicas], gone
+    gone = {t.ReplicaId(g) for g in wire.words(m.gone, "gone", wire.MAX_REPLICAS, 96)} if m.changes else None
+    return [replica_status_from_pb(r) for r in wire.few(m.replicas, "replicas", wire.MAX_REPLICAS)], gone

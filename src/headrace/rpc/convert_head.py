@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from headrace.core import types as t
 from headrace.core.route_delta import RouteChange, RouteDelta
 from headrace.core.state import Revision
+from headrace.rpc import wire
 from headrace.rpc.convert import (
-    adapter_from_pb,
     adapter_to_pb,
+    adapters_from_pb,
     gpu_from_pb,
     gpu_to_pb,
     model_from_pb,
@@ -100,9 +103,17 @@ def deploy_request_to_pb(r: t.DeployRequest) -> head_pb2.DeployRequest:
 
 
 def deploy_request_from_pb(m: head_pb2.DeployRequest) -> t.DeployRequest:
-    optional = {name: getattr(m, name) for name in _DEPLOY_OPTIONAL if m.HasField(name)}
-    adapters = tuple(adapter_from_pb(a) for a in m.adapters.adapters) if m.HasField("adapters") else None
-    return t.DeployRequest(model=m.model, name=m.name, adapters=adapters, **optional)
+    optional = {name: _bounded(name, getattr(m, name)) for name in _DEPLOY_OPTIONAL if m.HasField(name)}
+    adapters = adapters_from_pb(m.adapters.adapters) if m.HasField("adapters") else None
+    model = wire.word(m.model, "model", wire.MAX_SOURCE)
+    return t.DeployRequest(model=model, name=wire.word(m.name, "name"), adapters=adapters, **optional)
+
+
+def _bounded(name: str, value: Any) -> Any:
+    """What a number may be is for the catalog to say; here only what would be dear to look at is refused."""
+    if not isinstance(value, str):
+        return value
+    return wire.document(value, name) if name in ("engine_args_json", "chat_template") else wire.word(value, name)
 
 
 def deployment_status_to_pb(s: t.DeploymentStatus) -> head_pb2.Deployment:
@@ -137,7 +148,7 @@ def deployment_status_from_pb(m: head_pb2.Deployment) -> t.DeploymentStatus:
             max_replicas=m.max_replicas,
             replicas=m.replicas,
             created_unix_s=m.created_unix_s,
-            adapters=tuple(adapter_from_pb(a) for a in m.adapters),
+            adapters=adapters_from_pb(m.adapters),
             revised_unix_s=m.revised_unix_s,
             repeats=m.repeats,
         ),
@@ -229,10 +240,10 @@ def catalog_entry_to_pb(e: t.CatalogEntry) -> head_pb2.CatalogEntry:
 
 def catalog_entry_from_pb(m: head_pb2.CatalogEntry) -> t.CatalogEntry:
     return t.CatalogEntry(
-        name=m.name,
-        description=m.description,
+        name=wire.word(m.name, "name"),
+        description=wire.sentence(m.description),
         model=model_from_pb(m.model),
         resources=resources_from_pb(m.resources),
-        origin=m.origin,
-        adapters=tuple(adapter_from_pb(a) for a in m.adapters),
+        origin=wire.word(m.origin, "origin"),
+        adapters=adapters_from_pb(m.adapters),
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from headrace.core import story as s
+from headrace.rpc import wire
 from headrace.rpc.v1 import head_pb2
+
+_MAX_STEPS = 4096  # choices of a replica, or moves, of one request
 
 
 def story_to_pb(story: s.Story) -> head_pb2.Story:
@@ -30,28 +33,36 @@ def story_to_pb(story: s.Story) -> head_pb2.Story:
 
 def story_from_pb(m: head_pb2.Story) -> s.Story:
     return s.Story(
-        request_id=m.request_id,
-        proxy_id=m.proxy_id,
-        model=m.model,
-        received_unix_s=m.received_unix_s,
-        first_token_s=m.first_token_s if m.HasField("first_token_s") else None,
-        ended_s=m.ended_s if m.HasField("ended_s") else None,
-        end=m.end,
+        request_id=wire.word(m.request_id, "request_id"),
+        proxy_id=wire.word(m.proxy_id, "proxy_id"),
+        model=wire.sentence(m.model, wire.MAX_WORD),
+        received_unix_s=wire.seconds(m.received_unix_s, "received_unix_s"),
+        first_token_s=wire.seconds(m.first_token_s, "first_token_s") if m.HasField("first_token_s") else None,
+        ended_s=wire.seconds(m.ended_s, "ended_s") if m.HasField("ended_s") else None,
+        end=wire.sentence(m.end, wire.MAX_WORD),
         prompt_tokens=m.prompt_tokens,
         cached_tokens=m.cached_tokens,
         tokens=m.tokens,
         choices=tuple(
             s.Choice(
-                c.at_s,
-                c.replica_id,
-                c.reason,
-                tuple(s.Seen(x.replica_id, round(x.busyness, 2), x.matched, x.state) for x in c.seen),
+                wire.seconds(c.at_s, "at_s"),
+                wire.word(c.replica_id, "replica_id"),
+                wire.sentence(c.reason),
+                tuple(map(_seen_from_pb, wire.few(c.seen, "seen", s.MAX_SEEN))),
                 c.replicas,
             )
-            for c in m.choices
+            for c in wire.few(m.choices, "choices", _MAX_STEPS)
         ),
-        moves=tuple(s.Move(x.at_s, x.cause, x.tokens) for x in m.moves),
+        moves=tuple(
+            s.Move(wire.seconds(x.at_s, "at_s"), wire.sentence(x.cause), x.tokens)
+            for x in wire.few(m.moves, "moves", _MAX_STEPS)
+        ),
     )
+
+
+def _seen_from_pb(m: head_pb2.Seen) -> s.Seen:
+    busyness = round(wire.finite(m.busyness, "busyness"), 2)
+    return s.Seen(wire.word(m.replica_id, "replica_id"), busyness, m.matched, wire.sentence(m.state, wire.MAX_WORD))
 
 
 def explanation_to_pb(e: s.Explanation) -> head_pb2.ExplainResponse:

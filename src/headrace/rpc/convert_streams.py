@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable
 
 from headrace.core import streams as st
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, InvalidRequest
+from headrace.rpc import wire
 from headrace.rpc.convert import load_from_pb, load_to_pb
 from headrace.rpc.v1 import replica_pb2, types_pb2
 
@@ -129,25 +130,34 @@ def submit_from_pb(m: replica_pb2.Submit) -> st.Submit:
         prompt = st.TokenPrompt(list(m.token_ids.ids))
     else:
         prompt = st.TextPrompt(m.text)
-    given = {name: getattr(m.sampling, name) for name in _SAMPLING if m.sampling.HasField(name)}
-    bias = dict(m.sampling.logit_bias) or None
+    given: dict[str, Any] = {
+        name: wire.finite(getattr(m.sampling, name), name) for name in _SAMPLING if m.sampling.HasField(name)
+    }
+    bias = {k: wire.finite(v, "logit_bias") for k, v in m.sampling.logit_bias.items()} or None
+    wire.seconds(m.keep_s, "keep_s")
     r = m.resume
     resume = st.Resume(list(r.token_ids), r.text_chars, r.reasoning_chars) if m.HasField("resume") else None
     return st.Submit(
         stream=m.stream,
-        request_id=m.request_id,
+        request_id=wire.word(m.request_id, "request_id"),
         prompt=prompt,
         sampling=st.Sampling(logit_bias=bias, **given),
         max_tokens=m.max_tokens if m.HasField("max_tokens") else None,
         stop=tuple(m.stop),
         resume=resume,
-        task=_TASKS_BACK[m.task],
+        task=_task_from_pb(m.task),
         guide=guide_from_pb(m.guide) if m.HasField("guide") else None,
         prompt_logprobs=m.prompt_logprobs if m.HasField("prompt_logprobs") else None,
         take_over=m.take_over if m.HasField("take_over") else None,
         prefix=tuple(m.prefix),
         **{name: getattr(m, name) for name in _FLAT},
     )
+
+
+def _task_from_pb(m: replica_pb2.Task.ValueType) -> st.Task:
+    if m not in _TASKS_BACK:
+        raise InvalidRequest(f"There is no task {m}: is that another version?", param="task")
+    return _TASKS_BACK[m]
 
 
 def _logprob_to_pb(x: st.TokenLogprob) -> replica_pb2.TokenLogprob:
