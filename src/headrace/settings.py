@@ -10,14 +10,19 @@ ALONE_S = 30.0
 JOIN_PORT = 50053
 
 
+def _home() -> Path:
+    home = os.path.expanduser("~")
+    return Path(home if home != "~" else "/")  # a user whom the machine does not know, as in a container
+
+
 def default_state_dir() -> Path:
     """$XDG_STATE_HOME/headrace, else ~/.local/state/headrace."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "headrace"
+    return Path(os.environ.get("XDG_STATE_HOME") or _home() / ".local/state") / "headrace"
 
 
 def default_cache_dir() -> Path:
     """$XDG_CACHE_HOME/headrace, else ~/.cache/headrace. Holds weights and conversions; safe to delete."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "headrace"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

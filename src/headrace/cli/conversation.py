@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -61,7 +62,7 @@ class Conversation:
     def check(self) -> None:
         """HeadraceError if the model cannot be asked: no such model, no key, nothing there."""
         with self._errors():
-            _raise_for(self._client.get(f"/v1/models/{self.model}", timeout=10.0))
+            _raise_for(self._client.get(f"/v1/models/{quote(self.model, safe='/:')}", timeout=10.0))
 
     def ask(self, text: str, waiting: Callable[[str], None] = _nothing) -> Iterator[str]:
         """The answer in pieces. What was answered is remembered, also if it was stopped; a failed turn is not.

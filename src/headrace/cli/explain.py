@@ -11,12 +11,13 @@ import click
 
 from headrace.cli.client import call_head, client_options
 from headrace.cli.inspect import to_json
+from headrace.cli.kinds import Argument
 from headrace.core.story import Choice, Explanation, Story
 from headrace.errors import NotFound
 
 
 @click.command()
-@click.argument("request_id")
+@click.argument("request_id", cls=Argument)
 @click.option("--json", "as_json", is_flag=True, help="All there is, for programs.")
 @client_options
 def explain(request_id: str, as_json: bool, **params: Any) -> None:

@@ -11,6 +11,7 @@ from headrace.cli.adapters import read_adapters
 from headrace.cli.client import call_head, client_options
 from headrace.cli.deploy import engine_args_json, model_options, read_template
 from headrace.cli.inspect import to_json, width
+from headrace.cli.kinds import Argument, Option
 from headrace.cli.sources import resolve_source
 from headrace.core.types import CatalogEntry, ModelSpec, Resources, check_name
 
@@ -42,8 +43,10 @@ def list_(params: dict[str, Any], as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("name")
-@click.option("--source", required=True, help="A folder (on the node), hf://org/name or s3://bucket/prefix.")
+@click.argument("name", cls=Argument)
+@click.option(
+    "--source", cls=Option, required=True, help="A folder (on the node), hf://org/name or s3://bucket/prefix."
+)
 @click.option("--description", default="", help="A few words for `headrace models`.")
 @model_options
 @click.pass_obj
@@ -76,7 +79,7 @@ def add(params: dict[str, Any], name: str, source: str, description: str, **opti
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", cls=Argument)
 @click.pass_obj
 def remove(params: dict[str, Any], name: str) -> None:
     """Remove a model that was added to the catalog."""

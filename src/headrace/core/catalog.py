@@ -56,7 +56,10 @@ def parse_size(value: object) -> int:
     found = _SIZE.fullmatch(str(value).strip())
     if not found:
         raise ValueError(f"{value!r} is not a size such as 2GiB")
-    return int(float(found[1]) * _UNITS[(found[2] or "B").lower()])
+    size = float(found[1]) * _UNITS[(found[2] or "B").lower()]
+    if size >= 2**63:  # the wire's own bound, and more than there is
+        raise ValueError(f"{str(value)[:50]!r} is more than any machine has")
+    return int(size)
 
 
 def parse(data: object, where: str, origin: str) -> dict[str, CatalogEntry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from headrace.core import streams as st
 from headrace.errors import HeadraceError, InvalidRequest
