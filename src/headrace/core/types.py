@@ -182,6 +182,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Route:
+    """A public name and where it is served. `reason`: why it cannot be called, as clients are told: no node, no path."""
+
     name: str
     state: RouteState
     reason: str = ""

@@ -255,9 +255,7 @@ class _Endpoints:
 
     def _table(self) -> Any:
         if self._routes.table is None:
-            raise Unavailable(
-                f"This proxy has not heard from the head at {self._routes.head_address} yet.", retry_after_s=2.0
-            )
+            raise Unavailable("This proxy has not heard from the head yet.", retry_after_s=2.0)
         return self._routes.table
 
 
