@@ -182,7 +182,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A public name and where it is served. `reason`: why it cannot be called, as clients are told: no node, no path."""
+    """A public name and where it is served. `reason`: why it cannot be called, as clients are told it."""
 
     name: str
     state: RouteState
