@@ -102,7 +102,7 @@ def _routes(d: Deployment, seen: Sequence[_Seen], stand: DeploymentStatus) -> tu
 
 
 def _told(stand: DeploymentStatus, seen: Sequence[_Seen]) -> str:
-    """Why clients cannot call it now. `stand.reason` is for who runs the cluster: it names nodes, paths, lines of logs."""
+    """Why clients cannot call it now. `stand.reason` is for who runs the cluster: nodes, paths, lines of logs."""
     match stand.state:
         case RouteState.FAILED if stand.stuck:
             return "the cluster has no room for it"
