@@ -333,6 +333,11 @@ def raise_open_files() -> int:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # some systems name a limit that they do not allow
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return open_files()
+
+
+def open_files() -> int:
+    """How many open files this process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 

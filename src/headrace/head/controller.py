@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import grpc
 import structlog
 
+from headrace.core.origins import unusable
 from headrace.core.types import NodeId
 from headrace.errors import UserError
 from headrace.head.catalog import load_catalog
@@ -182,7 +183,12 @@ async def _end(task: asyncio.Task[None]) -> None:
 
 
 def check_exposure(settings: HeadSettings) -> None:
-    """UserError if HTTP would listen beyond this machine without API keys. gRPC never is without certificates."""
+    """UserError if HTTP would listen beyond this machine, or to every web page, without API keys.
+
+    gRPC never is without certificates.
+    """
+    if why := unusable(settings.cors_origins, settings.api_keys_file is not None):
+        raise UserError(why)
     if settings.allow_insecure:
         return
     if settings.num_proxies and not is_loopback(settings.http_host) and settings.api_keys_file is None:

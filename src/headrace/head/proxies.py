@@ -210,6 +210,7 @@ class ProxyFleet:
         flags |= {k: path.absolute() for k, path in files.items() if path}
         flags |= {"tls_name": s.tls.name} if s.tls.name else {}
         switches = ["--allow_insecure"] if s.allow_insecure else []
+        switches += [f"--allowed_hosts={h}" for h in s.allowed_hosts] + [f"--cors_origins={o}" for o in s.cors_origins]
         return [*self._program, *(f"--{k}={v}" for k, v in flags.items()), *switches]
 
     @property
