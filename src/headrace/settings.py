@@ -79,6 +79,7 @@ class SchedulerSettings:
     cache_limit_bytes: int | None = None  # what it may come to; None: no limit
     alone_s: float = ALONE_S  # a replica that neither its scheduler nor a proxy needs for so long ends by itself
     start_limit_s: float = 1800.0  # a replica that starts and makes no progress for so long has failed
+    drain_s: float = 30.0  # the most that replicas get to finish what they have, at its own end
     keep_replicas: bool = False  # on SIGTERM leave replicas running for the next scheduler to adopt
     allow_insecure: bool = False
     tls: TlsSettings = field(default_factory=TlsSettings)
@@ -116,6 +117,7 @@ class ProxySettings:
     keep_s: float = 10.0  # replicas keep a stream so long for its client to come back, when this proxy is lost
     coalesce_s: float = 0.02  # under pressure a token waits so long for the next, so that both travel in one write
     drain_s: float = 30.0
+    heartbeat_dir: Path | None = None  # where the head hears that this process works
     metrics_dir: Path | None = None  # shared by the proxies of one port, so that /metrics sums them
     log_level: str = "INFO"
 

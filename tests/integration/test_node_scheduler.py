@@ -219,7 +219,6 @@ async def test_a_replica_that_cannot_be_ended_does_not_hold_up_the_end(
         before = await ready(head, "r-1")
         os.kill(before["r-1"].pid, signal.SIGSTOP)
         monkeypatch.setattr(Child, "stop", stuck)
-        monkeypatch.setattr(agent, "_DRAIN_S", 0.0)
         monkeypatch.setattr(agent, "_END_S", 0.3)
     monkeypatch.undo()
     left = Child.adopt(ProcessRecord(before["r-1"].pid, _start_time(tmp_path, "r-1")))

@@ -105,9 +105,7 @@ FLAGS: dict[str, Flag] = {
     "wait_s": Flag("Seconds that a request may wait for its model to start.", SECONDS),
     "stream_buffer_bytes": Flag("Unread text that one slow client may have.", SIZE),
     "stall_s": Flag("Seconds after which a client that reads nothing is cut.", SECONDS),
-    "max_idle": Flag(
-        "Connections without a request in this process; the oldest make room.", _called(click.IntRange(min=1), "n")
-    ),
+    "max_idle": Flag("Connections without a request in this process; the oldest make room.", AT_LEAST_ONE),
     "keep_s": Flag(
         "Seconds for which replicas keep a stream whose proxy was lost, for its client to come back.", SECONDS
     ),
@@ -115,6 +113,7 @@ FLAGS: dict[str, Flag] = {
         "Seconds that a token may wait for the next one while the proxy has no time to spare; 0: none ever waits.",
         HOLD,
     ),
+    "heartbeat_dir": Flag("Folder for the socket on which the head hears that this process works.", FILE),
     "metrics_dir": Flag("Folder in which the proxies of one port share their metrics.", FILE),
 }
 

@@ -15,6 +15,7 @@ import structlog
 
 from headrace.core.affinity import Policy
 from headrace.errors import Unavailable, UserError
+from headrace.heartbeat import Beat, beat
 from headrace.metrics import Metrics
 from headrace.process import open_files, raise_open_files, told_to_stop
 from headrace.proxy import api
@@ -154,6 +155,13 @@ async def serving(
         ]
         if isinstance(credentials, Kept) and credentials.head:
             background.append(tasks.create_task(joining.keep_fresh(credentials, Role.PROXY), name="certificate"))
+        if settings.heartbeat_dir is not None:
+
+            def say() -> Beat:
+                return Beat(len(shared.active), keys.trouble if keys else "")
+
+            path = settings.heartbeat_dir / f"{proxy_id}.sock"
+            background.append(tasks.create_task(beat(path, say), name="heartbeat"))
         if keys is not None:
             background.append(tasks.create_task(keys.watch(), name="keys"))
         web = tasks.create_task(_serve(server, sock, routes, alone), name="http")
