@@ -15,6 +15,7 @@ import click
 from headrace.cli.config import read_table
 from headrace.cli.kinds import (
     AMOUNT,
+    AT_LEAST_ONE,
     COUNT,
     ENGINE,
     FILE,

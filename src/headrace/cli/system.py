@@ -129,10 +129,13 @@ class _System:
     async def _http_answers(self, endpoint: HeadEndpoint, admin: AdminClient) -> None:
         """Return when a proxy answers. UserError if none can start, with what they say."""
         while endpoint.http and not await until_http_answers(endpoint, _ASK_S):
-            with suppress(HeadraceError):  # the head may just be starting again
-                ours = [p for p in (await admin.status()).proxies if p.state != "watching"]
-                if ours and all(p.restarts >= _TRIES and p.reason for p in ours):
-                    raise UserError(f"The HTTP proxies do not start: the last {ours[0].reason}")
+            try:
+                proxies = (await admin.status()).proxies
+            except HeadraceError:
+                continue  # the head may just be starting again
+            ours = [p for p in proxies if p.state != "watching"]
+            if ours and all(p.restarts >= _TRIES and p.reason for p in ours):
+                raise UserError(f"The HTTP proxies do not start: the last {ours[0].reason}")
 
     async def _care_for_logs(self) -> NoReturn:
         while True:

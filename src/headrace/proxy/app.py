@@ -22,7 +22,7 @@ from headrace.proxy import api
 from headrace.proxy.admission import Admission, Patience
 from headrace.proxy.answering import Serving
 from headrace.proxy.browsers import Browsers
-from headrace.proxy.clients import Clients, Limits
+from headrace.proxy.clients import OTHER_FILES, Clients, Limits
 from headrace.proxy.coalescer import Coalescer
 from headrace.proxy.edge import Edge
 from headrace.proxy.explain import answer_questions
@@ -43,7 +43,6 @@ from headrace.settings import ProxySettings
 log = structlog.get_logger()
 
 _FLUSH_S = 1.0
-_OTHER_FILES = 128  # connections to replicas and to the head, metrics, and clients that are being refused
 _LOOK_S = 0.5
 _DEFAULT_HEAD = "localhost:50052"
 _NEW_OBJECTS = 10_000  # until the collector looks for cycles among them
@@ -67,10 +66,10 @@ async def run(settings: ProxySettings) -> None:
 
 def within_open_files(max_streams: int, limit: int) -> int:
     """How many streams may run with so many open files, each needing one. UserError if hardly any could."""
-    room = limit - _OTHER_FILES
+    room = limit - OTHER_FILES
     if room >= max_streams:
         return max_streams
-    if room < _OTHER_FILES:
+    if room < OTHER_FILES:
         raise UserError(
             f"This process may have only {limit} open files, and each client needs one: raise the limit (ulimit -n)."
         )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from headrace.core.origins import foreign, is_local, name_of
 from headrace.errors import Forbidden, HeadraceError
-from headrace.rpc.channel import is_loopback
+from headrace.rpc.finding import is_loopback
 from headrace.settings import ProxySettings
 
 Headers = list[tuple[bytes, bytes]]

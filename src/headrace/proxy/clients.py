@@ -16,7 +16,8 @@ from headrace.metrics import Metrics
 
 log = structlog.get_logger()
 
-_KEPT_FILES = 64  # descriptors that are left for connections to replicas and to the head, and for logs
+OTHER_FILES = 128  # connections to replicas and to the head, metrics, and clients that are being refused
+_KEPT_FILES = 32  # that nothing but those others may take
 _OTHERS = ("connection_closed", "", "others")
 _TOLD = {
     "bad_http": "it sent what is no HTTP/1.1 request",
@@ -58,6 +59,7 @@ class Clients:
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.limits = limits
         self._metrics = metrics
+        self._here = 0
         self._idle: Idle[ClientConnection] = Idle()
         self._complaints: Complaints[tuple[str, str, str]] = Complaints(_OTHERS)
         self._clock = asyncio.get_running_loop().time
@@ -69,8 +71,10 @@ class Clients:
     def arrived(self, one: ClientConnection) -> None:
         """A new connection; another may have to go for it, or it itself."""
         self._idle.add(one, one.origin)
-        # The kernel gives the lowest number that is free, so this one tells how many there are.
-        few_files = one.descriptor >= self.limits.open_files - _KEPT_FILES
+        self._here += 1
+        # The kernel gives the lowest number that is free: a high one tells that others than clients have many.
+        files = self.limits.open_files
+        few_files = self._here > files - OTHER_FILES or one.descriptor >= files - _KEPT_FILES
         if not few_files and len(self._idle) <= self.limits.max_idle:
             return
         if few_files:
@@ -94,6 +98,7 @@ class Clients:
         self._idle.add(one, one.origin)
 
     def left(self, one: ClientConnection) -> None:
+        self._here -= 1
         self._idle.remove(one, one.origin)
 
     def complain(self, why: str, origin: str) -> None:
