@@ -136,7 +136,9 @@ async def test_the_heir_finishes_a_drain(head: Head, tmp_path: Path) -> None:
     second = spawn_scheduler(head, tmp_path)
     await head.until(lambda: len(head.hellos) == 2 and head.seen["r-2"].phase is Phase.DRAINING)
     assert head.seen["r-2"].pid == before["r-2"].pid
-    assert await second.stop(term_s=30) == 0
+    os.kill(second.pid, signal.SIGTERM)
+    await appears(tmp_path / "scheduler.log", "and stops (SIGTERM)")
+    assert await second.stop(term_s=25) == 0  # told twice, it does not wait for what would take a minute
     assert not any(ProcessRecord.of(s.pid) for s in before.values())
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import grpc
 import structlog
@@ -82,7 +83,7 @@ async def run(settings: HeadSettings) -> None:
 async def serving(
     settings: HeadSettings,
     proxy_program: Sequence[str] = PROGRAM,
-    hurry: Callable[[], Awaitable[None]] | None = None,
+    hurry: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> AsyncIterator[Endpoint]:
     """A head for the length of the block. When the block is entered everything listens and endpoint.json says where.
 
@@ -170,8 +171,11 @@ async def serving(
                 yield endpoint
             finally:
                 # Proxies first, while there is still a head to ask: what waits for a model or a replica may yet get it.
+                hurrying = tasks.create_task(hurry()) if hurry else None
                 await _end(proxies)
-                await fleet.stop(settings.drain_s, hurry() if hurry else None)
+                await fleet.stop(settings.drain_s, hurrying)
+                if hurrying:
+                    hurrying.cancel()
                 await asyncio.gather(nodes.stop(_GRACE_S), others.stop(_GRACE_S))
                 for loop in loops:
                     loop.cancel()

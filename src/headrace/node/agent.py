@@ -111,6 +111,7 @@ async def _serve(
             why = stop.result()
             # Who started us and is gone waits for nobody; others may tell us twice.
             hurry = None if why == PARENT_ENDED else tasks.create_task(_text(told()))
+            await asyncio.sleep(0)  # from here on a second word is heard
             await _end(node, link, linked, why, settings, hurry)
             if hurry is not None:
                 hurry.cancel()
