@@ -259,7 +259,9 @@ async def test_metrics():
 async def test_connection_reset_while_sending_the_body():
     async with world() as w:
         _, writer = await raw_request(
-            w.proxy.address, "POST /v1/chat/demo HTTP/1.1\nHost: x\nContent-Length: 100\nContent-Type: text/plain", b"x"
+            w.proxy.address,
+            "POST /v1/chat/demo HTTP/1.1\nHost: localhost\nContent-Length: 100\nContent-Type: text/plain",
+            b"x",
         )
         sock = writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -77,7 +77,10 @@ def status_lines(status: ClusterStatus, width: int = WIDTH) -> list[str]:
     if status.replicas:
         lines += ["", *replica_lines(status.replicas, width)]
     if status.proxies:
-        rows = [Row((p.proxy_id, p.state, str(p.pid), str(p.restarts))) for p in status.proxies]
+        rows = [
+            Row((p.proxy_id, p.state, str(p.pid), str(p.restarts)), (p.reason,) if p.reason else ())
+            for p in status.proxies
+        ]
         lines += ["", *table(("PROXY", "STATE", ">PID", ">RESTARTS"), rows, width)]
     return lines
 

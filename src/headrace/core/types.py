@@ -263,6 +263,8 @@ class ProxyStatus:
     pid: int
     state: str  # "running", "restarting", "watching" (not ours to keep alive)
     restarts: int = 0
+    reason: str = ""  # what troubles it, else how the one before it ended
+    requests: int = 0  # being answered
 
 
 @dataclass(frozen=True, slots=True)

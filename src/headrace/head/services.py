@@ -280,4 +280,8 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
 
 def _still(status: ClusterStatus) -> ClusterStatus:
     """Without what moves all the time and is no news."""
-    return replace(status, nodes=tuple(replace(n, silent_s=0.0) for n in status.nodes))
+    return replace(
+        status,
+        nodes=tuple(replace(n, silent_s=0.0) for n in status.nodes),
+        proxies=tuple(replace(p, requests=0) for p in status.proxies),
+    )

@@ -1050,10 +1050,16 @@ class Proxy(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
     proxy_id: _builtins.str
     pid: _builtins.int
     state: _builtins.str
     restarts: _builtins.int
+    reason: _builtins.str
+    """What troubles it, else how the one before it ended."""
+    requests: _builtins.int
+    """Requests being answered."""
     def __init__(
         self,
         *,
@@ -1061,10 +1067,12 @@ class Proxy(_message.Message):
         pid: _builtins.int = ...,
         state: _builtins.str = ...,
         restarts: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "proxy_id", b"proxy_id", "restarts", b"restarts", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "proxy_id", b"proxy_id", "reason", b"reason", "requests", b"requests", "restarts", b"restarts", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
