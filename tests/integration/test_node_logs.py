@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from integration.node_fixtures import Head, head_double, scheduler, spec
 
+from headrace import log_files as logs
 from headrace.core.phase import Phase
-from headrace.node import logs
 from headrace.rpc.v1 import node_pb2
 
 

@@ -12,8 +12,8 @@ import structlog
 
 from headrace.core.phase import Phase
 from headrace.core.types import ReplicaId, ReplicaSpec, ReplicaStatus
+from headrace.log_files import rotate
 from headrace.node.conditions import Conditions
-from headrace.node.logs import rotate
 from headrace.node.runner import Runner
 from headrace.process import ProcessRecord, kill_all
 

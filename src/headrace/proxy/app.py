@@ -139,7 +139,7 @@ async def serving(
             records=Records(proxy_id),
             wishes=Wishes(policy),
         )
-        server = new_server(Edge(api.build(shared, routes), keys, metrics))
+        server = new_server(Edge(api.build(shared, routes), keys, metrics, shared.records))
         background = [
             tasks.create_task(routes.run(), name="routes"),
             tasks.create_task(answer_questions(head, proxy_id, shared.records), name="questions"),

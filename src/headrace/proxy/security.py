@@ -14,7 +14,7 @@ from headrace.proxy.ticket import PRIORITIES, Caller
 from headrace.rpc.finding import is_loopback
 from headrace.settings import ProxySettings
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 _HASHED = "sha256:"
 _SETTINGS = ("name", "weight", "priority", "max_streams")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")

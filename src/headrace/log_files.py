@@ -1,4 +1,4 @@
-"""Logs of replicas: rotation under the writer's hands, and reading from the tail on, over rotated predecessors.
+"""Logs in files: rotation under the writer's hands, and reading from the tail on, over rotated predecessors.
 
 A replica holds its log open in append mode, so a full log is copied to `replica.log.1` and cut to nothing; what was
 written between the two is lost, which is a line or two in 10 MiB. A reader notices by the new file behind `.1`; one
