@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from authority_fixtures import credentials
 from head_fixtures import Admin, SchedulerDouble, head_settings
 
 from headrace.core.types import Load, RouteState
@@ -32,7 +33,7 @@ async def test_a_watch_moves_while_only_the_load_changes(tmp_path: Path) -> None
 
 
 async def test_logs_of_parts_are_read_or_it_is_told_where_they_are(tmp_path: Path) -> None:
-    async with serving(head_settings(tmp_path)) as head, AdminClient(head.grpc) as admin:
+    async with serving(head_settings(tmp_path)) as head, AdminClient(head.grpc, credentials()) as admin:
 
         async def log(part: str) -> bytes:
             return b"".join([piece async for piece in admin.read_logs(part, 2, follow=False)])
