@@ -233,7 +233,7 @@ async def test_logs_come_from_the_node_by_a_prefix_of_the_replicas_id(tmp_path: 
 
         for asked, error, said in [
             ("demo-1-", InvalidRequest, "Several replicas begin with 'demo-1-'"),
-            ("x", NotFound, "No replica 'x'; there are: demo-1-"),
+            ("x", NotFound, "No replica or part 'x'; there are: demo-1-"),
         ]:
             with pytest.raises(error, match=said):
                 await admin._ask(anext(aiter(admin.stub.ReadLogs(head_pb2.ReadLogsRequest(replica_id=asked)))))

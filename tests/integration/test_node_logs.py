@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from integration.node_fixtures import Head, head_double, scheduler, spec
 
 from headrace import log_files
+from headrace import log_reader as logs
 from headrace.core.phase import Phase
-from headrace.node import logs
 from headrace.rpc.v1 import node_pb2
 
 

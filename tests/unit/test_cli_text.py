@@ -242,6 +242,13 @@ def test_a_usual_status_reads_well() -> None:
     ]
 
 
+def test_ready_is_said_of_all_that_are_wanted() -> None:
+    d = deployment()
+    for ready, wanted, said in ((2, 999, "PARTIAL"), (1, 1, "READY"), (2, 1, "READY"), (0, 0, "READY")):
+        many = replace(d, state=RouteState.READY, ready=ready, deployment=replace(d.deployment, replicas=wanted))
+        assert f"demo        {said} " in status_lines(cluster([many], []))[3]
+
+
 def test_the_engine_that_was_chosen_is_shown() -> None:
     auto = deployment()
     auto = replace(auto, deployment=replace(auto.deployment, model=ModelSpec("builtin:demo")))

@@ -23,6 +23,7 @@ from headrace.head.commands import Commands
 from headrace.head.joining import CertificateService, Issuer, JoinService, command, new_join_server, new_line
 from headrace.head.ledger import Ledger
 from headrace.head.overview import Overview
+from headrace.head.part_logs import PartLogs
 from headrace.head.proxies import PROGRAM, ProxyFleet
 from headrace.head.questions import Questions
 from headrace.head.reconciler import Reconciler
@@ -117,7 +118,7 @@ async def serving(
         node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(ledger, cluster, settings.lease_s), nodes)
         node_port = _bind_again(nodes, settings, credentials, "node_port", before)
         head_pb2_grpc.add_RouteServiceServicer_to_server(RouteService(overview, commands, questions), others)
-        admin = AdminService(ledger, cluster, overview, commands, changed, questions)
+        admin = AdminService(ledger, cluster, overview, commands, changed, questions, PartLogs(settings.state_dir))
         head_pb2_grpc.add_AdminServiceServicer_to_server(admin, others)
         tokens = Tokens(settings.state_dir)
         issuer = None

@@ -21,6 +21,7 @@ from headrace.proxy.body import content_type, header, read_body
 from headrace.proxy.chat_shape import ChatShape
 from headrace.proxy.completion_shape import CompletionShape
 from headrace.proxy.edge import error_response
+from headrace.proxy.front import front
 from headrace.proxy.openai import ChatRequest, CompletionRequest, ModelChatRequest
 from headrace.proxy.parse import M, UnsupportedMedia, decode_text, parse_json, plain_request
 from headrace.proxy.place import Place
@@ -93,6 +94,7 @@ def build(serving: Serving, routes: Routes) -> ASGIApp:
     async def page(request: Request) -> Response:
         return HTMLResponse(docs.page(docs.document(app)))
 
+    app.add_route("/", front, methods=["GET", "HEAD"], include_in_schema=False)
     app.add_route("/openapi.json", openapi, include_in_schema=False)
     app.add_route("/docs", page, include_in_schema=False)
     app.add_exception_handler(HeadraceError, _tell)

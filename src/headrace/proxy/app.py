@@ -145,7 +145,7 @@ async def serving(
         )
         limits = Limits(stall_s=settings.stall_s, max_idle=settings.max_idle, open_files=open_files())
         clients = Clients(limits, metrics)
-        server = new_server(Edge(api.build(shared, routes), keys, Browsers(settings), metrics), clients)
+        server = new_server(Edge(api.build(shared, routes), keys, Browsers(settings), metrics, shared.records), clients)
         background = [
             tasks.create_task(routes.run(), name="routes"),
             tasks.create_task(answer_questions(head, proxy_id, shared.records), name="questions"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from typing import Any
 
@@ -11,13 +12,14 @@ from headrace.metrics import Metrics
 from headrace.proxy.answering import CALLER, RAW_SEND, RECEIVED_AT, REQUEST_ID, STARTED, new_id
 from headrace.proxy.browsers import Asker, Browsers
 from headrace.proxy.key_file import KeyFile
+from headrace.proxy.record import Records
 from headrace.proxy.security import OPEN_PATHS
 from headrace.proxy.shapes import dumps
 
 _Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-_EXACT = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics", "/docs"}
+_EXACT = {"/", "/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics", "/docs"}
 _EXACT |= {"/v1/embeddings", "/v1/score", "/score", "/v1/rerank", "/v2/rerank", "/rerank"}
 _EXACT |= {"/tokenize", "/v1/tokenize", "/detokenize", "/v1/detokenize"}
 
@@ -44,11 +46,20 @@ def error_response(error: HeadraceError) -> _Answer:
     return error.status, headers, body
 
 
+def _message(body: bytes) -> str:
+    """What the body of an error says; "" if it is not one of ours."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
 class Edge:
     """Wraps the application. Streams get the server's own `send`, past all wrappers, from the scope."""
 
-    def __init__(self, app: Any, keys: KeyFile | None, browsers: Browsers, metrics: Metrics) -> None:
+    def __init__(self, app: Any, keys: KeyFile | None, browsers: Browsers, metrics: Metrics, records: Records) -> None:
         self._app = app
+        self._records = records
         self._keys = keys
         self._browsers = browsers
         self._metrics = metrics
@@ -74,11 +85,20 @@ class Edge:
         path = _label(scope["path"])
         more = [(b"x-request-id", request_id), *self._browsers.headers(asker)]
 
+        refused = 0
+
         async def counted(message: Any) -> None:
+            nonlocal refused
             if message["type"] == "http.response.start":
                 scope[STARTED] = True
+                refused = message["status"] if message["status"] >= 400 else 0
                 message["headers"] = [*message.get("headers", ()), *more]
                 self._metrics.count(self._metrics.responses, path, str(message["status"]))
+            elif refused:
+                request = f"{scope['method']} {scope['path']}"
+                why = _message(message.get("body", b""))
+                self._records.refused(scope[REQUEST_ID], request, scope[RECEIVED_AT], refused, why)
+                refused = 0
             await send(message)
 
         scope[REQUEST_ID] = request_id.decode()

@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS_READ = stat.S_IRGRP | stat.S_IROTH
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 _HASHED = "sha256:"
 _SETTINGS = ("name", "weight", "priority", "max_streams")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -1,4 +1,4 @@
-"""Logs of replicas, read from the tail on, over rotated predecessors.
+"""Logs of others, read from the tail on, over rotated predecessors.
 
 A reader notices a rotation (log_files.py) by the new file behind `.1`; one that is more than a whole file behind misses
 a part. Rotate and read in one thread.
