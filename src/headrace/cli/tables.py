@@ -19,6 +19,7 @@ from headrace.core.types import (
     PlacedReplica,
     ReplicaStatus,
     Resources,
+    RouteState,
 )
 
 WIDTH = 100
@@ -96,8 +97,17 @@ def deployment_lines(
         scale = str(low) if low == high else f"{low} to {high}"
         engine = chosen.get(d.name, "auto") if d.model.engine == "auto" else d.model.engine
         cells = (d.name, s.state.upper(), f"{s.ready}/{d.replicas}", scale, str(d.revision), engine)
-        rows.append(Row((*cells, d.model.source), (s.reason, *_missing_adapters(s, replicas))))
+        rows.append(Row((*cells, d.model.source), (s.reason, _how_to_retry(s), *_missing_adapters(s, replicas))))
     return table(("DEPLOYMENT", "STATE", ">READY", ">REPLICAS", ">REV", "ENGINE", "SOURCE"), rows, width)
+
+
+def _how_to_retry(s: DeploymentStatus) -> str:
+    """The command that tries again, as it is, what was given up."""
+    if s.state is not RouteState.FAILED or s.stuck:
+        return ""
+    low, high = s.deployment.min_replicas, s.deployment.max_replicas
+    how = str(low) if low == high else f"--min={low} --max={high}"
+    return f"To try it again, say: headrace scale {s.deployment.name} {how}"
 
 
 def _missing_adapters(s: DeploymentStatus, replicas: Sequence[PlacedReplica]) -> list[str]:

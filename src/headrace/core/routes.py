@@ -68,7 +68,7 @@ def standing(state: State, nodes: Nodes, reasons: Mapping[str, Unplaced], before
             statuses.pop(name, None)
             routes.pop(name, None)
             continue
-        mine = _see((i for i in state.intents.of(name) if i.goal is Goal.RUN), nodes)
+        mine = _see((i for i in state.intents.of(name) if i.goal is not Goal.STOP), nodes)
         statuses[name] = _stand(d, mine, reasons.get(name))
         routes[name] = _same(_routes(d, mine, statuses[name]), had)
     return Standing(seen, reasons, dict(sorted(statuses.items())), routes)
@@ -184,6 +184,6 @@ def _progress(current: Sequence[ReplicaStatus]) -> str:
         return ""
     s = max(coming, key=lambda s: (_COMING.index(s.phase), s.progress, s.replica_id))
     if s.reason:
-        return s.reason
+        return f"{s.reason.rstrip('.')}; it is tried again" if s.next_try else s.reason
     doing = s.activity or s.phase.value.lower()
     return f"{doing}, {s.progress:.0%}".replace("%", " %") if s.progress >= 0 else doing
