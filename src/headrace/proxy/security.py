@@ -16,7 +16,7 @@ from headrace.settings import ProxySettings
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 _HASHED = "sha256:"
-_SETTINGS = ("name", "weight", "priority", "max_streams")
+_SETTINGS = ("name", "weight", "priority", "max_streams", "models")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -112,6 +112,7 @@ def _caller(settings: Sequence[str], name: str, where: str) -> Caller:
         weight=number("weight", float, 1.0, 0.01, 1000),
         priority=number("priority", int, 0, *PRIORITIES),
         max_streams=number("max_streams", int, 0, 0, 10**6),
+        models=frozenset(filter(None, given["models"].split(","))) if "models" in given else None,
     )
 
 
