@@ -334,6 +334,8 @@ def explain_exit(code: int | None) -> str:
 
 LIFELINE_ENV = "HEADRACE_LIFELINE_FD"
 PARENT_ENDED = "parent ended"
+ENDPOINT_ENV = "HEADRACE_ENDPOINT_FD"
+"""Names the descriptor of a pipe in which a replica says where it listens, in one line."""
 
 
 def raise_open_files() -> int:
