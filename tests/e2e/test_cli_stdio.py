@@ -53,6 +53,8 @@ WRONG = {
     "scheduler --head_address=a:1": 1,
     "proxy --http_host=0.0.0.0": 1,
     "up --model=/nowhere": 1,
+    "token --role=x": 2,
+    "join /nowhere": 1,
 }
 
 

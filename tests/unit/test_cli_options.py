@@ -274,6 +274,7 @@ def test_a_file_that_is_hard_to_read_is_told(tmp_path: Path, text: str) -> None:
         ["adapters", "list", ""], ["adapters", "add", "demo", ""], ["adapters", "add", "", "a=b"],
         ["adapters", "remove", "demo", ""], ["up", "--model="], ["up", "--engine="], ["head", "--config="],
         ["head", "--api_keys_file="], ["scheduler", "--node_id="], ["proxy", "--proxy_id="], ["doctor", "--state_dir="],
+        ["token", "--revoke="], ["token", "--node_id="], ["token", "--address="], ["join", ""],
     ],
 )  # fmt: skip
 def test_what_is_empty_never_means_the_default(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
