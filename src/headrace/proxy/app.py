@@ -20,6 +20,7 @@ from headrace.process import raise_open_files, told_to_stop
 from headrace.proxy import api
 from headrace.proxy.admission import Admission, Patience
 from headrace.proxy.answering import Serving
+from headrace.proxy.bodies import Bodies
 from headrace.proxy.coalescer import Coalescer
 from headrace.proxy.edge import Edge
 from headrace.proxy.explain import answer_questions
@@ -138,6 +139,7 @@ async def serving(
             coalescer=Coalescer(settings.coalesce_s),
             records=Records(proxy_id),
             wishes=Wishes(policy),
+            bodies=Bodies(settings.max_held_bytes),
         )
         server = new_server(Edge(api.build(shared, routes), keys, metrics))
         background = [

@@ -8,9 +8,11 @@ from typing import Any
 
 from headrace.errors import HeadraceError
 from headrace.metrics import Metrics
-from headrace.proxy.answering import CALLER, RAW_SEND, RECEIVED_AT, REQUEST_ID, STARTED, new_id
+from headrace.proxy.answering import RAW_SEND, RECEIVED_AT, REQUEST_ID, STARTED, new_id
+from headrace.proxy.bodies import release
 from headrace.proxy.security import OPEN_PATHS, Keys
 from headrace.proxy.shapes import dumps
+from headrace.proxy.ticket import CALLER
 
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _EXACT = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics", "/docs"}
@@ -73,6 +75,7 @@ class Edge:
         try:
             await self._authorized(scope, receive, counted, authorization)
         finally:
+            release(scope)
             del scope[RAW_SEND]  # a cycle, for which the collector would have to look
 
     async def _authorized(self, scope: Any, receive: Any, send: Any, authorization: bytes) -> None:
