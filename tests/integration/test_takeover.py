@@ -218,7 +218,10 @@ async def test_only_the_same_request_takes_a_stream_over(tmp_path: Path):
         assert await read(s.urls[1], body | {"seed": 1}, seen) == 410
         assert await read(s.urls[1], body, replace(seen, request_id="another")) == 410
         assert await read(s.urls[1], body, replace(seen, last="1" + seen.last[1:])) == 410
-        assert await read(s.urls[1], body, replace(seen, last="0.9000.1.0")) == 410
+        nonce = seen.last.split(".")[4]
+        assert await read(s.urls[1], body, replace(seen, last=f"0.9000.1.0.{nonce}")) == 410
+        assert await read(s.urls[1], body, replace(seen, last=seen.last.replace(nonce, "A" * 22))) == 410
+        assert await read(s.urls[1], body, replace(seen, last="0.1.1.0")) == 400
         assert await read(s.urls[1], body, replace(seen, last="x")) == 400
         assert await read(s.urls[1], body | {"n": 2}, seen) == 400
         assert await read(s.urls[1], body, seen, events=5) == 200

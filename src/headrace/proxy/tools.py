@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import pydantic_core
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from headrace.core.streams import Guide
 from headrace.proxy.strict import Rejected, Strict
@@ -83,6 +83,14 @@ class Function(Strict):
 class Tool(Strict):
     type: Literal["function"]
     function: Function
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_known_type(cls, data: Any) -> Any:
+        """First of all: others have other fields."""
+        if isinstance(data, dict) and data.get("type") not in (None, "function"):
+            raise Rejected("must be 'function'", ".type")
+        return data
 
 
 def _small(value: Any) -> Any:
