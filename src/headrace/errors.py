@@ -52,12 +52,13 @@ class HeadraceError(Exception):
         self.param = param
         self.code = code or self.default_code
         self.retry_after_s = retry_after_s
+        self.told = message  # to clients; `message` may say more, for logs
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """The HTTP body, in OpenAI's shape."""
         return {
             "error": {
-                "message": self.message,
+                "message": self.told,
                 "type": self.type,
                 "param": self.param,
                 "code": self.code,

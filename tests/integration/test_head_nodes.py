@@ -12,6 +12,7 @@ import pytest
 from head_fixtures import Admin, SchedulerDouble, head_settings, until
 
 from headrace.core.phase import Phase
+from headrace.core.public import FAILED
 from headrace.core.types import Gpu, Load, RouteState
 from headrace.errors import InvalidRequest, NotFound, Unavailable
 from headrace.head.controller import serving
@@ -89,7 +90,7 @@ async def test_the_reason_of_a_failure_reaches_status_and_routes_and_a_deploy_tr
         async with node:
             await admin.deploy("demo")
             table = await admin.table_when(lambda t: t.routes["demo"].state is RouteState.FAILED)
-            assert table.routes["demo"].reason == "it is broken"
+            assert table.routes["demo"].reason == FAILED
             await admin.ensure("demo")
             assert (await admin.status()).deployments[0].deployment.revision == 1, "not so soon"
             again = await admin.deploy("demo")

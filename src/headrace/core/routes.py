@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from headrace.core import touched
 from headrace.core.adapters import Known, adapter_route
 from headrace.core.phase import Phase
+from headrace.core.public import public_reason
 from headrace.core.state import Goal, Intent, Nodes, State, Unplaced, status_of
 from headrace.core.touched import Seen
 from headrace.core.types import Deployment, DeploymentStatus, Endpoint, ReplicaStatus, Route, RouteState
@@ -92,7 +93,7 @@ def _routes(d: Deployment, seen: Sequence[_Seen], stand: DeploymentStatus) -> tu
     route = Route(
         name=d.name,
         state=stand.state,
-        reason=stand.reason if stand.state is not RouteState.READY else "",
+        reason=public_reason(stand, [s.status for s in seen if s.status]),
         endpoints=_endpoints(d, seen),
         created_unix_s=d.created_unix_s,
         context_tokens=_context_tokens(seen),

@@ -223,9 +223,11 @@ class Answering(Response):
         except HeadraceError as e:
             how = e.kind
             metrics.count(metrics.failed, label, e.kind)
-            if not writer.started:
+            if not writer.started and e.told == e.message:
                 raise
             log.info("stream_failed", request_id=scope[REQUEST_ID], model=self._model, kind=e.kind, error=e.message)
+            if not writer.started:
+                raise
             answer.fail(e)
             await writer.ended()
             if writer.broken:

@@ -54,7 +54,7 @@ class Scan:
         """
         body, end = self._body, len(self._body)
         at = depth = looked = 0
-        field = b""
+        field, in_list = b"", False
         while at < end:
             looked += 1
             if looked % _TURN == 0:
@@ -79,7 +79,9 @@ class Scan:
                     self._count(1)
             elif char in _OPEN:
                 self._count(_LIST_UNITS)
-                if char == _OPEN_LIST and depth in (1, 2) and field in self._ids_in:
+                if depth == 1:
+                    in_list = char == _OPEN_LIST
+                if char == _OPEN_LIST and (depth == 1 or (depth == 2 and in_list)) and field in self._ids_in:
                     after = yield from self._take_ids(at + 1)
                     if after:
                         at = after

@@ -193,7 +193,7 @@ class Text:
         self.writer.end()
 
     def fail(self, error: HeadraceError) -> None:
-        self.writer.write(f"\n[error: {error.message}]\n".encode())
+        self.writer.write(f"\n[error: {error.told}]\n".encode())
         self.writer.break_off()
 
 
