@@ -86,7 +86,7 @@ async def test_compressed_bodies():
         error(await w.client.post("/v1/chat/demo", content=bomb, headers=text), 413, code="request_too_large")
         error(await w.client.post("/v1/chat/demo", content=b"hello", headers=text), 400)
         br = await w.client.post(PATH, content=plain, headers={"Content-Encoding": "br"})
-        assert "br is not taken" in error(br, 415)["message"]
+        assert "br is not taken" in error(br, 415)
 
 
 async def test_charsets_that_are_none():
