@@ -135,7 +135,10 @@ async def run(args: argparse.Namespace, chosen: list[Hostile]) -> int:
         folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-")))
         system = System(folder, args.engine)
         try:
-            await system.start()
+            try:
+                await system.start()
+            except TimeoutError:
+                raise SystemExit(f"The system did not start. Its logs end so:\n{system.last_words()}") from None
             print(f"Headrace {__version__}; {table.machine()}\n{table.HEAD}", flush=True)
             async with Bystanders(system.where) as others:
                 await asyncio.sleep(1.0)

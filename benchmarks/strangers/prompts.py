@@ -97,6 +97,8 @@ INPUTS = (
         _post(w, "/v1/embeddings", model="sim", input=[[1] * 1_300] * 2048), limit_s=25.0), "sim"),
     Hostile("embeddings-short", "2,048 texts of a letter", lambda w: Script.of(
         _post(w, "/v1/embeddings", model="sim", input=["a"] * 2048), limit_s=25.0), "sim"),
+    Hostile("embeddings-answer", "an answer of 2,048 vectors of 1,024 numbers", lambda w: Script.of(
+        _post(w, "/v1/embeddings", model="sim", input=["a"] * 2048, dimensions=1024), limit_s=25.0), "sim"),
     Hostile("embeddings-dimensions", "2,048 vectors of 65,536 numbers", lambda w: Script.of(
         _post(w, "/v1/embeddings", model="sim", input=["a"] * 2048, dimensions=65_536), limit_s=25.0), "sim",
         quick=True),

@@ -51,7 +51,7 @@ class System:
         self.pids: dict[str, int] = {}  # "proxy" and the models
 
     async def start(self) -> None:
-        """Until each model answers. TimeoutError with the logs' ends if that does not come."""
+        """Until each model answers. TimeoutError if that does not come."""
         keys, catalog = self.folder / "keys", self.folder / "catalog.json"
         keys.write_text(f"{self.where.key} name=bystander\n{self.strange.key} name=stranger\n")
         keys.chmod(0o600)
@@ -125,6 +125,10 @@ class System:
             *self.folder.glob("*.log"), *self.state_dir.glob("head/proxies/*.log*"),
             *self.state_dir.glob("nodes/*/replicas/*/replica.log"),
         ]  # fmt: skip
+
+    def last_words(self) -> str:
+        ends = ((p.name, p.read_text(errors="replace").splitlines()[-5:]) for p in self.logs())
+        return "\n".join("\n  ".join([name, *lines]) for name, lines in ends)
 
     def stop(self) -> None:
         """Everything: the scheduler ends its replicas, the head its proxies; what does not is killed."""

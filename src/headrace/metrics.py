@@ -150,7 +150,8 @@ class Metrics:
             "headrace_failover_gap_seconds", "Last token of a replica that is gone to the next one.", m, _SECONDS
         )
         self.responses = counter("headrace_http_responses", "Responses begun.", ["path", "status"])
-        self.slow_clients = counter("headrace_slow_clients_cut", "Clients cut because they did not read.", [])
+        text = "Connections closed for what their client did or did not do, or to make room."
+        self.connections_closed = counter("headrace_connections_closed", text, ["reason"])
         self._replicas: dict[str, set[str]] = {}
 
     def count(self, counter: Any, *labels: str) -> None:

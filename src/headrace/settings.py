@@ -48,6 +48,8 @@ class HeadSettings:
     state_dir: Path = field(default_factory=default_state_dir)
     catalog: Path | None = None
     api_keys_file: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()  # names that this server is called by, beside localhost
+    cors_origins: tuple[str, ...] = ()  # web pages that may use it; "*": all, which needs API keys
     allow_insecure: bool = False
     forbid_remote_code: bool = False  # refuse models that are to run code of their own
     routing: str = "auto"  # how the proxies choose replicas; the others are for comparison
@@ -77,6 +79,7 @@ class SchedulerSettings:
     cache_limit_bytes: int | None = None  # what it may come to; None: no limit
     alone_s: float = ALONE_S  # a replica that neither its scheduler nor a proxy needs for so long ends by itself
     start_limit_s: float = 1800.0  # a replica that starts and makes no progress for so long has failed
+    drain_s: float = 30.0  # the most that replicas get to finish what they have, at its own end
     keep_replicas: bool = False  # on SIGTERM leave replicas running for the next scheduler to adopt
     allow_insecure: bool = False
     tls: TlsSettings = field(default_factory=TlsSettings)
@@ -97,6 +100,8 @@ class ProxySettings:
     state_dir: Path = field(default_factory=default_state_dir)  # for its certificate
     least_epoch: int = 0  # routes of a head with a lower one are refused
     api_keys_file: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()  # names that this server is called by, beside localhost
+    cors_origins: tuple[str, ...] = ()  # web pages that may use it; "*": all, which needs API keys
     allow_insecure: bool = False
     tls: TlsSettings = field(default_factory=TlsSettings)
     max_body_bytes: int = 8 * 1024 * 1024
@@ -108,10 +113,12 @@ class ProxySettings:
     wait_s: float = 900.0  # how long a request may wait for its model to start
     stream_buffer_bytes: int = 256 * 1024  # unread text of one slow client
     stall_s: float = 60.0  # a client that reads nothing for so long is cut
+    max_idle: int = 4096  # connections without a request in this process; the oldest are closed first
     routing: str = "auto"
     keep_s: float = 10.0  # replicas keep a stream so long for its client to come back, when this proxy is lost
     coalesce_s: float = 0.02  # under pressure a token waits so long for the next, so that both travel in one write
     drain_s: float = 30.0
+    heartbeat_dir: Path | None = None  # where the head hears that this process works
     metrics_dir: Path | None = None  # shared by the proxies of one port, so that /metrics sums them
     log_level: str = "INFO"
 
@@ -136,6 +143,8 @@ class UpSettings:
     start_limit_s: float = 1800.0
     catalog: Path | None = None
     api_keys_file: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()  # names that this server is called by, beside localhost
+    cors_origins: tuple[str, ...] = ()  # web pages that may use it; "*": all, which needs API keys
     allow_insecure: bool = False
     forbid_remote_code: bool = False
     routing: str = "auto"

@@ -12,6 +12,7 @@ from chaos_harness.history import Event, Violation
 from chaos_harness.oracle import Answer, Oracle, chat_text
 
 _EXCUSES_S = 12.0  # how long connections and streams may take to show that a proxy or a replica is gone
+_STOPPED_S = 30.0  # the same of a proxy that stands still, which the head ends; a head may have to come back first
 _UPDATE_S = 45.0  # how long an update may take until its last old replica is gone
 Expected = Callable[[Event], Answer | None]
 
@@ -65,7 +66,8 @@ class _Excuses:
     """What the faults of a run allow for."""
 
     def __init__(self, begun: list[Event]) -> None:
-        self._kills = [f["t"] for f in begun if f["kind"] == "proxy_kill"]
+        lasts = {"proxy_kill": _EXCUSES_S, "proxy_stopped": _STOPPED_S}
+        self._kills = [(f["t"], lasts[f["kind"]]) for f in begun if f["kind"] in lasts]
         self._deaths = [(f["t"], model_of(f)) for f in begun if f["kind"] in HITS_STREAMS]
         self._updates = [(f["t"], f.get("model")) for f in begun if f["kind"] == "rolling_update"]
         self._scalings = [(f["t"], f.get("model")) for f in begun if f["kind"] == "scale"]
@@ -73,7 +75,7 @@ class _Excuses:
     def proxy_lost(self, start: Event, end: Event) -> bool:
         """Its own connections only; the one end that a proxy's death may have. Who comes back must not see it."""
         came_back = start["mood"] == "returns" and end["pieces"]
-        return not came_back and any(k - 1.0 <= end["t"] <= k + _EXCUSES_S for k in self._kills)
+        return not came_back and any(k - 1.0 <= end["t"] <= k + lasts for k, lasts in self._kills)
 
     def quarantined(self, start: Event, end: Event) -> bool:
         """A bystander of two deaths cannot be told from their cause."""

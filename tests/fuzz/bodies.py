@@ -149,7 +149,7 @@ def _spoil(data: bytes, r: random.Random) -> bytes:
         case 2:
             return b"\xef\xbb\xbf" + data
         case 3:
-            return data.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass")
+            return data.decode("latin-1").encode("utf-16")
         case 4:
             return data + r.choice((b"{}", b"\0", b" \n", b",", b"]"))
         case 5:

@@ -14,6 +14,7 @@ from chaos_harness.system import System
 
 _GROWN_BYTES = 96 * 2**20  # of a process
 _LOG_BYTES = 2 * 2**20  # of all logs together
+_CHILDREN = 3  # of one replica: a process to try forms in, and such
 _FILES = 40  # more open files than before
 _PATIENCE_S = 30.0
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+")  # which would make two of one
@@ -46,13 +47,17 @@ class Watch:
             now = rows.get(pid)
             who = f"the {before.role} {before.replica or before.proxy} (process {pid})"
             if now is None or now.started != before.started:
-                found.append(f"{who} is gone")
+                if before.role != "child":  # a replica may start and end processes to try things in
+                    found.append(f"{who} is gone")
                 continue
             if now.rss > before.rss + _GROWN_BYTES:
                 found.append(f"{who} grew from {before.rss >> 20} to {now.rss >> 20} MiB")
             if (files := _open_files(pid)) > self._files[pid] + _FILES:
                 found.append(f"{who} has {files} open files, and had {self._files[pid]}")
-        found += [f"there is a new {r.role}, process {r.pid}" for pid, r in rows.items() if pid not in self._before]
+        new = [r for pid, r in rows.items() if pid not in self._before]
+        found += [f"there is a new {r.role}, process {r.pid}" for r in new if r.role != "child"]
+        children = Counter(r.leader for r in new if r.role == "child")
+        found += [f"process {pid} has {n} new children" for pid, n in children.items() if n > _CHILDREN]
         return found
 
     def _of_logs(self) -> list[str]:

@@ -12,7 +12,6 @@ import pytest
 from head_fixtures import Admin, SchedulerDouble, head_settings, until
 
 from headrace.core.phase import Phase
-from headrace.core.public import FAILED
 from headrace.core.types import Gpu, Load, RouteState
 from headrace.errors import InvalidRequest, NotFound, Unavailable
 from headrace.head.controller import serving
@@ -90,7 +89,7 @@ async def test_the_reason_of_a_failure_reaches_status_and_routes_and_a_deploy_tr
         async with node:
             await admin.deploy("demo")
             table = await admin.table_when(lambda t: t.routes["demo"].state is RouteState.FAILED)
-            assert table.routes["demo"].reason == FAILED
+            assert table.routes["demo"].reason == "it is broken"
             await admin.ensure("demo")
             assert (await admin.status()).deployments[0].deployment.revision == 1, "not so soon"
             again = await admin.deploy("demo")
@@ -234,7 +233,7 @@ async def test_logs_come_from_the_node_by_a_prefix_of_the_replicas_id(tmp_path: 
 
         for asked, error, said in [
             ("demo-1-", InvalidRequest, "Several replicas begin with 'demo-1-'"),
-            ("x", NotFound, "No replica 'x'; there are: demo-1-"),
+            ("x", NotFound, "No replica or part 'x'; there are: demo-1-"),
         ]:
             with pytest.raises(error, match=said):
                 await admin._ask(anext(aiter(admin.stub.ReadLogs(head_pb2.ReadLogsRequest(replica_id=asked)))))

@@ -85,7 +85,7 @@ async def system(
                 port, holder = free_port()
                 stack.callback(holder.close)
             given = {"http_port": port, "head_address": head.address, "keep_s": keep_s, "drain_s": 0.1}
-            given["metrics_dir"] = str(folder / f"metrics{i}")
+            given |= {"metrics_dir": str(folder / f"metrics{i}"), "state_dir": str(STATE)}
             if keys:
                 (folder / "keys").write_text(keys)
                 given["api_keys_file"] = str(folder / "keys")

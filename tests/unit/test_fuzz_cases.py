@@ -21,6 +21,12 @@ def test_a_case_follows_from_its_seed_and_number(make: Make) -> None:
     assert len({c.sent() for c in made}) > 100
 
 
+@pytest.mark.parametrize("make", [bodies.make, raw.make, short.make])
+def test_any_case_can_be_made(make: Make) -> None:
+    for number in range(3_000):
+        make(7, number, frozenset())
+
+
 @given(number=st.integers(0, 10**6))
 def test_a_body_without_its_changes_is_json(number: int) -> None:
     case = bodies.make(1, number, frozenset(range(4)))

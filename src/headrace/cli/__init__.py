@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("headrace.cli.inspect", "Show deployments, replicas and proxies."),
     "nodes": ("headrace.cli.inspect", "Show the machines that take part."),
     "models": ("headrace.cli.models", "List, add or remove models of the catalog."),
-    "logs": ("headrace.cli.inspect", "Print the log of a replica."),
+    "logs": ("headrace.cli.inspect", "Print the log of a replica, a proxy, the head or the scheduler."),
     "explain": ("headrace.cli.explain", "Tell why a request went where it went."),
     "chat": ("headrace.cli.chat", "Talk to a model."),
     "token": ("headrace.cli.token", "Show the line with which another machine joins."),

@@ -75,15 +75,15 @@ def nodes(as_json: bool, **params: Any) -> None:
 
 
 @click.command()
-@click.argument("replica", cls=Argument)
+@click.argument("part", cls=Argument)
 @click.option("-f", "--follow", is_flag=True, help="Go on as the log grows.")
 @option("tail", Flag("Lines to begin with.", COUNT), 100)
 @client_options
-def logs(replica: str, follow: bool, tail: int, **params: Any) -> None:
-    """Print the log of a REPLICA: its id, or the beginning of it."""
+def logs(part: str, follow: bool, tail: int, **params: Any) -> None:
+    """Print the log of a PART: a replica's id or the beginning of it, head, scheduler, or a proxy's id."""
 
     async def action(admin: AdminClient) -> None:
-        async for data in admin.read_logs(replica, tail, follow):
+        async for data in admin.read_logs(part, tail, follow):
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
 

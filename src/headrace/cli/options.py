@@ -13,7 +13,21 @@ from typing import Any, TypeVar
 import click
 
 from headrace.cli.config import read_table
-from headrace.cli.kinds import AMOUNT, COUNT, ENGINE, FILE, HOLD, LEVEL, LIFE, PORT, ROUTING, SECONDS, SIZE, Option
+from headrace.cli.kinds import (
+    AMOUNT,
+    AT_LEAST_ONE,
+    COUNT,
+    ENGINE,
+    FILE,
+    HOLD,
+    LEVEL,
+    LIFE,
+    PORT,
+    ROUTING,
+    SECONDS,
+    SIZE,
+    Option,
+)
 from headrace.errors import UserError
 from headrace.settings import TlsSettings
 
@@ -51,6 +65,13 @@ FLAGS: dict[str, Flag] = {
     ),
     "catalog": Flag("YAML file of models that adds to the built-in catalog.", FILE),
     "api_keys_file": Flag("File of API keys, one a line; without it no key is asked for.", FILE),
+    "allowed_hosts": Flag(
+        "Name that this server is called by, beside localhost, such as that of a reverse proxy. Repeatable.", many=True
+    ),
+    "cors_origins": Flag(
+        "Origin of web pages that may use the server, such as http://localhost:3000; * with API keys. Repeatable.",
+        many=True,
+    ),
     "allow_insecure": Flag("Allow HTTP on a wide port without API keys.", switch=True),
     "forbid_remote_code": Flag("Refuse models that are to run code of their own.", switch=True),
     "routing": Flag("How proxies choose replicas; all but auto are for comparison.", ROUTING),
@@ -85,6 +106,7 @@ FLAGS: dict[str, Flag] = {
     "wait_s": Flag("Seconds that a request may wait for its model to start.", SECONDS),
     "stream_buffer_bytes": Flag("Unread text that one slow client may have.", SIZE),
     "stall_s": Flag("Seconds after which a client that reads nothing is cut.", SECONDS),
+    "max_idle": Flag("Connections without a request in this process; the oldest make room.", AT_LEAST_ONE),
     "keep_s": Flag(
         "Seconds for which replicas keep a stream whose proxy was lost, for its client to come back.", SECONDS
     ),
@@ -92,6 +114,7 @@ FLAGS: dict[str, Flag] = {
         "Seconds that a token may wait for the next one while the proxy has no time to spare; 0: none ever waits.",
         HOLD,
     ),
+    "heartbeat_dir": Flag("Folder for the socket on which the head hears that this process works.", FILE),
     "metrics_dir": Flag("Folder in which the proxies of one port share their metrics.", FILE),
 }
 

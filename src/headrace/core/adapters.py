@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from headrace.core.public import NOT_LOADED
 from headrace.core.types import Adapter, AdapterStatus, ReplicaId, ReplicaStatus, Route, RouteState
 from headrace.errors import Conflict
 
@@ -69,5 +68,5 @@ def adapter_route(adapter: Adapter, model: Route, told: Mapping[ReplicaId, Seque
         return replace(route, endpoints=has)
     reasons = [a.reason for a in said.values() if a and a.reason]
     if reasons and len(reasons) == len(said):
-        return replace(route, state=RouteState.FAILED, reason=NOT_LOADED)
+        return replace(route, state=RouteState.FAILED, reason=f"the adapter {adapter.name} cannot be loaded")
     return replace(route, state=RouteState.STARTING, reason=f"loading the adapter {adapter.name}")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from headrace.core import touched
 from headrace.core.adapters import Known, adapter_route
 from headrace.core.phase import Phase
-from headrace.core.public import public_reason
 from headrace.core.state import Goal, Intent, Nodes, State, Unplaced, status_of
 from headrace.core.touched import Seen
 from headrace.core.types import Deployment, DeploymentStatus, Endpoint, ReplicaStatus, Route, RouteState
@@ -93,13 +92,28 @@ def _routes(d: Deployment, seen: Sequence[_Seen], stand: DeploymentStatus) -> tu
     route = Route(
         name=d.name,
         state=stand.state,
-        reason=public_reason(stand, [s.status for s in seen if s.status]),
+        reason=_told(stand, seen),
         endpoints=_endpoints(d, seen),
         created_unix_s=d.created_unix_s,
         context_tokens=_context_tokens(seen),
     )
     told = {s.status.replica_id: s.status.adapters for s in seen if s.status and s.before_lost}
     return (route, *(adapter_route(a, route, told) for a in d.adapters))
+
+
+def _told(stand: DeploymentStatus, seen: Sequence[_Seen]) -> str:
+    """Why clients cannot call it now. `stand.reason` is for who runs the cluster: nodes, paths, lines of logs."""
+    match stand.state:
+        case RouteState.FAILED if stand.stuck:
+            return "the cluster has no room for it"
+        case RouteState.FAILED:
+            return "it cannot be started"
+        case RouteState.AVAILABLE:
+            return "scaled to 0"
+        case RouteState.STARTING:
+            return _stage([s.status for s in seen if s.status])
+        case RouteState.READY:
+            return ""
 
 
 def _same(new: tuple[Route, ...], old: tuple[Route, ...]) -> tuple[Route, ...]:
@@ -178,13 +192,24 @@ def _while_ready(
     return reason
 
 
+def _stage(replicas: Sequence[ReplicaStatus]) -> str:
+    """How far the replica has come that has come furthest: "loading, 40 %"."""
+    if (s := _furthest(replicas)) is None:
+        return "waiting for room"
+    return _part_of(s.phase.value.lower(), s.progress)
+
+
+def _furthest(replicas: Sequence[ReplicaStatus]) -> ReplicaStatus | None:
+    coming = [s for s in replicas if s.phase in _COMING]
+    return max(coming, key=lambda s: (_COMING.index(s.phase), s.progress, s.replica_id), default=None)
+
+
+def _part_of(doing: str, progress: float) -> str:
+    return f"{doing}, {progress:.0%}".replace("%", " %") if progress >= 0 else doing
+
+
 def _progress(current: Sequence[ReplicaStatus]) -> str:
     """What the replica that has come furthest is doing: "loading, 40 %"."""
-    coming = [s for s in current if s.phase in _COMING]
-    if not coming:
+    if (s := _furthest(current)) is None:
         return ""
-    s = max(coming, key=lambda s: (_COMING.index(s.phase), s.progress, s.replica_id))
-    if s.reason:
-        return s.reason
-    doing = s.activity or s.phase.value.lower()
-    return f"{doing}, {s.progress:.0%}".replace("%", " %") if s.progress >= 0 else doing
+    return s.reason or _part_of(s.activity or s.phase.value.lower(), s.progress)

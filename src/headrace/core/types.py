@@ -184,6 +184,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Route:
+    """A public name and where it is served. `reason`: why it cannot be called, as clients are told it."""
+
     name: str
     state: RouteState
     reason: str = ""
@@ -263,6 +265,8 @@ class ProxyStatus:
     pid: int
     state: str  # "running", "restarting", "watching" (not ours to keep alive)
     restarts: int = 0
+    reason: str = ""  # what troubles it, else how the one before it ended
+    requests: int = 0  # being answered
 
 
 @dataclass(frozen=True, slots=True)

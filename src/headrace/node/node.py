@@ -12,8 +12,8 @@ import structlog
 
 from headrace.core.phase import Phase
 from headrace.core.types import ReplicaId, ReplicaSpec, ReplicaStatus
+from headrace.log_files import CARE_S, rotate
 from headrace.node.conditions import Conditions
-from headrace.node.logs import rotate
 from headrace.node.runner import Runner
 from headrace.process import ProcessRecord, kill_all
 
@@ -22,7 +22,6 @@ log = structlog.get_logger()
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")  # also a folder's name
 _HEAR_S = 2.0
 _KEPT_FOLDERS = 20  # of replicas that are gone, for their logs
-_LOG_CARE_S = 5.0
 
 
 class Node:
@@ -142,11 +141,16 @@ class Node:
     # --- the end ---
 
     async def end(self, drain_s: float, term_s: float) -> None:
-        """Drain and stop all replicas, at the same time."""
+        """Drain and stop all replicas, at the same time: each for as long as it was to, and at most `drain_s`."""
         self._ending = True
         for runner in self._runners.values():
-            runner.go(drain_s, term_s)
+            runner.go(min(drain_s, runner.spec.drain_s), term_s)
         await self._empty.wait()
+
+    def hurry(self, term_s: float) -> None:
+        """Have those that still drain end now."""
+        for runner in self._runners.values():
+            runner.go(0.0, term_s)
 
     async def leave(self) -> None:
         """Give up all replicas and let them run, for another scheduler to adopt."""
@@ -170,7 +174,7 @@ class Node:
                     rotate(self._on.folder(replica_id).log)
                 except OSError as e:
                     log.error("log_not_rotated", replica=replica_id, error=str(e))
-            await asyncio.sleep(_LOG_CARE_S)
+            await asyncio.sleep(CARE_S)
 
     def _folders(self) -> list[Path]:
         replicas = self._on.node_dir / "replicas"

@@ -284,10 +284,9 @@ class Admission:
     def _state(self, model: str) -> _Wait:
         """What a request without a replica waits for. Unavailable if that is for nothing."""
         route = self.route(model)
-        head = self._routes.head_address
         p = self._patience
         if route is None:
-            text = f"This proxy has not heard from the head at {head} yet."
+            text = "This proxy has not heard from the head yet."
             return _Wait("no word from the head yet", p.head_s, Unavailable(text, retry_after_s=2.0))
         reachable = [s for _, s in self._sessions.of(route) if s.ready]
         if any(not s.draining for s in reachable):
@@ -298,9 +297,10 @@ class Admission:
             return _Wait("no replica can be reached", p.replica_s, Unavailable(text, retry_after_s=2.0))
         if route.state is RouteState.FAILED:
             self._ask_again(model)
-            raise Unavailable(f"Model {model} failed: {route.reason or 'no reason was given'}", code="model_failed")
+            why = route.reason or "no reason was given"
+            raise Unavailable(f"Model {model} failed: {why}; `headrace status` says more.", code="model_failed")
         if not self._routes.connected:
-            text = f"Model {model} is not running, and the head at {head} that could start it cannot be reached."
+            text = f"Model {model} is not running, and the head that could start it cannot be reached."
             return _Wait("the head cannot be reached", p.head_s, Unavailable(text, retry_after_s=5.0))
         what = route.reason or route.state.value
         text = f"Model {model} is not ready after {p.model_s:g} s; its start goes on: try again later."
@@ -310,7 +310,8 @@ class Admission:
         try:
             await self._routes.ensure(model)
         except (Unavailable, RequestTimeout) as e:
-            text = f"Model {model} is not running, and it could not be started: {e.message}"
+            log.warning("ensure_failed", model=model, error=e.message)
+            text = f"Model {model} is not running, and could not be started now; `headrace status` says more."
             raise Unavailable(text, retry_after_s=5.0) from e
 
     def _ask_again(self, model: str) -> None:

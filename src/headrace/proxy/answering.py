@@ -25,11 +25,11 @@ from headrace.proxy.bodies import Bodies
 from headrace.proxy.body import header
 from headrace.proxy.changed import Changed
 from headrace.proxy.coalescer import NEVER, Coalescer
+from headrace.proxy.connection import CONNECTION, nothing
 from headrace.proxy.generation import WINDOW, ClientLeft, Generation
 from headrace.proxy.moves import Moves
 from headrace.proxy.place import Place
 from headrace.proxy.record import Record, Records
-from headrace.proxy.server import CONNECTION, nothing
 from headrace.proxy.sinks import Answer
 from headrace.proxy.ticket import ANYONE, CALLER, Asked, Caller, Ticket
 from headrace.proxy.wishes import Wishes
@@ -161,8 +161,6 @@ class Answering(Response):
             connection,
             start=begin,
             limit_bytes=settings.stream_buffer_bytes,
-            stall_s=settings.stall_s,
-            on_cut=metrics.slow_clients.inc,
         )
         headers: Headers = [(b"x-headrace-route-reason", b"queued")]
         answer = self._make(writer, headers)

@@ -22,6 +22,7 @@ from headrace.proxy.charsets import codec_of
 from headrace.proxy.chat_shape import ChatShape
 from headrace.proxy.completion_shape import CompletionShape
 from headrace.proxy.edge import error_response
+from headrace.proxy.front import front
 from headrace.proxy.openai import ChatRequest, CompletionRequest, ModelChatRequest
 from headrace.proxy.parse import (
     LARGE_BYTES,
@@ -110,6 +111,7 @@ def build(serving: Serving, routes: Routes) -> ASGIApp:
     async def page(request: Request) -> Response:
         return HTMLResponse(docs.page(docs.document(app)))
 
+    app.add_route("/", front, methods=["GET", "HEAD"], include_in_schema=False)
     app.add_route("/openapi.json", openapi, include_in_schema=False)
     app.add_route("/docs", page, include_in_schema=False)
     app.add_exception_handler(HeadraceError, _tell)
@@ -276,9 +278,7 @@ class _Endpoints:
 
     def _table(self) -> Any:
         if self._routes.table is None:
-            raise Unavailable(
-                f"This proxy has not heard from the head at {self._routes.head_address} yet.", retry_after_s=2.0
-            )
+            raise Unavailable("This proxy has not heard from the head yet.", retry_after_s=2.0)
         return self._routes.table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from headrace.core import types as t
@@ -195,7 +196,7 @@ def cluster_status_to_pb(s: t.ClusterStatus) -> head_pb2.ClusterStatus:
             )
             for n in s.nodes
         ],
-        proxies=[head_pb2.Proxy(proxy_id=p.proxy_id, pid=p.pid, state=p.state, restarts=p.restarts) for p in s.proxies],
+        proxies=[head_pb2.Proxy(**asdict(p)) for p in s.proxies],
     )
 
 
@@ -223,7 +224,7 @@ def cluster_status_from_pb(m: head_pb2.ClusterStatus) -> t.ClusterStatus:
             )
             for n in m.nodes
         ),
-        proxies=tuple(t.ProxyStatus(p.proxy_id, p.pid, p.state, p.restarts) for p in m.proxies),
+        proxies=tuple(t.ProxyStatus(p.proxy_id, p.pid, p.state, p.restarts, p.reason, p.requests) for p in m.proxies),
     )
 
 

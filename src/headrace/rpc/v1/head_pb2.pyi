@@ -152,6 +152,9 @@ class Story(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     proxy_id: _builtins.str
     model: _builtins.str
@@ -164,6 +167,10 @@ class Story(_message.Message):
     prompt_tokens: _builtins.int
     cached_tokens: _builtins.int
     tokens: _builtins.int
+    status: _builtins.int
+    """Of one that was answered with an error: the HTTP status, what was said, and the method and path that were asked for."""
+    why: _builtins.str
+    request: _builtins.str
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Choice]: ...
     @_builtins.property
@@ -183,10 +190,13 @@ class Story(_message.Message):
         tokens: _builtins.int = ...,
         choices: _abc.Iterable[Global___Choice] | None = ...,
         moves: _abc.Iterable[Global___Move] | None = ...,
+        status: _builtins.int = ...,
+        why: _builtins.str = ...,
+        request: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_ended_s", b"_ended_s", "_first_token_s", b"_first_token_s", "ended_s", b"ended_s", "first_token_s", b"first_token_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_s", b"_ended_s", "_first_token_s", b"_first_token_s", "cached_tokens", b"cached_tokens", "choices", b"choices", "end", b"end", "ended_s", b"ended_s", "first_token_s", b"first_token_s", "model", b"model", "moves", b"moves", "prompt_tokens", b"prompt_tokens", "proxy_id", b"proxy_id", "received_unix_s", b"received_unix_s", "request_id", b"request_id", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_s", b"_ended_s", "_first_token_s", b"_first_token_s", "cached_tokens", b"cached_tokens", "choices", b"choices", "end", b"end", "ended_s", b"ended_s", "first_token_s", b"first_token_s", "model", b"model", "moves", b"moves", "prompt_tokens", b"prompt_tokens", "proxy_id", b"proxy_id", "received_unix_s", b"received_unix_s", "request", b"request", "request_id", b"request_id", "status", b"status", "tokens", b"tokens", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ended_s: _TypeAlias = _typing.Literal["ended_s"]  # noqa: Y015
     _WhichOneofArgType__ended_s: _TypeAlias = _typing.Literal["_ended_s", b"_ended_s"]  # noqa: Y015
@@ -1050,10 +1060,16 @@ class Proxy(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
     proxy_id: _builtins.str
     pid: _builtins.int
     state: _builtins.str
     restarts: _builtins.int
+    reason: _builtins.str
+    """What troubles it, else how the one before it ended."""
+    requests: _builtins.int
+    """Requests being answered."""
     def __init__(
         self,
         *,
@@ -1061,10 +1077,12 @@ class Proxy(_message.Message):
         pid: _builtins.int = ...,
         state: _builtins.str = ...,
         restarts: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "proxy_id", b"proxy_id", "restarts", b"restarts", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "proxy_id", b"proxy_id", "reason", b"reason", "requests", b"requests", "restarts", b"restarts", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1228,7 +1246,7 @@ class ReadLogsRequest(_message.Message):
     TAIL_LINES_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
-    """A replica id, or the beginning of one if no other begins so."""
+    """A replica id, or the beginning of one if no other begins so; "head", "scheduler", or a proxy's id."""
     tail_lines: _builtins.int
     follow: _builtins.bool
     def __init__(
