@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from authority_fixtures import STATE
 from integration.proxy_fixtures import Head, eventually, free_port
 from integration.replica_fixtures import RunningReplica, a_spec, running
 from integration.test_proxy_processes import PROGRAM

@@ -182,7 +182,7 @@ def test_nulls_within():
         "logit_bias": {"5": None},
         "metadata": {"a": None},
     }
-    form = {"response_format": {"type": "text", "json_schema": None}, "metadata": {"a": None}}
+    form = {"response_format": {"type": "text", "json_schema": None}}
     assert chat(messages=[message], **asked, **form) == chat(stream=True)
     assert chat(tools=tools, tool_choice=choice) == chat(
         tools=[{"type": "function", "function": function}], tool_choice={"type": "function", "function": {"name": "f"}}
