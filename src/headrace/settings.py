@@ -114,6 +114,7 @@ class ProxySettings:
     allow_insecure: bool = False
     tls: TlsSettings = field(default_factory=TlsSettings)
     max_body_bytes: int = 8 * 1024 * 1024
+    max_held_bytes: int = 256 * 1024 * 1024  # of bodies that come in and prompts that are being answered, all together
     max_waiting: int = 256  # requests per model that may wait for a replica
     busy_s: float = 30.0  # how long a request may wait for replicas that are busy
     max_timeout_s: float = 3600.0  # the longest X-Request-Timeout

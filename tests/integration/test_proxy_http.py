@@ -100,10 +100,13 @@ async def test_sse_bytes():
         )
         events = r.text.split("\n\n")
         assert events[-2:] == ["data: [DONE]", ""]
-        # A place to come back to wherever there is text: moves, tokens, characters, and those of reasoning.
-        ids = [e.split("\n")[0] for e in events if e.startswith("id: ")]
-        assert ids == ["id: 0.1.3.0", "id: 0.2.6.0"]
-        chunks = [json.loads(e.rpartition("data: ")[2]) for e in events[:-2]]
+        # As clients read it that know no more of events than this.
+        chunks = [json.loads(e.removeprefix("data: ").split("\n")[0]) for e in events[:-2]]
+        # A place to come back to wherever there is text: moves, tokens, characters, those of reasoning, and a secret.
+        ids = [line.split(".") for e in events for line in e.split("\n")[1:]]
+        assert [i[:4] for i in ids] == [["id: 0", "1", "3", "0"], ["id: 0", "2", "6", "0"]]
+        assert len({i[4] for i in ids}) == 1
+        assert len(ids[0][4]) == 22
         assert [c["object"] for c in chunks] == ["chat.completion.chunk"] * 5
         assert [set(c) for c in chunks] == [{"id", "object", "created", "model", "choices", "usage"}] * 5
         assert chunks[0]["choices"] == [

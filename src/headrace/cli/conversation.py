@@ -107,14 +107,21 @@ class Conversation:
                             response.read()
                         _raise_for(response)
                         until = 0.0
+                        event: list[str] = []  # which counts when it is whole: its id comes last
                         for line in response.iter_lines():
+                            event.append(line)
                             if line.startswith("id:"):
                                 place = line[3:].strip()
-                            yield line
-                            if line.startswith("data:") and place:
+                            if line:
+                                continue
+                            yield from event
+                            if place:
                                 headers["Last-Event-ID"] = place
-                            if line == "data: [DONE]" or line.startswith('data: {"error"'):
+                            if any(x == "data: [DONE]" or x.startswith('data: {"error"') for x in event):
                                 return
+                            event = []
+                        if not place:
+                            yield from event
                         raise httpx.RemoteProtocolError("it ended too early")
                 except (httpx.NetworkError, httpx.RemoteProtocolError):
                     now = time.monotonic()

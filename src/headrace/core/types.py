@@ -19,14 +19,16 @@ ReplicaId = NewType("ReplicaId", str)
 NodeId = NewType("NodeId", str)
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}")
+"""Of what may become the name of a folder: nodes and replicas."""
+MODEL_NAME_PATTERN = re.compile(r"(?=.{1,96}\Z)[A-Za-z0-9][A-Za-z0-9._:-]*(/[A-Za-z0-9][A-Za-z0-9._:-]*)*")
 
 
 def check_name(name: str, what: str = "model name", param: str = "model") -> str:
-    """`name` if it can be a public name (letters, digits, and ._:- within); else InvalidRequest."""
-    if not NAME_PATTERN.fullmatch(name):
+    """`name` if it can be a model's public name, as `tinyllama` or `org/name`; else InvalidRequest."""
+    if not MODEL_NAME_PATTERN.fullmatch(name):
         raise InvalidRequest(
-            f"{name[:100]!r} is not a {what}: use up to 96 letters, digits, '.', '_', ':' and '-',"
-            " beginning with a letter or digit.",
+            f"'{name[:100]}' is not a {what}: use up to 96 letters, digits, '.', '_', ':', '-' and '/',"
+            " where it and each part after a '/' begin with a letter or digit.",
             param=param,
         )
     return name

@@ -28,7 +28,8 @@ COALESCE_S = 0.02
 
 
 def new_replica_id(deployment: str, revision: int) -> ReplicaId:
-    return ReplicaId(f"{deployment}-{revision}-{secrets.token_hex(3)}")
+    """One that nobody had. It is also a folder's name, which a model's may not be."""
+    return ReplicaId(f"{deployment.replace('/', '--')}-{revision}-{secrets.token_hex(3)}")
 
 
 class Reconciler:

@@ -22,6 +22,7 @@ from headrace.process import open_files, raise_open_files, told_to_stop
 from headrace.proxy import api
 from headrace.proxy.admission import Admission, Patience
 from headrace.proxy.answering import Serving
+from headrace.proxy.bodies import Bodies
 from headrace.proxy.browsers import Browsers
 from headrace.proxy.clients import OTHER_FILES, Clients, Limits
 from headrace.proxy.coalescer import Coalescer
@@ -143,6 +144,7 @@ async def serving(
             coalescer=Coalescer(settings.coalesce_s),
             records=Records(proxy_id),
             wishes=Wishes(policy),
+            bodies=Bodies(settings.max_held_bytes),
         )
         limits = Limits(stall_s=settings.stall_s, max_idle=settings.max_idle, open_files=open_files())
         clients = Clients(limits, metrics)

@@ -9,12 +9,14 @@ from typing import Any
 
 from headrace.errors import HeadraceError
 from headrace.metrics import Metrics
-from headrace.proxy.answering import CALLER, RAW_SEND, RECEIVED_AT, REQUEST_ID, STARTED, new_id
+from headrace.proxy.answering import RAW_SEND, RECEIVED_AT, REQUEST_ID, STARTED, new_id
+from headrace.proxy.bodies import release
 from headrace.proxy.browsers import Asker, Browsers
 from headrace.proxy.key_file import KeyFile
 from headrace.proxy.record import Records
 from headrace.proxy.security import OPEN_PATHS
 from headrace.proxy.shapes import dumps
+from headrace.proxy.ticket import CALLER
 
 _Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 
@@ -113,6 +115,7 @@ class Edge:
                 await counted({"type": "http.response.start", "status": status, "headers": headers})
                 await counted({"type": "http.response.body", "body": body})
         finally:
+            release(scope)
             del scope[RAW_SEND]  # a cycle, for which the collector would have to look
 
     def _before_the_app(self, scope: Any, asker: Asker, authorization: bytes) -> _Answer | None:
