@@ -9,13 +9,14 @@ TORCH ?= torch==2.13.0
 # The folder of the lock; `make LOCK=` installs what pyproject.toml allows instead, where an index lacks a locked version.
 LOCK ?= requirements
 ARGS ?=
-# What `make chaos` does: its seed, how long, how many requests a second, on which engine and model (a folder; without one
-# the demo model), with which planted bugs.
+# What `make chaos` does: its seed, how long, how many requests a second, on which engine and model (a folder, or smollm2,
+# which is fetched; without one the demo model) with which engine arguments (JSON), with which planted bugs.
 SEED ?= 1
 MINUTES ?= 5
 RATE ?= 20
 ENGINE ?= simulated
 MODEL ?=
+ENGINE_ARGS ?=
 MUTANTS ?= all
 # What `make fuzz` does: its seed, for how long, one kind alone, one case of it again. (SEED and MINUTES are chaos's too.)
 KIND ?=
@@ -23,6 +24,7 @@ CASE ?=
 
 BIN := $(VENV)/bin
 comma := ,
+CHAOS_MODEL := $(if $(filter smollm2,$(MODEL)),$(VENV)/smollm2,$(MODEL))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # $(call install,FILE,EXTRAS): this checkout with what it needs: from the lock, or as pyproject.toml has it.
 install = $(if $(LOCK),\
@@ -65,10 +67,10 @@ format: $(VENV)/.dev ## format the code, mend what the linter can
 bench: $(VENV)/.bench ## run the benchmarks, which install their peers; takes about an hour (ARGS="proxies --rounds 1")
 	exec env PYTHON=$(BIN)/python $(BIN)/python scripts/contain.py scripts/bench.sh $(ARGS)
 
-chaos: $(VENV)/.dev $(if $(filter vllm,$(ENGINE)),$(VENV)/.vllm) ## break the running system at random and check that nothing is lost (SEED, MINUTES, RATE, ENGINE)
+chaos: $(VENV)/.dev $(if $(filter vllm,$(ENGINE)),$(VENV)/.vllm) $(if $(filter smollm2,$(MODEL)),$(VENV)/smollm2) ## break the running system at random and check that nothing is lost (SEED, MINUTES, RATE, ENGINE, MODEL)
 	$(if $(filter vllm,$(ENGINE)),@! grep SKIPPED $(VENV)/.vllm)
 	exec env GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ENGINE=$(ENGINE) \
-	  MUTANTS=$(MUTANTS) MODEL=$(MODEL) $(BIN)/python scripts/contain.py \
+	  MUTANTS=$(MUTANTS) MODEL=$(CHAOS_MODEL) ENGINE_ARGS='$(ENGINE_ARGS)' $(BIN)/python scripts/contain.py \
 	  $(if $(filter vllm,$(ENGINE)),$(VENV)/vllm/env,$(VENV))/bin/python -m chaos_harness
 
 fuzz: $(VENV)/.dev ## send the running system what nobody should, and check that it stands (SEED, MINUTES, KIND, CASE)
@@ -106,6 +108,9 @@ $(VENV)/.test: pyproject.toml $(wildcard requirements/*.txt) | $(BIN)/python
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP) install -e '.[cpu,convert,dev,bench]'
 	@touch $@
+
+$(VENV)/smollm2: | $(VENV)/.test
+	$(BIN)/python scripts/smollm2.py $@
 
 # Where there is no vLLM for the machine, the stamp says so.
 $(VENV)/.vllm: pyproject.toml scripts/vllm_env.sh | $(BIN)/python
