@@ -6,21 +6,34 @@ VENV ?= .venv
 # PyTorch converts models in tests; one release, so that conversions are the same everywhere. CONTRIBUTING.md says how to
 # get its smaller CPU build on Linux.
 TORCH ?= torch==2.13.0
+# The folder of the lock; `make LOCK=` installs what pyproject.toml allows instead, where an index lacks a locked version.
+LOCK ?= requirements
 ARGS ?=
-# What `make chaos` does: its seed, how long, how many requests a second, on which engine and model (a folder; without one
-# the demo model), with which planted bugs.
+# What `make chaos` does: its seed, how long, how many requests a second, on which engine and model (a folder, or smollm2,
+# which is fetched; without one the demo model) with which engine arguments (JSON), with which planted bugs.
 SEED ?= 1
 MINUTES ?= 5
 RATE ?= 20
 ENGINE ?= simulated
 MODEL ?=
+ENGINE_ARGS ?=
 MUTANTS ?= all
+# What `make fuzz` does: its seed, for how long, one kind alone, one case of it again. (SEED and MINUTES are chaos's too.)
+KIND ?=
+CASE ?=
 
 BIN := $(VENV)/bin
+comma := ,
+CHAOS_MODEL := $(if $(filter smollm2,$(MODEL)),$(VENV)/smollm2,$(MODEL))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# $(call install,FILE,EXTRAS): this checkout with what it needs: from the lock, or as pyproject.toml has it.
+install = $(if $(LOCK),\
+  $(PIP) install --no-deps --require-hashes -r $(LOCK)/requirements-$1.txt -r $(LOCK)/requirements-build.txt \
+  && $(PIP) install --no-deps --no-build-isolation -e .,\
+  $(PIP) install -e '.[$2]')
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-long test-vllm check format bench chaos protos
+.PHONY: help up test test-long test-vllm check format bench chaos fuzz protos lock sbom
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,49 +52,65 @@ test-vllm: $(VENV)/.test $(VENV)/.vllm ## the tests with real vLLM, in an enviro
 	@if grep -q SKIPPED $(VENV)/.vllm; then cat $(VENV)/.vllm; else \
 	  $(VENV)/vllm/env/bin/python -m pytest tests/real_vllm $(ARGS); fi
 
-check: $(VENV)/.dev ## lint, format, types, layers, generated code
+check: $(VENV)/.dev ## lint, format, types, layers, generated code, the lock
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	PYTHON=$(BIN)/python scripts/generate_protos.sh --check
+	$(BIN)/python scripts/lock.py --check
 
 format: $(VENV)/.dev ## format the code, mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.bench ## run the benchmarks, which install their peers; takes about an hour (ARGS="proxies --rounds 1")
-	PYTHON=$(BIN)/python scripts/bench.sh $(ARGS)
+	exec env PYTHON=$(BIN)/python $(BIN)/python scripts/contain.py scripts/bench.sh $(ARGS)
 
-chaos: $(VENV)/.dev $(if $(filter vllm,$(ENGINE)),$(VENV)/.vllm) ## break the running system at random and check that nothing is lost (SEED, MINUTES, RATE, ENGINE)
+chaos: $(VENV)/.dev $(if $(filter vllm,$(ENGINE)),$(VENV)/.vllm) $(if $(filter smollm2,$(MODEL)),$(VENV)/smollm2) ## break the running system at random and check that nothing is lost (SEED, MINUTES, RATE, ENGINE, MODEL)
 	$(if $(filter vllm,$(ENGINE)),@! grep SKIPPED $(VENV)/.vllm)
-	GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ENGINE=$(ENGINE) MUTANTS=$(MUTANTS) \
-	  MODEL=$(MODEL) $(if $(filter vllm,$(ENGINE)),$(VENV)/vllm/env,$(VENV))/bin/python -m chaos_harness
+	exec env GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ENGINE=$(ENGINE) \
+	  MUTANTS=$(MUTANTS) MODEL=$(CHAOS_MODEL) ENGINE_ARGS='$(ENGINE_ARGS)' $(BIN)/python scripts/contain.py \
+	  $(if $(filter vllm,$(ENGINE)),$(VENV)/vllm/env,$(VENV))/bin/python -m chaos_harness
+
+fuzz: $(VENV)/.dev ## send the running system what nobody should, and check that it stands (SEED, MINUTES, KIND, CASE)
+	exec env GRPC_VERBOSITY=NONE PYTHONPATH=tests SEED=$(SEED) MINUTES=$(MINUTES) KIND=$(KIND) CASE=$(CASE) \
+	  $(BIN)/python scripts/contain.py $(BIN)/python -m fuzz
 
 protos: $(VENV)/.dev ## generate src/headrace/rpc/v1 from protos/
 	PYTHON=$(BIN)/python scripts/generate_protos.sh
+
+lock: $(VENV)/.dev ## lock the newest versions that pyproject.toml allows, in requirements/; needs the index
+	$(PIP) install 'uv>=0.9'
+	$(BIN)/python scripts/lock.py --uv $(BIN)/uv
+
+sbom: $(VENV)/.dev ## list what a CPU machine is given, as CycloneDX: dist/sbom.cdx.json
+	PYTHON=$(BIN)/python scripts/sbom.sh dist/sbom.cdx.json
 
 # Each stamp says what the environment has: what a user needs, what a developer needs, and what all tests need.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Headrace needs Python 3.11 or newer, and $(PYTHON) is %d.%d: say make PYTHON=..." % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.up: pyproject.toml | $(BIN)/python
-	$(PIP) install -e '.[cpu]'
+$(VENV)/.up: pyproject.toml $(wildcard requirements/*.txt) | $(BIN)/python
+	$(call install,scheduler-cpu,cpu)
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(PIP) install -e '.[cpu,dev]'
+$(VENV)/.dev: pyproject.toml $(wildcard requirements/*.txt) | $(BIN)/python
+	$(call install,dev,cpu$(comma)dev)
 	@touch $@ $(VENV)/.up
 
-$(VENV)/.test: pyproject.toml | $(BIN)/python
+$(VENV)/.test: pyproject.toml $(wildcard requirements/*.txt) | $(BIN)/python
+	$(call install,test,cpu$(comma)convert$(comma)dev)
 	$(PIP) install '$(TORCH)'
-	$(PIP) install -e '.[cpu,convert,dev]'
 	@touch $@ $(VENV)/.dev $(VENV)/.up
 
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP) install -e '.[cpu,convert,dev,bench]'
 	@touch $@
+
+$(VENV)/smollm2: | $(VENV)/.test
+	$(BIN)/python scripts/smollm2.py $@
 
 # Where there is no vLLM for the machine, the stamp says so.
 $(VENV)/.vllm: pyproject.toml scripts/vllm_env.sh | $(BIN)/python

@@ -22,10 +22,12 @@ import uvloop
 
 from headrace.core.streams import Submit, TextPrompt
 from headrace.core.types import Endpoint, ReplicaId
-from headrace.metrics import Tally
+from headrace.metrics import Metrics, Tally
 from headrace.proxy.changed import Changed
 from headrace.proxy.chat_shape import ChatShape
-from headrace.proxy.server import CONNECTION, new_server
+from headrace.proxy.clients import Clients, Limits
+from headrace.proxy.connection import CONNECTION
+from headrace.proxy.server import new_server
 from headrace.proxy.session import Session
 from headrace.proxy.silence import Silence
 from headrace.proxy.sinks import Events
@@ -77,14 +79,14 @@ async def round_of(streams: int, frames: int) -> float:
         await receive()
         await receive()  # there is no more
 
-    server = new_server(app)
+    server = new_server(app, Clients(Limits(), Metrics()))
     session = Session(Endpoint(ReplicaId("r"), ""), "p", Changed(), Silence(), NOBODY)
     session._on_frame(replica_pb2.Frame(fingerprint="f"))
     tally = Tally()
     for _ in range(streams):
         await connect(server, got)
         scope, send = await got.get()
-        writer = Writer(send, scope[CONNECTION], limit_bytes=2**18, stall_s=60.0)
+        writer = Writer(send, scope[CONNECTION], limit_bytes=2**18)
         sink = Events(writer, ChatShape("chatcmpl-0123456789abcdef", "sim", 1, 1, True), 1, True, [])
         stream = Stream(0, Submit(0, "r", TextPrompt("x"), keep_s=10.0), sink, tally, lambda: None)
         stream.place(session)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,15 @@ END_S = 20.0
 
 
 def end_on_term() -> None:
-    """Have SIGTERM unwind this program, so that it ends what it has started."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Have SIGTERM and SIGHUP unwind this program, so that it ends what it has started."""
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is signal.SIG_DFL:
+            signal.signal(signum, lambda number, _: sys.exit(128 + number))
+
+
+def _end_on_term_too() -> None:
+    if threading.current_thread() is threading.main_thread():
+        end_on_term()
 
 
 class DidNotStart(Exception):
@@ -37,6 +45,7 @@ def free_port() -> int:
 @contextmanager
 def process(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """A process with a pipe to its standard input and from its standard output; the rest goes to `log`."""
+    _end_on_term_too()
     with log.open("ab") as errors:
         child = subprocess.Popen(
             argv,
@@ -55,6 +64,7 @@ def process(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None
 @contextmanager
 def logged(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """A process all of whose output goes to `log`."""
+    _end_on_term_too()
     with log.open("ab") as output:
         child = subprocess.Popen(
             argv,

@@ -10,6 +10,7 @@
     ├── Conflict 409
     ├── Gone 410                  what was there is kept no more
     ├── TooLarge 413
+    ├── UnsupportedMedia 415      a body in a form, charset or packing that is not taken
     ├── Quarantined 422           two replicas died with this request
     ├── Overloaded 429            shed by policy; `retry_after_s` says when to come back
     ├── Unavailable 503           nothing can serve it now
@@ -51,12 +52,13 @@ class HeadraceError(Exception):
         self.param = param
         self.code = code or self.default_code
         self.retry_after_s = retry_after_s
+        self.told = message  # to clients; `message` may say more, for logs
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """The HTTP body, in OpenAI's shape."""
         return {
             "error": {
-                "message": self.message,
+                "message": self.told,
                 "type": self.type,
                 "param": self.param,
                 "code": self.code,
@@ -98,6 +100,10 @@ class Fenced(HeadraceError):
 
 class TooLarge(HeadraceError):
     kind, status, type, default_code = "too_large", 413, "invalid_request_error", "request_too_large"
+
+
+class UnsupportedMedia(HeadraceError):
+    kind, status, type, default_code = "unsupported_media", 415, "invalid_request_error", "unsupported_media_type"
 
 
 class Overloaded(HeadraceError):

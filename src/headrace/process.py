@@ -108,6 +108,14 @@ def _stat(pid: int) -> _Stat | None:
         return None
 
 
+def waited_s(pid: int) -> float:
+    """For how long a process's main thread has waited for a core, in all its life; 0 where no kernel counts that."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def group_members(group: int) -> list[int]:
     """Pids of the living processes of a leader's group or session, zombies left out."""
     found: list[int] = []
@@ -325,6 +333,9 @@ def explain_exit(code: int | None) -> str:
 
 
 LIFELINE_ENV = "HEADRACE_LIFELINE_FD"
+PARENT_ENDED = "parent ended"
+ENDPOINT_ENV = "HEADRACE_ENDPOINT_FD"
+"""Names the descriptor of a pipe in which a replica says where it listens, in one line."""
 
 
 def raise_open_files() -> int:
@@ -333,6 +344,11 @@ def raise_open_files() -> int:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # some systems name a limit that they do not allow
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return open_files()
+
+
+def open_files() -> int:
+    """How many open files this process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
@@ -359,7 +375,7 @@ async def told_to_stop() -> str:
         return await reason
     fd = int(lifeline)
     os.set_inheritable(fd, False)
-    loop.add_reader(fd, stop, "parent ended")
+    loop.add_reader(fd, stop, PARENT_ENDED)
     try:
         return await reason
     finally:

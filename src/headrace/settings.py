@@ -7,17 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ALONE_S = 30.0
+MOST_ON_DEMAND = 8
 JOIN_PORT = 50053
+
+
+def _home() -> Path:
+    home = os.path.expanduser("~")
+    return Path(home if home != "~" else "/")  # a user whom the machine does not know, as in a container
 
 
 def default_state_dir() -> Path:
     """$XDG_STATE_HOME/headrace, else ~/.local/state/headrace."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "headrace"
+    return Path(os.environ.get("XDG_STATE_HOME") or _home() / ".local/state") / "headrace"
 
 
 def default_cache_dir() -> Path:
     """$XDG_CACHE_HOME/headrace, else ~/.cache/headrace. Holds weights and conversions; safe to delete."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "headrace"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +49,13 @@ class HeadSettings:
     state_dir: Path = field(default_factory=default_state_dir)
     catalog: Path | None = None
     api_keys_file: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()  # names that this server is called by, beside localhost
+    cors_origins: tuple[str, ...] = ()  # web pages that may use it; "*": all, which needs API keys
     allow_insecure: bool = False
     forbid_remote_code: bool = False  # refuse models that are to run code of their own
+    on_demand: str | None = None  # which models of the catalog a request starts; None: see `on_demand_rule`
+    on_demand_max: int = MOST_ON_DEMAND  # of those, how many run at once
+    on_demand_idle_s: float = 3600.0  # one that nobody has used for so long goes; 0: never
     routing: str = "auto"  # how the proxies choose replicas; the others are for comparison
     tls: TlsSettings = field(default_factory=TlsSettings)
     lease_s: float = 10.0
@@ -54,6 +65,11 @@ class HeadSettings:
     @property
     def head_dir(self) -> Path:
         return self.state_dir / "head"
+
+    def on_demand_rule(self, local: bool) -> str:
+        """What --on_demand says; without it all models where only this machine's own user calls them (`local`, and
+        without API keys), else those that are listed: others should not decide what is downloaded here."""
+        return self.on_demand or ("all" if local and self.api_keys_file is None else "listed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +88,7 @@ class SchedulerSettings:
     cache_limit_bytes: int | None = None  # what it may come to; None: no limit
     alone_s: float = ALONE_S  # a replica that neither its scheduler nor a proxy needs for so long ends by itself
     start_limit_s: float = 1800.0  # a replica that starts and makes no progress for so long has failed
+    drain_s: float = 30.0  # the most that replicas get to finish what they have, at its own end
     keep_replicas: bool = False  # on SIGTERM leave replicas running for the next scheduler to adopt
     allow_insecure: bool = False
     tls: TlsSettings = field(default_factory=TlsSettings)
@@ -92,9 +109,12 @@ class ProxySettings:
     state_dir: Path = field(default_factory=default_state_dir)  # for its certificate
     least_epoch: int = 0  # routes of a head with a lower one are refused
     api_keys_file: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()  # names that this server is called by, beside localhost
+    cors_origins: tuple[str, ...] = ()  # web pages that may use it; "*": all, which needs API keys
     allow_insecure: bool = False
     tls: TlsSettings = field(default_factory=TlsSettings)
     max_body_bytes: int = 8 * 1024 * 1024
+    max_held_bytes: int = 256 * 1024 * 1024  # of bodies that come in and prompts that are being answered, all together
     max_waiting: int = 256  # requests per model that may wait for a replica
     busy_s: float = 30.0  # how long a request may wait for replicas that are busy
     max_timeout_s: float = 3600.0  # the longest X-Request-Timeout
@@ -102,10 +122,12 @@ class ProxySettings:
     wait_s: float = 900.0  # how long a request may wait for its model to start
     stream_buffer_bytes: int = 256 * 1024  # unread text of one slow client
     stall_s: float = 60.0  # a client that reads nothing for so long is cut
+    max_idle: int = 4096  # connections without a request in this process; the oldest are closed first
     routing: str = "auto"
     keep_s: float = 10.0  # replicas keep a stream so long for its client to come back, when this proxy is lost
     coalesce_s: float = 0.02  # under pressure a token waits so long for the next, so that both travel in one write
     drain_s: float = 30.0
+    heartbeat_dir: Path | None = None  # where the head hears that this process works
     metrics_dir: Path | None = None  # shared by the proxies of one port, so that /metrics sums them
     log_level: str = "INFO"
 
@@ -130,8 +152,13 @@ class UpSettings:
     start_limit_s: float = 1800.0
     catalog: Path | None = None
     api_keys_file: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()  # names that this server is called by, beside localhost
+    cors_origins: tuple[str, ...] = ()  # web pages that may use it; "*": all, which needs API keys
     allow_insecure: bool = False
     forbid_remote_code: bool = False
+    on_demand: str | None = None
+    on_demand_max: int = MOST_ON_DEMAND
+    on_demand_idle_s: float = 3600.0
     routing: str = "auto"
     tls: TlsSettings = field(default_factory=TlsSettings)
     log_level: str = "INFO"

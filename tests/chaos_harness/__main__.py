@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -12,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from chaos_harness import report
-from chaos_harness.check_streams import Expected, simulated, uninterrupted
+from chaos_harness.check_streams import simulated, uninterrupted
 from chaos_harness.checker import Verdict, check
 from chaos_harness.faults import KINDS
 from chaos_harness.history import History
 from chaos_harness.load import Mix
 from chaos_harness.mutants import MUTANTS, catch
+from chaos_harness.real_model import RealModel, counter
 from chaos_harness.run import Plan, run
 from chaos_harness.system import Size
 
@@ -26,19 +29,26 @@ _QUESTIONS = (
     "How does a replica start?", "What is overfitting?", "What is Headrace?", "What does the head do?",
 )  # fmt: skip
 _LENGTHS = (40, 200, 400)  # tokens; small models have little to say, and who is brief is hit by nothing
+_TOPICS = ("the engine of a car", "a dog at the sea", "the bread of a village", "why rivers bend", "a lost letter")
+_REAL = Mix(prompts=tuple(f"Write a long story about {t}." for t in _TOPICS), lengths=(60, 200, 300), usage=1.0)
+_REAL_START_S = 900.0  # converted, and loaded three times, on few processors
 _VLLM_QUIET_S = 120.0
 _ANY_ENGINE = tuple(k for k in KINDS if k not in ("engine_hangs", "engine_slow", "rolling_update"))
 
 
 def plan_of(env: Mapping[str, str]) -> Plan:
-    """ENGINE: simulated; openvino or vllm, with the demo model or MODEL, a folder."""
-    engine = env.get("ENGINE") or "simulated"
+    """ENGINE: simulated; openvino or vllm, with the demo model or MODEL, a folder with a real one."""
+    engine, model = env.get("ENGINE") or "simulated", env.get("MODEL")
     base = Plan()
     if engine != "simulated":
-        size = Size(models=1, replicas=3, engine=engine, source=env.get("MODEL") or "builtin:demo")
+        size = Size(models=1, replicas=3, engine=engine)
+        mix = Mix(prompts=_QUESTIONS, lengths=_LENGTHS, endless=_LENGTHS[1:])
         if engine == "vllm":  # it takes half a minute to start, or minutes where several do on few processors
             size = replace(size, start_s=600.0)
-        base = Plan(kinds=_ANY_ENGINE, size=size, mix=Mix(prompts=_QUESTIONS, lengths=_LENGTHS, endless=_LENGTHS[1:]))
+        if model:
+            size, mix = replace(size, replicas=2, source=str(Path(model).absolute()), start_s=_REAL_START_S), _REAL
+        args = json.loads(env.get("ENGINE_ARGS") or "{}")
+        base = Plan(kinds=_ANY_ENGINE, size=replace(size, engine_args=args), mix=mix)
     return replace(
         base,
         seed=int(env.get("SEED") or 1),
@@ -49,10 +59,13 @@ def plan_of(env: Mapping[str, str]) -> Plan:
     )
 
 
-def _expected(plan: Plan, history: History) -> Expected:
+def _checked(plan: Plan, history: History) -> Verdict:
     if plan.size.engine == "simulated":
-        return simulated(plan.size.ends())
-    return uninterrupted(history.clients)
+        return check(history, simulated(plan.size.ends()))
+    if plan.size.source.startswith("builtin:"):  # so sure of itself that no rounding makes a difference
+        return check(history, uninterrupted(history.clients))
+    real = RealModel(history.clients, counter(f"{plan.size.source}/tokenizer.json"))
+    return check(history, real.expected, real.judge)
 
 
 def judged(plan: Plan, folder: Path, say: bool = True) -> Verdict:
@@ -60,7 +73,7 @@ def judged(plan: Plan, folder: Path, say: bool = True) -> Verdict:
     folder.mkdir(parents=True, exist_ok=True)
     asyncio.run(run(plan, folder))
     history = History.read(folder / "history")
-    verdict = check(history, _expected(plan, history))
+    verdict = _checked(plan, history)
     report.write(verdict, history, folder)
     if say:
         print(report.line(verdict), flush=True)
@@ -72,6 +85,9 @@ def main() -> int:
     results = Path(os.environ.get("RESULTS") or "results/chaos").absolute()
     only = os.environ.get("MUTANTS", "all")
     failed = False
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, lambda *_: signal.raise_signal(signal.SIGINT))  # the run then stops what it started
     if os.environ.get("ENGINE") == "vllm" and not importlib.util.find_spec("vllm"):
         print("There is no vLLM in this environment: `make chaos ENGINE=vllm` makes one that has it.", file=sys.stderr)
         return 2
@@ -100,4 +116,8 @@ def _made(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("Stopped; nothing of it is left.", file=sys.stderr)
+        sys.exit(130)

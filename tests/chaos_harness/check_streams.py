@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,8 +13,11 @@ from chaos_harness.history import Event, Violation
 from chaos_harness.oracle import Answer, Oracle, chat_text
 
 _EXCUSES_S = 12.0  # how long connections and streams may take to show that a proxy or a replica is gone
+_STOPPED_S = 30.0  # the same of a proxy that stands still, which the head ends; a head may have to come back first
 _UPDATE_S = 45.0  # how long an update may take until its last old replica is gone
 Expected = Callable[[Event], Answer | None]
+Judge = Callable[[Event, Event, Answer], str]
+"""What is wrong with the text of an end that is not the answer's: a kind of violation; "" if it went on otherwise."""
 
 
 def simulated(ends: Mapping[str, int]) -> Expected:
@@ -41,10 +45,12 @@ class Streams:
     corrupted: int = 0
     duplicate: int = 0
     missing: int = 0
+    compared: Counter[str] = field(default_factory=Counter)  # answers that were known, by "moved" and "not moved"
+    otherwise: Counter[str] = field(default_factory=Counter)  # those of them that a judge let go on otherwise
 
 
-def check_streams(clients: list[Event], faults: list[Event], expected: Expected) -> Streams:
-    """`expected`: the answer to a start event; None where nobody can know it."""
+def check_streams(clients: list[Event], faults: list[Event], expected: Expected, judge: Judge | None = None) -> Streams:
+    """`expected`: the answer to a start event; None where nobody can know it. Without a judge it must be just that."""
     found = Streams()
     starts: dict[str, Event] = {}
     ends: dict[str, list[Event]] = {}
@@ -55,7 +61,7 @@ def check_streams(clients: list[Event], faults: list[Event], expected: Expected)
             ends.setdefault(e["id"], []).append(e)
     excuses = _Excuses([f for f in faults if f["ev"] == "begin"])
     for request_id, start in starts.items():
-        _check_one(found, start, ends.get(request_id, []), excuses, expected)
+        _check_one(found, start, ends.get(request_id, []), excuses, expected, judge or _told_apart)
     for request_id in ends.keys() - starts.keys():
         found.violations.append(Violation("I3", "unasked", f"{request_id} ended but never began"))
     return found
@@ -65,7 +71,8 @@ class _Excuses:
     """What the faults of a run allow for."""
 
     def __init__(self, begun: list[Event]) -> None:
-        self._kills = [f["t"] for f in begun if f["kind"] == "proxy_kill"]
+        lasts = {"proxy_kill": _EXCUSES_S, "proxy_stopped": _STOPPED_S}
+        self._kills = [(f["t"], lasts[f["kind"]]) for f in begun if f["kind"] in lasts]
         self._deaths = [(f["t"], model_of(f)) for f in begun if f["kind"] in HITS_STREAMS]
         self._updates = [(f["t"], f.get("model")) for f in begun if f["kind"] == "rolling_update"]
         self._scalings = [(f["t"], f.get("model")) for f in begun if f["kind"] == "scale"]
@@ -73,7 +80,7 @@ class _Excuses:
     def proxy_lost(self, start: Event, end: Event) -> bool:
         """Its own connections only; the one end that a proxy's death may have. Who comes back must not see it."""
         came_back = start["mood"] == "returns" and end["pieces"]
-        return not came_back and any(k - 1.0 <= end["t"] <= k + _EXCUSES_S for k in self._kills)
+        return not came_back and any(k - 1.0 <= end["t"] <= k + lasts for k, lasts in self._kills)
 
     def quarantined(self, start: Event, end: Event) -> bool:
         """A bystander of two deaths cannot be told from their cause."""
@@ -98,7 +105,9 @@ class _Excuses:
         return any(m == model and since <= t <= until for t, m in faults)
 
 
-def _check_one(found: Streams, start: Event, ends: list[Event], excuses: _Excuses, expected: Expected) -> None:
+def _check_one(
+    found: Streams, start: Event, ends: list[Event], excuses: _Excuses, expected: Expected, judge: Judge
+) -> None:
     def wrong(invariant: str, kind: str, what: str) -> None:
         shown = (start, *ends)
         found.violations.append(Violation(invariant, kind, f"{start['id']}: {what}", start["t"], shown))
@@ -132,7 +141,7 @@ def _check_one(found: Streams, start: Event, ends: list[Event], excuses: _Excuse
     if end["pieces"]:
         found.firsts.append((start["t"], end["pieces"][0][0] - start["t"]))
     if (answer := expected(start)) is not None:
-        _compare(found, end, status, answer, wrong)
+        _compare(found, start, end, status, answer, judge, wrong)
 
 
 def _may_end_with(error: Mapping[str, str], excuses: _Excuses, start: Event, end: Event) -> bool:
@@ -149,33 +158,51 @@ def _may_end_with(error: Mapping[str, str], excuses: _Excuses, start: Event, end
             return error.get("type") not in ("server_error", "invalid_request_error")
 
 
-def _compare(found: Streams, end: Event, status: str, answer: Answer, wrong: Callable[[str, str, str], None]) -> None:
-    text = end["text"]
-    if status == "completed":
-        found.tokens += answer.tokens
-        if end["finishes"] != [answer.reason]:
-            wrong("I2", "finish", f"finished with {end['finishes']}, not {answer.reason!r}")
-        if end["tokens"] not in (None, answer.tokens):
-            wrong("I2", "usage", f"says {end['tokens']} tokens, and there are {answer.tokens}")
-        if text != answer.text:
-            _differs(found, text, answer.text, wrong)
-    elif not answer.text.startswith(text):
-        _differs(found, text, answer.text, wrong)
+def _compare(
+    found: Streams, start: Event, end: Event, status: str, answer: Answer, judge: Judge,
+    wrong: Callable[[str, str, str], None],
+) -> None:  # fmt: skip
+    text, right = end["text"], answer.text
+    at = parts_at(text, right)
+    whole = status == "completed"
+    moved = any(a[1] <= at and b[2] > a[2] for a, b in itertools.pairwise(end["pieces"]))
+    after = "moved" if moved else "not moved"
+    found.compared[after] += 1
+    found.tokens += answer.tokens if whole else 0
+    if text != right and (whole or at < len(text)):
+        kind = judge(start, end, answer)
+        if not kind:
+            found.otherwise[after] += 1
+            return
+        found.missing += kind == "missing"
+        found.duplicate += kind == "duplicate"
+        found.corrupted += 1
+        wrong("I2", kind, f"differs at character {at}: {text[at : at + 30]!r} is not {right[at : at + 30]!r}")
+    if whole and end["finishes"] != [answer.reason]:
+        wrong("I2", "finish", f"finished with {end['finishes']}, not {answer.reason!r}")
+    if whole and end["tokens"] not in (None, answer.tokens):
+        wrong("I2", "usage", f"says {end['tokens']} tokens, and there are {answer.tokens}")
 
 
-def _differs(found: Streams, text: str, right: str, wrong: Callable[[str, str, str], None]) -> None:
+def parts_at(text: str, right: str) -> int:
+    """The first character that is not the same; where one of the two begins with the other, the length of that."""
+    either = min(len(text), len(right))
+    return next((i for i in range(either) if text[i] != right[i]), either)
+
+
+def _told_apart(_: Event, end: Event, answer: Answer) -> str:
+    return kind_of(end["text"], answer.text)
+
+
+def kind_of(text: str, right: str) -> str:
     """Tell what is missing or doubled from what is wrong altogether."""
-    at = next((i for i, (a, b) in enumerate(zip(text, right, strict=False)) if a != b), min(len(text), len(right)))
+    at = parts_at(text, right)
     rest = text[at : at + 12]
-    kind = "corrupted"
     if not rest or (len(rest) > 3 and rest in right[at : at + 400]):
-        kind = "missing"
-        found.missing += 1
-    elif len(rest) > 3 and rest in right[max(0, at - 400) : at + len(rest)]:
-        kind = "duplicate"
-        found.duplicate += 1
-    found.corrupted += 1
-    wrong("I2", kind, f"differs at character {at}: {text[at : at + 30]!r} is not {right[at : at + 30]!r}")
+        return "missing"
+    if len(rest) > 3 and rest in right[max(0, at - 400) : at + len(rest)]:
+        return "duplicate"
+    return "corrupted"
 
 
 def uninterrupted(clients: list[Event]) -> Expected:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from chaos_harness.check_moves import Moves, check_moves
 from chaos_harness.check_processes import Processes, check_processes, check_queues
 from chaos_harness.check_state import State, check_commands, check_state
-from chaos_harness.check_streams import Expected, Streams, check_streams
+from chaos_harness.check_streams import Expected, Judge, Streams, check_streams
 from chaos_harness.faults import HITS_STREAMS
 from chaos_harness.history import History, Violation
 
@@ -37,9 +37,9 @@ class Verdict:
         return self.asked / self.load_s if self.load_s else 0.0
 
 
-def check(history: History, expected: Expected) -> Verdict:
+def check(history: History, expected: Expected, judge: Judge | None = None) -> Verdict:
     """Asserts I1 to I6, and that the run was what it was meant to be."""
-    streams = check_streams(history.clients, history.faults, expected)
+    streams = check_streams(history.clients, history.faults, expected, judge)
     state = check_state(history.admin)
     check_commands(state, history.commands)
     processes = check_processes(history.processes, history.faults)

@@ -97,7 +97,7 @@ class Exchange(asyncio.Protocol):
         *events, rest = bytes(self._body).split(b"\n\n")
         self._body = bytearray(rest)
         for event in events:
-            for line in event.split(b"\n"):
+            for line in sorted(event.split(b"\n"), reverse=True):  # the id first: it says where the text is from
                 if line.startswith(b"id: "):
                     self.seen.last_id = line[4:].decode()
                     moves, tokens, *_ = self.seen.last_id.split(".")

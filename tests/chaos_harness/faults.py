@@ -33,6 +33,7 @@ _KINDS: dict[str, int] = {
     "head_kill": 2,
     "stale_head": 1,
     "proxy_kill": 2,
+    "proxy_stopped": 1,
     "rolling_update": 1,
     "scale": 1,
 }
@@ -274,6 +275,13 @@ class Faults:
         return False
 
     async def _proxy_kill(self, note: Callable[..., None]) -> bool:
+        return await self._proxy_hit(note, "proxy_kill", signal.SIGKILL)
+
+    async def _proxy_stopped(self, note: Callable[..., None]) -> bool:
+        """It stands still, and keeps its connections until the head ends it."""
+        return await self._proxy_hit(note, "proxy_stopped", signal.SIGSTOP)
+
+    async def _proxy_hit(self, note: Callable[..., None], kind: str, blow: signal.Signals) -> bool:
         status = await self.system.status()
         ids = {p.pid: p.proxy_id for p in status.proxies if p.state == "running"} if status else {}
         rows = [r for r in self.system.processes() if r.pid in ids]
@@ -282,7 +290,7 @@ class Faults:
         row = self.rng.choice(rows)
         name = ids[row.pid]
         note(proxy=name, pid=row.pid)
-        self.system.kill(row)
+        self.system.kill(row, blow)
         began = self.recorder.now()
 
         def replaced(s: ClusterStatus) -> bool:
@@ -290,7 +298,7 @@ class Faults:
 
         with suppress(TimeoutError):  # while there is no head nobody puts another in its place
             await self.system.until(replaced, 30)
-            self.recorder.write("faults", "replaced", kind="proxy_kill", after_s=self.recorder.now() - began)
+            self.recorder.write("faults", "replaced", kind=kind, after_s=self.recorder.now() - began)
         return True
 
     # --- changes that are asked for ---

@@ -58,12 +58,13 @@ def _svg(v: Verdict, history: History) -> str:
 
 def _ends(history: History, x: Callable[[float], float]) -> str:
     """Requests that ended, by how, in slots of two seconds."""
-    kills = [f["t"] for f in history.faults if f["ev"] == "begin" and f["kind"] == "proxy_kill"]
+    lasts = {"proxy_kill": 12, "proxy_stopped": 30}
+    kills = [(f["t"], lasts[f["kind"]]) for f in history.faults if f["ev"] == "begin" and f["kind"] in lasts]
     slots: defaultdict[int, Counter[str]] = defaultdict(Counter)
     for e in history.clients:
         if e["ev"] == "end":
             state = e["status"] if e["status"] in _COLOURS else "lost"
-            if state == "lost" and any(k - 1 <= e["t"] <= k + 12 for k in kills):
+            if state == "lost" and any(k - 1 <= e["t"] <= k + s for k, s in kills):
                 state = "proxy_lost"
             slots[int(e["t"] // 2)][state] += 1
     top = max((sum(c.values()) for c in slots.values()), default=1)

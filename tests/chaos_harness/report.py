@@ -30,6 +30,7 @@ def line(v: Verdict) -> str:
         f" {s.tokens / max(1, done):.0f} mean tokens: admitted {s.admitted} = completed {done} + error {error}"
         f" + cancelled {s.states['cancelled']} + ended with their proxy {lost_with_proxy}; lost {s.lost};"
         f" corrupted {s.corrupted} of {m.failed_over} failed-over and {m.taken_over} taken over ({m.gone} gone);"
+        f"{_otherwise(v)}"
         f" duplicate/missing tokens {s.duplicate}/{s.missing}; gap p50/p99/max {_by_fault(m.gaps, three)} s,"
         f" of faults {ALONE_S:g} s from any other {_by_fault(m.alone, three)} s,"
         f" taken over {three(m.returns)} s, proxies replaced in {three(v.replaced)} s;"
@@ -38,6 +39,15 @@ def line(v: Verdict) -> str:
         f" stale-epoch accepts {st.stale_accepted} of {st.stale}; max queue/cap {p.max_queue:g}/{p.cap:g};"
         f" RSS slope {p.rss_slope:.2f} MiB/min; violations {len(v.violations)}.{void}"
     )
+
+
+def _otherwise(v: Verdict) -> str:
+    """Of a real model, whose numerics may part two equal requests; nothing where there are none such."""
+    s = v.streams
+    if not s.otherwise:
+        return ""
+    shares = (f"{s.otherwise[k]} of {s.compared[k]} {k}" for k in ("moved", "not moved"))
+    return f" went on otherwise {' and '.join(shares)};"
 
 
 def three(values: Sequence[float]) -> str:
@@ -65,6 +75,8 @@ def as_json(v: Verdict) -> dict[str, Any]:
         "failed_over": v.moves.failed_over,
         "taken_over": v.moves.taken_over,
         "gone": v.moves.gone,
+        "compared": dict(v.streams.compared),
+        "otherwise": dict(v.streams.otherwise),
         "gaps": {name: _figures(gaps) for name, gaps in v.moves.gaps.items()},
         "gaps_alone": {name: _figures(gaps) for name, gaps in v.moves.alone.items()},
         "detections": {name: _figures(found) for name, found in v.moves.detections.items()},

@@ -14,6 +14,7 @@ from chaos_harness.load import Load, Mix, baseline
 from chaos_harness.system import Size, System
 
 _QUIET_S = 11.0
+_AT_A_TIME = 4  # before anything is broken
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ async def run(plan: Plan, folder: Path) -> None:
 
 async def _run(plan: Plan, system: System, recorder: Recorder) -> None:
     load = Load(system.address, system.models, plan.rate, plan.seed, recorder, plan.mix)
-    for ask in baseline(system.models, plan.mix):
-        await load.one(ask, 0.0)
+    asks = baseline(system.models, plan.mix)
+    for i in range(0, len(asks), _AT_A_TIME):
+        await asyncio.gather(*(load.one(ask, 0.0) for ask in asks[i : i + _AT_A_TIME]))
     faults = Faults(system, recorder, plan.seed, plan.every_s, plan.kinds)
     async with asyncio.TaskGroup() as tasks:
         watches = [

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +46,7 @@ class Size:
     source: str = "builtin:demo"
     lease_s: float = 10.0
     start_s: float = 120.0  # in which everything must be READY
+    engine_args: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of engines with a model
 
     def ends(self) -> dict[str, int]:
         """Tokens after which answers end by themselves: others for each model, so that a mix-up shows."""
@@ -80,9 +81,9 @@ class System:
     def engine_args(self, model: str) -> dict[str, Any]:
         """`kv_tokens` tells one revision from the next and changes nothing else."""
         if self.size.engine == "vllm":
-            return {"dtype": "float32", "max_num_seqs": 32, "kv_cache_memory_bytes": 2**28}
+            return {"dtype": "float32", "max_num_seqs": 32, "kv_cache_memory_bytes": 2**28, **self.size.engine_args}
         if self.size.engine != "simulated":
-            return {}
+            return dict(self.size.engine_args)
         s = self.size
         kv = 1_000_000 + self.revision_of_args
         return {

@@ -15,9 +15,11 @@ from authority_fixtures import credentials, trusted
 
 from headrace.core import types as t
 from headrace.core.phase import Phase
+from headrace.core.state import Revision
+from headrace.core.story import Explanation, Story
 from headrace.errors import NotFound
 from headrace.process import child_env
-from headrace.rpc import convert, convert_head
+from headrace.rpc import convert, convert_head, convert_story
 from headrace.rpc.channel import bind, new_server, rpc_errors
 from headrace.rpc.roles import Role
 from headrace.rpc.v1 import head_pb2, head_pb2_grpc
@@ -30,7 +32,9 @@ class Result:
     err: str
 
 
-async def run_cli(*args: str, stdin: str = "", env: dict[str, str] | None = None, cwd: Path | None = None) -> Result:
+async def run_cli(
+    *args: str, stdin: str | bytes = "", env: dict[str, str] | None = None, cwd: Path | None = None
+) -> Result:
     """Run one command to its end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "headrace", *args,
@@ -38,7 +42,7 @@ async def run_cli(*args: str, stdin: str = "", env: dict[str, str] | None = None
         env=child_env(env), cwd=cwd,
     )  # fmt: skip
     try:
-        out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
+        out, err = await asyncio.wait_for(process.communicate(stdin.encode() if isinstance(stdin, str) else stdin), 60)
     finally:
         if process.returncode is None:
             process.kill()
@@ -128,6 +132,23 @@ class FakeHead(head_pb2_grpc.AdminServiceServicer):
         low, high = request.min_replicas, request.max_replicas
         d = self.deployments[request.name]
         return self._made(replace(d, min_replicas=low, max_replicas=high, replicas=low))
+
+    @rpc_errors
+    async def Rollback(self, request: head_pb2.RollbackRequest, context: Any) -> head_pb2.Deployment:
+        return self._made(self.deployments[request.name])
+
+    @rpc_errors
+    async def ListRevisions(
+        self, request: head_pb2.ListRevisionsRequest, context: Any
+    ) -> head_pb2.ListRevisionsResponse:
+        d = self.deployments[request.name]
+        one = Revision(d.name, d.revision, d.model, d.resources)
+        return head_pb2.ListRevisionsResponse(revisions=[convert_head.revision_to_pb(one)])
+
+    @rpc_errors
+    async def Explain(self, request: head_pb2.ExplainRequest, context: Any) -> head_pb2.ExplainResponse:
+        story = Story(request.request_id, "proxy-1", "demo", 1e9, end="stop", ended_s=1.0)
+        return convert_story.explanation_to_pb(Explanation(1, 1, (story,)))
 
     @rpc_errors
     async def Status(self, request: head_pb2.StatusRequest, context: Any) -> head_pb2.ClusterStatus:

@@ -8,78 +8,21 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from chat_fixtures import FakeApi, fake_api
 from cli_fixtures import run_cli
 from terminal_fixtures import Terminal
 
 from headrace.process import child_env
 
 
-class FakeApi:
-    """Answers with the number of messages it was sent; "slow" goes on until the client leaves; "fail" breaks off."""
-
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-        self.left = asyncio.Event()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                lines = head.decode().split("\r\n")
-                headers = {k.lower(): v for k, _, v in (x.partition(": ") for x in lines[1:] if x)}
-                self.keys.append(headers.get("authorization", ""))
-                body = await reader.readexactly(int(headers.get("content-length", 0)))
-                if not await self._answer(lines[0].split(" ")[1], body, reader, writer):
-                    break
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    async def _answer(self, path: str, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        model = json.loads(body)["model"] if body else path.rpartition("/")[2]
-        if model != "demo":
-            error = {"error": {"message": f"There is no model {model!r}. Those that exist: demo."}}
-            self._whole(writer, "404 Not Found", error)
-            return True
-        if not body:
-            self._whole(writer, "200 OK", {"id": "demo"})
-            return True
-        self.bodies.append(json.loads(body))
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
-        words = self.bodies[-1]["messages"][-1]["content"]
-        writer.write(b": demo is loading, 40 %\n\n")
-        for piece in (f"{len(self.bodies[-1]['messages'])} ", "messages, caf", "é."):
-            writer.write(b"data: " + json.dumps({"choices": [{"delta": {"content": piece}}]}).encode() + b"\n\n")
-        if words == "fail":
-            writer.write(b'data: {"error": {"message": "The replica is gone."}}\n\n')
-        if words == "slow":
-            await writer.drain()
-            await reader.read()
-            self.left.set()
-        else:
-            writer.write(b"data: [DONE]\n\n")
-            await writer.drain()
-        return False
-
-    @staticmethod
-    def _whole(writer: asyncio.StreamWriter, status: str, value: object) -> None:
-        body = json.dumps(value).encode()
-        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-
-
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[FakeApi]:
-    fake = FakeApi()
-    server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    (tmp_path / "head").mkdir()
-    where = {"http": f"127.0.0.1:{port}", "node": "127.0.0.1:1", "grpc": "127.0.0.1:1", "pid": 1}
-    (tmp_path / "head/endpoint.json").write_text(json.dumps(where))
-    async with server:
+    async with fake_api() as (fake, port):
+        (tmp_path / "head").mkdir()
+        where = {"http": f"127.0.0.1:{port}", "node": "127.0.0.1:1", "grpc": "127.0.0.1:1", "pid": 1}
+        (tmp_path / "head/endpoint.json").write_text(json.dumps(where))
         yield fake
 
 
@@ -120,7 +63,7 @@ async def test_a_terminal(api: FakeApi, tmp_path: Path) -> None:
         terminal.type("fresh\n")
         at = await terminal.until("2 messages, café.\n> ", at)
         terminal.type("\x04")
-        assert await terminal.ended() == 0
+        assert await terminal.ended() == 1  # a turn failed
     assert set(api.keys) == {"Bearer secret"}
     assert "Traceback" not in terminal.text
 
@@ -155,3 +98,27 @@ async def test_nothing_there(tmp_path: Path) -> None:
     got = await run_cli("chat", "demo", "--url=127.0.0.1:9", stdin="x\n", env={"HEADRACE_STATE_DIR": str(tmp_path)})
     sentence = "Error: Cannot reach Headrace at http://127.0.0.1:9; is it running? Start it with: headrace up\n"
     assert (got.code, got.out, got.err) == (1, "", sentence)
+
+
+async def test_a_pipe_without_a_line_still_tells_that_there_is_no_such_model(api: FakeApi, tmp_path: Path) -> None:
+    got = await run_cli("chat", "nosuch", env={"HEADRACE_STATE_DIR": str(tmp_path)})
+    assert (got.code, got.out, got.err) == (1, "", "Error: There is no model 'nosuch'. Those that exist: demo.\n")
+    got = await run_cli("chat", "demo", env={"HEADRACE_STATE_DIR": str(tmp_path)})
+    assert (got.code, got.out, got.err) == (0, "", "")
+
+
+async def test_a_line_that_is_no_text_is_told_and_the_next_is_asked(api: FakeApi, tmp_path: Path) -> None:
+    got = await run_cli("chat", "demo", stdin=b"a\xff\ntwo\n", env={"HEADRACE_STATE_DIR": str(tmp_path)})
+    assert (got.code, got.out) == (1, "1 messages, café.\n")
+    assert got.err == "Error: Line 1 of the input is not UTF-8: byte 2 is 0xff.\n"
+
+
+async def test_a_line_without_end_is_not_read_without_end(api: FakeApi, tmp_path: Path) -> None:
+    got = await run_cli("chat", "demo", stdin=bytes(9 * 2**20), env={"HEADRACE_STATE_DIR": str(tmp_path)})
+    assert (got.code, got.out, got.err) == (1, "", "Error: Line 1 of the input is longer than 8 MiB.\n")
+
+
+async def test_an_answer_in_a_terminal_that_knows_few_letters(api: FakeApi, tmp_path: Path) -> None:
+    env = {"HEADRACE_STATE_DIR": str(tmp_path), "PYTHONIOENCODING": "koi8-r"}
+    got = await run_cli("chat", "demo", stdin="one\n", env=env)
+    assert (got.code, got.out, got.err) == (0, "1 messages, caf?.\n", "")

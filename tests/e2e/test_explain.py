@@ -18,7 +18,9 @@ PROMPT = "You are exact, and answer in one sentence. " * 30
 
 async def explain(c: Cluster, *args: str) -> Result:
     assert c.endpoint
-    return await run_cli("explain", *args, env={"HEADRACE_HEAD_ADDRESS": c.endpoint.grpc})
+    return await run_cli(
+        "explain", *args, env={"HEADRACE_HEAD_ADDRESS": c.endpoint.grpc, "HEADRACE_STATE_DIR": str(c.state)}
+    )
 
 
 async def ask(c: Cluster, request_id: str, tokens: int = 20) -> httpx.Response:

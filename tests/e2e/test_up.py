@@ -54,6 +54,13 @@ async def test_progress_is_told_in_lines(tmp_path: Path) -> None:
         replica = re.search(r"sim-\d+-[0-9a-f]{6}", got.out)
         assert replica
         assert (await run_cli("logs", replica[0], f"--state_dir={up.state_dir}")).code == 0
+        for part, says in (("head", "head_ready"), ("scheduler", "joined"), ("proxy-1", "proxy_listening")):
+            got = await run_cli("logs", part, f"--state_dir={up.state_dir}")
+            assert (got.code, says in got.out) == (0, True), (part, got)
+        got = await run_cli("logs", "proxy-9", f"--state_dir={up.state_dir}")
+        assert (got.code, got.out) == (1, "")
+        assert "No replica or part 'proxy-9'; there are: sim-" in got.err
+        assert "head, scheduler, proxy-1" in got.err
         assert "ALIVE" in (await run_cli("nodes", f"--state_dir={up.state_dir}")).out
         assert "broken" in (await run_cli("models", f"--state_dir={up.state_dir}")).out
         chat = await run_cli("chat", "sim", f"--state_dir={up.state_dir}", stdin="hello\n")

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from integration.node_fixtures import Head, head_double, scheduler, spec
 
+from headrace import log_files
+from headrace import log_reader as logs
 from headrace.core.phase import Phase
-from headrace.node import logs
 from headrace.rpc.v1 import node_pb2
 
 
@@ -32,7 +33,7 @@ def test_the_tail_is_the_last_lines_of_all_files_together(
     tmp_path_factory: pytest.TempPathFactory, parts: tuple[list[bytes], ...], end: bytes, tail: int
 ) -> None:
     log = tmp_path_factory.mktemp("logs") / "replica.log"
-    for path, lines in zip((logs.rotated(log, 2), logs.rotated(log, 1), log), parts, strict=True):
+    for path, lines in zip((log_files.rotated(log, 2), log_files.rotated(log, 1), log), parts, strict=True):
         path.write_bytes(b"".join(lines) + (end if path == log else b""))
     lines = [line for part in parts for line in part] + ([end] if end else [])
     expected = lines[-tail:] if tail else lines
@@ -42,7 +43,7 @@ def test_the_tail_is_the_last_lines_of_all_files_together(
 async def test_a_long_tail_crosses_pieces(tmp_path: Path) -> None:
     log = tmp_path / "replica.log"
     lines = [f"{n}: {'x' * 100}\n".encode() for n in range(3000)]
-    logs.rotated(log, 1).write_bytes(b"".join(lines[:2000]))
+    log_files.rotated(log, 1).write_bytes(b"".join(lines[:2000]))
     log.write_bytes(b"".join(lines[2000:]))
     for tail in (1, 999, 1000, 1001, 2500, 3000, 9999):
         assert await everything(log, tail) == b"".join(lines[-tail:])
@@ -55,12 +56,12 @@ async def test_no_log_is_told(tmp_path: Path) -> None:
 
 def test_rotation_keeps_two_predecessors(tmp_path: Path) -> None:
     log = tmp_path / "replica.log"
-    assert not logs.rotate(log, 0)
+    assert not log_files.rotate(log, 0)
     for text in ("one", "two", "three", "four"):
         with log.open("a") as f:
             f.write(text)
-        assert not logs.rotate(log, 100)
-        assert logs.rotate(log, 1)
+        assert not log_files.rotate(log, 100)
+        assert log_files.rotate(log, 1)
     found = {p.name: p.read_text() for p in tmp_path.iterdir()}
     assert found == {"replica.log": "", "replica.log.1": "four", "replica.log.2": "three"}
 
@@ -94,12 +95,12 @@ async def test_a_writer_that_holds_the_file_is_followed_over_rotations(tmp_path:
 
         await catch_up()
         await grow(b"unread when it is rotated\n")
-        assert logs.rotate(log, 0)
+        assert log_files.rotate(log, 0)
         await grow(b"after\n")
         await catch_up()
         for number in range(3):
             await grow(b"%d\n" % number)
-            assert logs.rotate(log, 0)
+            assert log_files.rotate(log, 0)
             await catch_up()
     assert seen == expected
     writer.stdin.close()

@@ -136,7 +136,9 @@ async def test_the_heir_finishes_a_drain(head: Head, tmp_path: Path) -> None:
     second = spawn_scheduler(head, tmp_path)
     await head.until(lambda: len(head.hellos) == 2 and head.seen["r-2"].phase is Phase.DRAINING)
     assert head.seen["r-2"].pid == before["r-2"].pid
-    assert await second.stop(term_s=30) == 0
+    os.kill(second.pid, signal.SIGTERM)
+    await appears(tmp_path / "scheduler.log", "and stops (SIGTERM)")
+    assert await second.stop(term_s=25) == 0  # told twice, it does not wait for what would take a minute
     assert not any(ProcessRecord.of(s.pid) for s in before.values())
 
 
@@ -219,7 +221,6 @@ async def test_a_replica_that_cannot_be_ended_does_not_hold_up_the_end(
         before = await ready(head, "r-1")
         os.kill(before["r-1"].pid, signal.SIGSTOP)
         monkeypatch.setattr(Child, "stop", stuck)
-        monkeypatch.setattr(agent, "_DRAIN_S", 0.0)
         monkeypatch.setattr(agent, "_END_S", 0.3)
     monkeypatch.undo()
     left = Child.adopt(ProcessRecord(before["r-1"].pid, _start_time(tmp_path, "r-1")))

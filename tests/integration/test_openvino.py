@@ -223,6 +223,33 @@ async def idle_costs_nothing(replica: RunningReplica) -> None:
         assert p.load == idle, "an idle engine does not step"
 
 
+_EXACT = {"dynamic_quantization": False}
+_ROUNDING = 2e-4  # ten times what is seen; a 16-bit KV cache makes 1e-3, dynamic quantization 5e-2
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("weights", "options"), [("", {}), ("int8", _EXACT)])
+async def test_a_continuation_has_the_log_probabilities_of_the_whole(
+    weights: str, options: dict[str, object], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A model that is sure of itself says the same tokens in spite of more; a real one, with near ties, does not."""
+    source = str(request.getfixturevalue("small_models")["llama"]["hf"]) if weights else "builtin:demo"
+    spec = a_spec(engine="openvino", source=source, weight_format=weights, cpus=2, options=options)
+    how = Sampling(temperature=0.0, ignore_eos=True, logprobs=0)
+    async with running(spec, tmp_path) as replica:
+        status = await replica.status_when(lambda s: s.model or s.reason, wait_s=240)  # the weights are converted
+        assert status.model is not None, status.reason
+        async with replica.session() as p:
+            for prompt in ([20 + 7 * n + i for i in range(9 + n)] for n in range(6)):
+                whole = await p.ask(TokenPrompt(prompt), max_tokens=60, sampling=how)
+                for cut in (1, 7, 23, 40):
+                    resume = Resume(whole.tokens[:cut], 0)
+                    rest = await p.ask(TokenPrompt(prompt), max_tokens=60, sampling=how, resume=resume)
+                    pairs = zip(whole.logprobs[cut:], rest.logprobs, strict=True)
+                    assert rest.tokens == whole.tokens[cut:]
+                    assert max(abs(a.logprob - b.logprob) for a, b in pairs) < _ROUNDING
+
+
 async def test_a_small_cache_still_serves_everybody(tmp_path: Path) -> None:
     """With less cache than the streams need together they are put off and taken up again, and each is whole."""
     options: dict[str, object] = {"kv_cache_mib": 1}

@@ -31,7 +31,7 @@ IDLE = {"prefill_chunk": 1, "step_s": 0.2, "max_running": 600, "answer_tokens": 
 
 def head_and_body(body: dict[str, Any]) -> tuple[str, bytes]:
     data = json.dumps(body).encode()
-    return f"POST /v1/chat/completions HTTP/1.1\nHost: x\nContent-Length: {len(data)}", data
+    return f"POST /v1/chat/completions HTTP/1.1\nHost: localhost\nContent-Length: {len(data)}", data
 
 
 async def slow_reader(w: World, body: dict[str, Any]) -> socket.socket:

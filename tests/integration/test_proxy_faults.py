@@ -203,7 +203,7 @@ async def test_drain_finishes_streams_and_takes_no_new_ones():
         assert content((await request).text) == (answer(60), [], True)
         refused = False
         try:
-            await raw_request(w.proxy.address, "GET /health HTTP/1.1\nHost: x")
+            await raw_request(w.proxy.address, "GET /health HTTP/1.1\nHost: localhost")
         except OSError:
             refused = True
         assert refused

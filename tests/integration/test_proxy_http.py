@@ -16,7 +16,7 @@ from integration.proxy_fixtures import PATIENCE, World, answer, eventually, raw_
 from integration.proxy_requests import CHAT, TEXT, error
 
 from headrace.core.streams import Failure
-from headrace.core.types import RouteState
+from headrace.core.types import Route, RouteState
 from headrace.errors import UserError
 from headrace.proxy.app import serving
 from headrace.settings import ProxySettings
@@ -100,10 +100,13 @@ async def test_sse_bytes():
         )
         events = r.text.split("\n\n")
         assert events[-2:] == ["data: [DONE]", ""]
-        # A place to come back to wherever there is text: moves, tokens, characters, and those of reasoning.
-        ids = [e.split("\n")[0] for e in events if e.startswith("id: ")]
-        assert ids == ["id: 0.1.3.0", "id: 0.2.6.0"]
-        chunks = [json.loads(e.rpartition("data: ")[2]) for e in events[:-2]]
+        # As clients read it that know no more of events than this.
+        chunks = [json.loads(e.removeprefix("data: ").split("\n")[0]) for e in events[:-2]]
+        # A place to come back to wherever there is text: moves, tokens, characters, those of reasoning, and a secret.
+        ids = [line.split(".") for e in events for line in e.split("\n")[1:]]
+        assert [i[:4] for i in ids] == [["id: 0", "1", "3", "0"], ["id: 0", "2", "6", "0"]]
+        assert len({i[4] for i in ids}) == 1
+        assert len(ids[0][4]) == 22
         assert [c["object"] for c in chunks] == ["chat.completion.chunk"] * 5
         assert [set(c) for c in chunks] == [{"id", "object", "created", "model", "choices", "usage"}] * 5
         assert chunks[0]["choices"] == [
@@ -175,6 +178,55 @@ async def test_health_ready_docs():
         assert "<script" not in page
 
 
+async def test_the_front_says_where_to_go():
+    async with world(0) as w:
+        text = await w.client.get("/")
+        assert text.headers["content-type"].startswith("text/plain")
+        page = await w.client.get("/", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+        assert page.headers["content-type"].startswith("text/html")
+        listed = await w.client.get("/", headers={"Accept": "application/json"})
+        places = [p["path"] for p in listed.json()["places"]]
+        for r in (text, page, listed):
+            assert r.status_code == 200
+            assert all(path in r.text for path in places)
+            assert "://" not in r.text
+            assert "<script" not in r.text
+        for path in set(places) - {"/v1/chat/completions", "/v1/chat/MODEL"}:
+            assert (await w.client.get(path)).status_code == 200
+        assert (await w.client.head("/")).status_code == 200
+        error(await w.client.post("/"), 405, code="method_not_allowed")
+
+
+async def test_refused_requests_are_remembered(tmp_path: Path):
+    file = tmp_path / "keys"
+    file.write_text("secret\n")
+    async with world(settings={"api_keys_file": file}) as w:
+        key = {"Authorization": "Bearer secret"}
+
+        async def why(request_id: str, method: str, path: str, **more: Any) -> tuple[int, str, str]:
+            headers = {"X-Request-Id": request_id, **more.pop("headers", key)}
+            r = await w.client.request(method, path, headers=headers, **more)
+            story = w.proxy.serving.records.story(request_id)
+            assert story is not None
+            assert (story.status, story.why) == (r.status_code, r.json()["error"]["message"][:300])
+            return story.status, story.request, story.model
+
+        chat = "/v1/chat/completions"
+        assert await why("a", "POST", chat, json=CHAT | {"max_tokens": -1}) == (400, f"POST {chat}", "")
+        assert await why("b", "POST", chat, json=CHAT, headers={}) == (401, f"POST {chat}", "")
+        assert await why("c", "GET", "/nowhere") == (404, "GET /nowhere", "")
+        assert await why("d", "POST", chat, json=CHAT | {"model": "other"}) == (404, f"POST {chat}", "")
+        assert await why("e", "POST", chat, content=b"x", headers=key | {"Content-Type": "image/png"}) == (
+            415, f"POST {chat}", "",
+        )  # fmt: skip
+        r = await w.client.post(chat, json=CHAT, headers=key | {"X-Request-Id": "f"})
+        assert r.status_code == 200
+        story = w.proxy.serving.records.story("f")
+        assert story is not None
+        assert (story.status, story.why, story.model) == (0, "", "demo")
+        assert (await w.client.get("/")).status_code == 200  # without a key
+
+
 async def test_no_word_from_the_head_yet():
     async with (
         serving(ProxySettings(http_port=0, head_address="127.0.0.1:1", state_dir=STATE), PATIENCE) as proxy,
@@ -191,16 +243,53 @@ async def test_api_keys(tmp_path: Path):
     file.write_text(f"# people\nsecret-one\n\nsha256:{hashlib.sha256(b'secret-two').hexdigest()}\n")
     async with world(settings={"api_keys_file": file}) as w:
         for path in ("/v1/models", "/metrics", "/docs", "/v1/nothing", "//health", "/health/../v1/models"):
-            r = await w.client.get(path)
+            r = await w.client.get(f"http://{w.proxy.address}{path}")
             error(r, 401, code="invalid_api_key")
             assert r.headers["www-authenticate"] == "Bearer"
-        for open_path in ("/health", "/ready"):
+        for open_path in ("/", "/health", "/ready"):
             assert (await w.client.get(open_path)).status_code == 200
         for wrong in ("secret-one", "Bearer secret-on", "Bearer", "Basic secret-one", "Bearer secret-one x"):
             error(await w.client.get("/v1/models", headers={"Authorization": wrong}), 401)
         for key in ("secret-one", "secret-two"):
             r = await w.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
             assert r.status_code == 200
+
+
+async def test_a_key_may_be_for_some_models_only(tmp_path: Path):
+    file = tmp_path / "keys"
+    file.write_text("all-of-them\nonly-demo models=demo,other\nnone-of-them models=other\n")
+    async with world(settings={"api_keys_file": file}) as w:
+        w.head.show(
+            Route("cat", RouteState.AVAILABLE), Route("demo:x", RouteState.STARTING, adapter="x", reason="loading")
+        )
+
+        def by(key: str) -> dict[str, str]:
+            return {"Authorization": f"Bearer {key}"}
+
+        async def listed(key: str) -> set[str]:
+            return {m["id"] for m in (await w.client.get("/v1/models", headers=by(key))).json()["data"]}
+
+        await eventually(lambda: w.proxy.routes.table and "cat" in w.proxy.routes.table.routes)
+        assert await listed("all-of-them") == {"demo", "cat", "demo:x"}
+        assert await listed("only-demo") == {"demo", "demo:x"}
+        assert await listed("none-of-them") == set()
+        assert (await w.client.post("/v1/chat/completions", json=CHAT, headers=by("only-demo"))).status_code == 200
+        bodies = {
+            "/v1/chat/completions": CHAT,
+            "/v1/chat/demo": {"messages": CHAT["messages"]},
+            "/v1/completions": {"model": "demo", "prompt": "x"},
+            "/v1/embeddings": {"model": "demo", "input": "x"},
+            "/tokenize": {"model": "demo", "prompt": "x"},
+        }
+        for path, body in bodies.items():
+            told = error(
+                await w.client.post(path, json=body, headers=by("none-of-them")), 404, "model", "model_not_found"
+            )
+            assert "There is none yet" in told, "what others may call is not named"
+        assert (await w.client.get("/v1/models/demo", headers=by("none-of-them"))).status_code == 404
+        error(
+            await w.client.post("/v1/chat/cat", content="x", headers=by("only-demo")), 404, "model", "model_not_found"
+        )
 
 
 async def test_who_may_be_refused_to_start(tmp_path: Path):
@@ -259,7 +348,9 @@ async def test_metrics():
 async def test_connection_reset_while_sending_the_body():
     async with world() as w:
         _, writer = await raw_request(
-            w.proxy.address, "POST /v1/chat/demo HTTP/1.1\nHost: x\nContent-Length: 100\nContent-Type: text/plain", b"x"
+            w.proxy.address,
+            "POST /v1/chat/demo HTTP/1.1\nHost: localhost\nContent-Length: 100\nContent-Type: text/plain",
+            b"x",
         )
         sock = writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -354,7 +354,7 @@ async def test_herd_at_zero_replicas():
         await eventually(lambda: w.proxy.routes.table and "demo" in w.proxy.routes.table.routes)
         w.head.on_ensure = lambda name: w.head.state(name, RouteState.STARTING, "loading, 40 %")
         body = json.dumps(STREAM).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\nHost: x\nConnection: close\nContent-Length: {len(body)}"
+        head = f"POST /v1/chat/completions HTTP/1.1\nHost: localhost\nConnection: close\nContent-Length: {len(body)}"
 
         async def one() -> bytes:
             reader, writer = await raw_request(w.proxy.address, head, body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -20,18 +21,20 @@ from headrace.process import LIFELINE_ENV, Child, child_env
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
 PROGRAM = """
-import asyncio, json, sys, pathlib
+import asyncio, json, os, resource, sys, pathlib, uvloop
 from headrace.proxy.app import run
 from headrace.settings import ProxySettings
 given = json.loads(sys.argv[1])
 given |= {k: pathlib.Path(v) for k, v in given.items() if k in ("metrics_dir", "api_keys_file", "state_dir")}
-asyncio.run(run(ProxySettings(**given)))
+if files := int(os.environ.get("OPEN_FILES", 0)):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+uvloop.run(run(ProxySettings(**given)))
 """
 
 
 @asynccontextmanager
 async def proxies(
-    count: int, folder: Path, lifeline: int | None = None, **knobs: object
+    count: int, folder: Path, lifeline: int | None = None, open_files: int = 0, **knobs: object
 ) -> AsyncIterator[tuple[list[Child], Head, Replica, str]]:
     """`count` proxy processes on one port, all with a session to one replica."""
     async with AsyncExitStack() as stack:
@@ -48,7 +51,9 @@ async def proxies(
         for _ in range(count):
             child = Child.spawn(
                 [sys.executable, "-c", PROGRAM, json.dumps(settings)],
-                env=child_env({LIFELINE_ENV: str(lifeline)} if lifeline is not None else {}),
+                env=child_env(
+                    {"OPEN_FILES": str(open_files)} | ({LIFELINE_ENV: str(lifeline)} if lifeline is not None else {})
+                ),
                 output=folder / "proxy.log",
                 pass_fds=() if lifeline is None else (lifeline,),
             )
@@ -157,3 +162,25 @@ async def test_proxy_ends_with_its_parent(tmp_path: Path):
             assert await children[0].wait() == 0
     finally:
         os.close(read_end)
+
+
+async def test_silent_connections_leave_room_for_others(tmp_path: Path):
+    """More of them than there are descriptors: the oldest go, whoever comes is served, and it is told once."""
+    async with proxies(1, tmp_path, open_files=300) as (children, _, _, url):
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        silent: list[asyncio.StreamWriter] = []
+        for _ in range(10):
+            for _, writer in await asyncio.gather(*(asyncio.open_connection(host, int(port)) for _ in range(50))):
+                silent.append(writer)
+            async with httpx.AsyncClient(base_url=url, timeout=20.0, trust_env=False) as client:
+                for _ in range(3):
+                    assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+                page = (await client.get("/metrics")).text
+        assert children[0].alive()
+        closed = re.search(r'headrace_connections_closed_total{reason="idle"} (\d+)', page)
+        assert closed
+        assert int(closed[1]) > 200
+        said = (tmp_path / "proxy.log").read_text()
+        assert said.count("few_open_files") == 2  # as it started, and when they were few
+        for writer in silent:
+            writer.close()

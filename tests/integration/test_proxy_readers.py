@@ -50,7 +50,8 @@ async def slow_reader(w: World, tokens: int) -> tuple[asyncio.StreamReader, asyn
     await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
     reader, writer = await asyncio.open_connection(sock=sock, limit=2**10)
     body = json.dumps(STREAM | {"max_tokens": tokens}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    fields = f"Host: localhost\r\nContent-Length: {len(body)}\r\nConnection: close"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\n{fields}\r\n\r\n"
     writer.write(head.encode() + body)
     return reader, writer
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from authority_fixtures import STATE
 from integration.proxy_fixtures import Head, eventually, free_port
 from integration.replica_fixtures import RunningReplica, a_spec, running
 from integration.test_proxy_processes import PROGRAM
@@ -85,7 +86,7 @@ async def system(
                 port, holder = free_port()
                 stack.callback(holder.close)
             given = {"http_port": port, "head_address": head.address, "keep_s": keep_s, "drain_s": 0.1}
-            given["metrics_dir"] = str(folder / f"metrics{i}")
+            given |= {"metrics_dir": str(folder / f"metrics{i}"), "state_dir": str(STATE)}
             if keys:
                 (folder / "keys").write_text(keys)
                 given["api_keys_file"] = str(folder / "keys")
@@ -218,7 +219,10 @@ async def test_only_the_same_request_takes_a_stream_over(tmp_path: Path):
         assert await read(s.urls[1], body | {"seed": 1}, seen) == 410
         assert await read(s.urls[1], body, replace(seen, request_id="another")) == 410
         assert await read(s.urls[1], body, replace(seen, last="1" + seen.last[1:])) == 410
-        assert await read(s.urls[1], body, replace(seen, last="0.9000.1.0")) == 410
+        nonce = seen.last.split(".")[4]
+        assert await read(s.urls[1], body, replace(seen, last=f"0.9000.1.0.{nonce}")) == 410
+        assert await read(s.urls[1], body, replace(seen, last=seen.last.replace(nonce, "A" * 22))) == 410
+        assert await read(s.urls[1], body, replace(seen, last="0.1.1.0")) == 400
         assert await read(s.urls[1], body, replace(seen, last="x")) == 400
         assert await read(s.urls[1], body | {"n": 2}, seen) == 400
         assert await read(s.urls[1], body, seen, events=5) == 200

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from headrace.core.catalog import check_entry, check_model, merge, name_of, parse, parse_size, resolve
-from headrace.core.types import CatalogEntry, Deployment, DeployRequest, ModelSpec, Resources
+from headrace.core.types import NAME_PATTERN, CatalogEntry, Deployment, DeployRequest, ModelSpec, Resources
 from headrace.errors import InvalidRequest, NotFound
+from headrace.head.reconciler import new_replica_id
 from headrace.rpc import convert
 
 GIB = 2**30
@@ -215,8 +216,33 @@ def test_everything_is_bounded(change: dict[str, Any], param: str) -> None:
 def test_names_are_never_paths() -> None:
     with pytest.raises(InvalidRequest):
         name_of(DeployRequest("/"))
-    with pytest.raises(InvalidRequest):
-        check_entry(entry(name="a/b"))
+    for name in (
+        "..",
+        "../a",
+        "a/..",
+        "a/../b",
+        "/a",
+        "a/",
+        "a//b",
+        "a/.b",
+        "a/b/",
+        "./a",
+        "a\n",
+        "a/b\n",
+        "",
+        "a" * 97,
+    ):
+        with pytest.raises(InvalidRequest):
+            check_entry(entry(name=name))
+
+
+def test_names_may_have_an_organisation() -> None:
+    assert check_entry(entry(name="org/name")).name == "org/name"
+    assert name_of(DeployRequest("org/name")) == "org/name", "of the catalog: its own name"
+    assert name_of(DeployRequest("hf://org/name")) == "name"
+    assert name_of(DeployRequest("hf://org/name", name="org/name")) == "org/name"
+    replica = new_replica_id("org/name", 1)
+    assert NAME_PATTERN.fullmatch(replica), "it is a folder's name"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from chaos_harness import check_moves, check_processes, check_state, check_streams, checker, history, oracle, report
+from chaos_harness import (
+    check_moves,
+    check_processes,
+    check_state,
+    check_streams,
+    checker,
+    history,
+    oracle,
+    real_model,
+    report,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -355,3 +365,65 @@ def test_an_inexact_end_is_excused_only_where_a_replica_died_in_an_update() -> N
     assert kinds(streams(start(), stopped, faults=[death, update]).violations) == []
     for faults in ([death], [update], [death, update | {"model": "other"}], [death | {"t": 9.0}, update]):
         assert kinds(streams(start(), stopped, faults=faults).violations) == ["I3 error"]
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+WORDS = words("the dog ran along the sea and found a letter that nobody had read since the war when ships were there")
+OTHER = words(
+    "bread is made of flour and water which are left to rise for a night in a warm room before they are baked"
+)
+
+
+def asked(number: str = "c1", **more: Any) -> Event:
+    return start(id=number, prompt="dog", seed=None, max_tokens=len(WORDS), **more)
+
+
+def answered(said: list[str], moved_after: int = 10, number: str = "c1", **more: Any) -> Event:
+    """One token a word; what comes after so many words comes from another replica."""
+    text = "".join(f" {w}" for w in said)
+    ends = [len("".join(f" {w}" for w in said[: n + 1])) for n in range(len(said))]
+    pieces = [[1.0 + n / 10, sofar, int(n >= moved_after)] for n, sofar in enumerate(ends)]
+    return end(**{"id": number, "text": text, "pieces": pieces, "tokens": len(WORDS), **more})
+
+
+def of_a_real_model(*events: Event) -> check_streams.Streams:
+    before = (
+        asked("b1", mood="baseline"), answered(WORDS, 99, "b1"),
+        start(id="b2", prompt="bread", mood="baseline"), answered(OTHER, 99, "b2", tokens=len(OTHER)),
+    )  # fmt: skip
+    real = real_model.RealModel(list(before), lambda text: len(text.split()))
+    return check_streams.check_streams(list(events), [], real.expected, real.judge)
+
+
+def test_an_answer_of_a_real_model_may_go_on_otherwise() -> None:
+    parted = [*WORDS[:14], *words("every year of his long life"), "again"]
+    assert len(parted) == len(WORDS)
+    found = of_a_real_model(asked(), answered(parted))
+    assert (found.violations, found.otherwise, found.compared) == ([], {"moved": 1}, {"moved": 1})
+    a_word_more = [*WORDS[:14], "ever", *WORDS[14:-1]]  # one goes on as the other, and has lost nothing
+    found = of_a_real_model(asked(), answered(a_word_more, moved_after=3))
+    assert (found.violations, found.otherwise) == ([], {"moved": 1})
+    found = of_a_real_model(asked(), answered(parted, moved_after=99))
+    assert (found.violations, found.otherwise) == ([], {"not moved": 1})
+    found = of_a_real_model(asked(), answered(WORDS))
+    assert (found.violations, found.otherwise, found.compared) == ([], {}, {"moved": 1})
+
+
+@pytest.mark.parametrize(
+    ("seen", "kind"),
+    [
+        ([*WORDS[:10], *WORDS[11:]], "I2 missing"),  # where it moved
+        ([*WORDS[:10], *WORDS[9:-1]], "I2 duplicate"),  # where it moved; in all there are as many as there should be
+        ([*WORDS[:15], *WORDS[16:]], "I2 missing"),  # anywhere: too few for what was told
+        ([*WORDS[:15], *WORDS[14:]], "I2 duplicate"),
+        ([*WORDS[:10], *OTHER[:12]], "I2 corrupted"),  # somebody else's
+        (WORDS[:-2], "I2 missing"),
+    ],
+)
+def test_what_a_real_model_s_answer_must_not_be(seen: list[str], kind: str) -> None:
+    found = of_a_real_model(asked(), answered(seen))
+    assert kinds(found.violations) == [kind]
+    assert not found.otherwise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 import pytest
 
 from headrace.cli import COMMANDS, cli, main, sole_error
+from headrace.cli.kinds import SIZE
 from headrace.cli.options import FLAGS, build, field_names, settings_options
 from headrace.cli.up import explicit_flags
 from headrace.errors import UserError
@@ -222,3 +224,60 @@ def test_help_is_quick_because_it_imports_little() -> None:
     code += "print([m for m in ('grpc', 'rich', 'httpx', 'structlog', 'psutil', 'asyncio') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert out.splitlines()[-1] == "[]"
+
+
+ODD = (
+    '""', '"x"', "5", "-5", "1.5", "nan", "inf", "true", "[]", "[1]", '["a"]', '[""]', "{}", "{a=1}", "1979-05-27",
+    '"a\\u0000b"', '"~nosuchuser/x"', "1e400", "9" * 30, "9" * 400,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("cls", "table"), list(zip(ALL, ("head", "scheduler", "proxy", "up"), strict=True)))
+def test_any_value_of_a_file_is_taken_or_refused_in_a_sentence(cls: type, table: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    taken = 0
+    for field in field_names(cls):
+        for value in ODD:
+            config.write_text(f"[{table}]\n{FLAGS[field].name or field} = {value}\n")
+            try:
+                got = parse(cls, [f"--config={config}"], table)
+            except (click.ClickException, UserError):
+                continue
+            taken += 1
+            kept = getattr(got, field, None)
+            assert kept != "", (field, value)
+            assert not isinstance(kept, float) or math.isfinite(kept)
+            assert not (type(kept) is int and value in ("true", "1.5") and FLAGS[field].type is not SIZE), (
+                field,
+                value,
+            )
+    assert taken > 20
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "x = " + "9" * 5000, "\x00", "[head]\nhttp_port = 1\nhttp_port = 2\n"])
+def test_a_file_that_is_hard_to_read_is_told(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(text)
+    with pytest.raises(UserError, match="is not a TOML file"):
+        parse(HeadSettings, [f"--config={config}"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["deploy", ""], ["deploy", "demo", "--name="], ["deploy", "demo", "--name", ""],
+        ["deploy", "demo", "--engine="], ["deploy", "demo", "--adapter="], ["deploy", "demo", "--chat_template="],
+        ["deploy", "demo", "--task="],
+        ["deploy", "demo", "--state_dir="], ["deploy", "demo", "--head_address="], ["scale", "", "1"], ["delete", ""],
+        ["rollback", ""], ["revisions", ""], ["logs", ""], ["explain", ""], ["chat", ""], ["chat", "demo", "--url="],
+        ["models", "add", "x", "--source="], ["models", "add", "", "--source=a/b"], ["models", "remove", ""],
+        ["adapters", "list", ""], ["adapters", "add", "demo", ""], ["adapters", "add", "", "a=b"],
+        ["adapters", "remove", "demo", ""], ["up", "--model="], ["up", "--engine="], ["head", "--config="],
+        ["head", "--api_keys_file="], ["scheduler", "--node_id="], ["proxy", "--proxy_id="], ["doctor", "--state_dir="],
+        ["token", "--revoke="], ["token", "--node_id="], ["token", "--address="], ["join", ""],
+    ],
+)  # fmt: skip
+def test_what_is_empty_never_means_the_default(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_of(*words) == 2
+    err = capsys.readouterr().err
+    assert "empty" in err or "'' is not one of" in err

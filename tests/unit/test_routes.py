@@ -129,8 +129,8 @@ def test_the_smallest_context_counts() -> None:
         ([("r1a", "1", Phase.LOADING)], {"activity": "downloading", "progress": 0.4}, RouteState.STARTING,
          "downloading, 40 %"),
         ([("r1a", "1", Phase.STARTING)], {}, RouteState.STARTING, "starting"),
-        ([("r1a", "1", Phase.PENDING)], {"reason": "starts again in 2 s: was killed"}, RouteState.STARTING,
-         "starts again in 2 s: was killed"),
+        ([("r1a", "1", Phase.PENDING)], {"reason": "was killed", "next_try": 9.0}, RouteState.STARTING,
+         "was killed; it is tried again"),
         ([("r1a", "1", Phase.FAILED)], {"reason": "no such folder"}, RouteState.FAILED, "no such folder"),
         ([("r1a", "1", Phase.FAILED), ("r1b", "1", Phase.LOADING)], {}, RouteState.STARTING, "loading"),
         ([("r1a", "1", Phase.FAILED), ("r1b", "1", Phase.READY)], {"reason": "broken"}, RouteState.READY,
@@ -157,7 +157,23 @@ def test_why_nothing_could_be_placed_is_told() -> None:
     state, nodes = world()
     why = "needs 1 GPU; node 1 has 0"
     assert standing(state, nodes, {"d": Unplaced(why)}).statuses["d"].reason == why
-    assert route(state, nodes, why).reason == why
+    assert route(state, nodes, why).reason == "waiting for room"
+
+
+@pytest.mark.parametrize(
+    ("replicas", "more", "told"),
+    [
+        ([], {}, "waiting for room"),
+        ([("r1a", "1", Phase.LOADING)], {"activity": "downloading s3://own/models", "progress": 0.4}, "loading, 40 %"),
+        ([("r1a", "1", Phase.PENDING)], {"reason": "starts again: /home/op/model is damaged"}, "pending"),
+        ([("r1a", "1", Phase.FAILED)], {"reason": "OSError: /home/op/.netrc"}, "it cannot be started"),
+        ([("r1a", "1", Phase.FAILED), ("r1b", "1", Phase.READY)], {"reason": "broken"}, ""),
+    ],
+)
+def test_clients_are_not_told_what_only_concerns_who_runs_it(
+    replicas: list[tuple[str, str, Phase]], more: dict[str, object], told: str
+) -> None:
+    assert route(*world(*replicas, **more)).reason == told  # type: ignore[arg-type]
 
 
 def test_scaled_to_zero_is_available() -> None:
@@ -182,7 +198,9 @@ def test_desired_names_what_is_to_run_on_a_node_and_nothing_else() -> None:
 
 def test_what_fits_nowhere_fails_for_callers_until_something_is_coming() -> None:
     why = "needs 1 GPU; node 1 has 0"
-    assert route(*world(), why, stuck=True) == Route("d", RouteState.FAILED, why, created_unix_s=7)
+    assert route(*world(), why, stuck=True) == Route(
+        "d", RouteState.FAILED, "the cluster has no room for it", created_unix_s=7
+    )
     assert route(*world(), why).state is RouteState.STARTING
     assert route(*world(("r1a", "1", Phase.LOADING), wanted=2), why, stuck=True).state is RouteState.STARTING
     assert route(*world(("r1a", "1", Phase.READY), wanted=2), why, stuck=True).state is RouteState.READY
@@ -209,7 +227,7 @@ def adapter_route(*said: AdapterStatus | None, lost: str = "", name: str = "d:x"
         ([AdapterStatus(X)], RouteState.STARTING, "loading the adapter x", []),
         ([AdapterStatus(Y, loaded=True)], RouteState.STARTING, "loading the adapter x", []),
         ([AdapterStatus(replace(X, source="/other"), loaded=True)], RouteState.STARTING, "loading the adapter x", []),
-        ([AdapterStatus(X, False, "too big")], RouteState.FAILED, "too big", []),
+        ([AdapterStatus(X, False, "too big")], RouteState.FAILED, "the adapter x cannot be loaded", []),
         ([AdapterStatus(X, False, "too big"), AdapterStatus(X)], RouteState.STARTING, "loading the adapter x", []),
     ],
 )
@@ -231,7 +249,7 @@ def test_a_lost_replica_may_have_the_adapter_if_nothing_else_is_known() -> None:
 def test_an_adapter_is_no_better_off_than_its_model() -> None:
     state, nodes = world(("r1a", "1", Phase.FAILED), adapters=(X,), reason="no such folder")
     r = routes(state, nodes, {}, {})["d:x"]
-    assert (r.state, r.reason) == (RouteState.FAILED, "no such folder")
+    assert (r.state, r.reason) == (RouteState.FAILED, "it cannot be started")
     assert routes(*world(wanted=0, adapters=(X,)), {}, {})["d:x"].state is RouteState.AVAILABLE
 
 

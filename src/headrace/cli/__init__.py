@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 import click
 
+from headrace.cli import stdio
 from headrace.errors import HeadraceError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -26,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("headrace.cli.inspect", "Show deployments, replicas and proxies."),
     "nodes": ("headrace.cli.inspect", "Show the machines that take part."),
     "models": ("headrace.cli.models", "List, add or remove models of the catalog."),
-    "logs": ("headrace.cli.inspect", "Print the log of a replica."),
+    "logs": ("headrace.cli.inspect", "Print the log of a replica, a proxy, the head or the scheduler."),
     "explain": ("headrace.cli.explain", "Tell why a request went where it went."),
     "chat": ("headrace.cli.chat", "Talk to a model."),
     "token": ("headrace.cli.token", "Show the line with which another machine joins."),
@@ -38,7 +40,24 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """A reader that went away (`headrace logs … | head`) is its own business, and no failure of ours."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise click.exceptions.Exit(0) from None
+
+
 class _LazyGroup(click.Group):
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _reader_may_leave():  # --help and --version
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _reader_may_leave():
+            return super().invoke(ctx)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -97,38 +116,43 @@ def _run(args: Sequence[str] | None) -> int:
         code = cli.main(args=None if args is None else list(args), prog_name="headrace", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as e:
-        e.show()
+        with suppress(OSError):
+            e.show()
         return e.exit_code
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:
-        return 0  # the reader went away (`headrace logs … | head`): its business
     except BaseException as raised:
         error = sole_error(raised)
         if isinstance(error, KeyboardInterrupt):
             return 130
         if os.environ.get("HEADRACE_DEBUG") == "1" or not isinstance(error, Exception):
             raise
-        if isinstance(error, ModuleNotFoundError):
-            click.echo(f"Error: The module {error.name!r} is not installed; run: pip install 'headrace[cpu]'", err=True)
-        elif isinstance(error, HeadraceError):
-            click.echo(f"Error: {error.message}", err=True)
-        else:
-            click.echo(
-                f"Error: Unexpected {type(error).__name__}: {error}. HEADRACE_DEBUG=1 shows where it came from.",
-                err=True,
-            )
+        stdio.tell(_sentence(error))
         return 1
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"The module {error.name!r} is not installed; run: pip install 'headrace[cpu]'"
+    if isinstance(error, HeadraceError):
+        return error.message
+    if isinstance(error, OSError) and error.strerror:
+        # What a command does with files it tells itself; what has no name is what it writes to.
+        return stdio.cannot_write(error) if error.filename is None else f"{error.filename}: {error.strerror}."
+    return f"Unexpected {type(error).__name__}: {error}. HEADRACE_DEBUG=1 shows where it came from."
+
+
+def _foreign(args: Sequence[str]) -> str:
+    """What of the command line and of our variables cannot be read as text; "" if all of it can."""
+    ours = (f"{name}={value}" for name, value in os.environ.items() if name.startswith("HEADRACE_"))
+    return next((word for word in (*args, *ours) if stdio.foreign_bytes(word)), "")
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 done, 1 an error told in one sentence, 2 wrong usage, 130 interrupted."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core writes to stderr when a peer goes away
-    code = _run(args)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            # A reader or a terminal that is gone; the interpreter's own last flush would make it exit code 120.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    sys.exit(code)
+    stdio.make_whole()
+    if word := _foreign(sys.argv[1:] if args is None else args):
+        stdio.tell(f"{os.fsencode(word)!r} is not UTF-8.")
+        sys.exit(2)
+    sys.exit(stdio.flushed(_run(args)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrace.cli.client import call_head, client_options
+from headrace.cli.kinds import Argument
 from headrace.core.adapters import public_name
 from headrace.core.types import Adapter, ClusterStatus, DeploymentStatus
 from headrace.errors import NotFound, UserError
@@ -79,7 +80,7 @@ def adapters() -> None:
 
 
 @adapters.command(name="list")
-@click.argument("model")
+@click.argument("model", cls=Argument)
 @click.option("--json", "as_json", is_flag=True, help="All there is, for programs.")
 @client_options
 def list_(model: str, as_json: bool, **params: Any) -> None:
@@ -96,8 +97,8 @@ def list_(model: str, as_json: bool, **params: Any) -> None:
 
 
 @adapters.command()
-@click.argument("model")
-@click.argument("pair", metavar="NAME=SOURCE")
+@click.argument("model", cls=Argument)
+@click.argument("pair", cls=Argument, metavar="NAME=SOURCE")
 @click.option("--revision", default="", help="Commit or tag of the adapter at its source.")
 @click.option("--wait/--no_wait", default=True, show_default=True, help="Wait until it is loaded.")
 @client_options
@@ -118,8 +119,8 @@ def add(model: str, pair: str, revision: str, wait: bool, **params: Any) -> None
 
 
 @adapters.command()
-@click.argument("model")
-@click.argument("name")
+@click.argument("model", cls=Argument)
+@click.argument("name", cls=Argument)
 @client_options
 def remove(model: str, name: str, **params: Any) -> None:
     """Remove an adapter from a deployment; what runs with it finishes."""

@@ -203,11 +203,14 @@ def ports(state_dir: Path, wanted: Mapping[str, int]) -> Iterator[Finding]:
 
 
 def engines() -> Finding:
-    found = [e for e in engines_here.installed() if e != "simulated"]
+    found = ", ".join(e for e in engines_here.installed() if e != "simulated")
+    if engines_here.vllm_too_old():
+        old, _, todo = engines_here.how_to_install("vllm").partition(". ")
+        return Finding(Level.WARNING, "engines", f"{found}; {old}" if found else old, _clause(todo))
     if not found:
-        todo = "for CPUs: pip install 'headrace[cpu]'; for GPUs: pip install vllm"
+        todo = "for CPUs: pip install 'headrace[cpu]'; for GPUs: pip install 'headrace[vllm]'"
         return Finding(Level.WARNING, "engines", "none is installed but the simulated one", todo)
-    return Finding(Level.OK, "engines", ", ".join(found))
+    return Finding(Level.OK, "engines", found)
 
 
 def _proxies(state_dir: Path) -> set[int]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.cli.endpoint import DEFAULT_GRPC_PORT, callable_address, read_endpoint, with_port
-from headrace.cli.options import FILE, Flag, flag_options, option, tls_settings
+from headrace.cli.kinds import FILE
+from headrace.cli.options import Flag, flag_options, option, tls_settings
 from headrace.errors import Unavailable, UserError
 from headrace.settings import TlsSettings, default_state_dir
 

@@ -19,7 +19,7 @@ def read_table(path: Path, table: str, names: Mapping[str, str]) -> dict[str, An
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"Cannot read the configuration file {path}: {e.strerror}.") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not a TOML file: {e}.") from e
     for name, value in data.items():
         if name not in TABLES:

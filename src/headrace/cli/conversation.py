@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -61,7 +62,7 @@ class Conversation:
     def check(self) -> None:
         """HeadraceError if the model cannot be asked: no such model, no key, nothing there."""
         with self._errors():
-            _raise_for(self._client.get(f"/v1/models/{self.model}", timeout=10.0))
+            _raise_for(self._client.get(f"/v1/models/{quote(self.model, safe='/:')}", timeout=10.0))
 
     def ask(self, text: str, waiting: Callable[[str], None] = _nothing) -> Iterator[str]:
         """The answer in pieces. What was answered is remembered, also if it was stopped; a failed turn is not.
@@ -106,14 +107,21 @@ class Conversation:
                             response.read()
                         _raise_for(response)
                         until = 0.0
+                        event: list[str] = []  # which counts when it is whole: its id comes last
                         for line in response.iter_lines():
+                            event.append(line)
                             if line.startswith("id:"):
                                 place = line[3:].strip()
-                            yield line
-                            if line.startswith("data:") and place:
+                            if line:
+                                continue
+                            yield from event
+                            if place:
                                 headers["Last-Event-ID"] = place
-                            if line == "data: [DONE]" or line.startswith('data: {"error"'):
+                            if any(x == "data: [DONE]" or x.startswith('data: {"error"') for x in event):
                                 return
+                            event = []
+                        if not place:
+                            yield from event
                         raise httpx.RemoteProtocolError("it ended too early")
                 except (httpx.NetworkError, httpx.RemoteProtocolError):
                     now = time.monotonic()

@@ -11,7 +11,8 @@ import click
 
 from headrace.cli.adapters import read_adapters, until_loaded
 from headrace.cli.client import call_head, client_options
-from headrace.cli.options import AMOUNT, COUNT, ENGINE, FILE, SIZE, Flag, option
+from headrace.cli.kinds import AMOUNT, COUNT, ENGINE, FILE, SIZE, Argument, Option
+from headrace.cli.options import Flag, option
 from headrace.cli.sources import resolve
 from headrace.core.catalog import TASKS, WEIGHT_FORMATS
 from headrace.core.types import DeploymentStatus, DeployRequest
@@ -33,15 +34,17 @@ MODEL_FLAGS: dict[str, Flag] = {
     ),
     "engine_arg": Flag("KEY=VALUE for the engine; VALUE may be JSON. Repeatable.", many=True),
     "task": Flag("What the model is for.", click.Choice([t for t in TASKS if t]), env="DEPLOY_TASK"),
-    "tool_parser": Flag("The engine's parser for this model's tool calls.", env="DEPLOY_TOOL_PARSER"),
-    "reasoning_parser": Flag("The engine's parser for this model's reasoning.", env="DEPLOY_REASONING_PARSER"),
+    "tool_parser": Flag("The engine's parser for this model's tool calls.", env="DEPLOY_TOOL_PARSER", empty=True),
+    "reasoning_parser": Flag(
+        "The engine's parser for this model's reasoning.", env="DEPLOY_REASONING_PARSER", empty=True
+    ),
     "trust_remote_code": Flag(
         "Run code that comes with the weights. Only for a source that you trust.",
         switch=True,
         env="DEPLOY_TRUST_REMOTE_CODE",
     ),
     "chat_template": Flag("File with a Jinja chat template.", FILE, env="DEPLOY_CHAT_TEMPLATE"),
-    "revision": Flag("Commit or tag of the weights at their source.", env="DEPLOY_REVISION"),
+    "revision": Flag("Commit or tag of the weights at their source.", env="DEPLOY_REVISION", empty=True),
     "adapter": Flag("NAME=SOURCE of a LoRA adapter, called as MODEL:NAME. Repeatable; those given are all.", many=True),
 }
 
@@ -89,8 +92,8 @@ def replica_range(replicas: int | None, low: int | None, high: int | None) -> tu
 
 
 @click.command()
-@click.argument("model")
-@click.option("--name", help="Public name; without it, the catalog's or the folder's.")
+@click.argument("model", cls=Argument)
+@click.option("--name", cls=Option, help="Public name; without it, the catalog's or the folder's.")
 @option("replicas", Flag("Number of replicas.", COUNT, env="DEPLOY_REPLICAS"))
 @option("min", Flag("Least number of replicas.", COUNT, env="DEPLOY_MIN"))
 @option("max", Flag("Greatest number of replicas.", COUNT, env="DEPLOY_MAX"))
@@ -138,7 +141,7 @@ def deploy(model: str, name: str | None, wait: bool, **params: Any) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", cls=Argument)
 @client_options
 def delete(name: str, **params: Any) -> None:
     """Delete a deployment and stop its replicas."""
@@ -147,7 +150,7 @@ def delete(name: str, **params: Any) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="MODEL")
+@click.argument("name", cls=Argument, metavar="MODEL")
 @click.argument("replicas", type=COUNT, required=False)
 @option("min", Flag("Least number of replicas.", COUNT, env="SCALE_MIN"))
 @option("max", Flag("Greatest number of replicas.", COUNT, env="SCALE_MAX"))

@@ -11,12 +11,14 @@ import click
 
 from headrace.cli.client import call_head, client_options
 from headrace.cli.inspect import to_json
+from headrace.cli.kinds import Argument
+from headrace.cli.words import one_line
 from headrace.core.story import Choice, Explanation, Story
 from headrace.errors import NotFound
 
 
 @click.command()
-@click.argument("request_id")
+@click.argument("request_id", cls=Argument)
 @click.option("--json", "as_json", is_flag=True, help="All there is, for programs.")
 @client_options
 def explain(request_id: str, as_json: bool, **params: Any) -> None:
@@ -46,7 +48,7 @@ def nobody_knows(request_id: str, found: Explanation) -> str:
 def story_lines(s: Story) -> Iterator[str]:
     """A story for people to read."""
     when = datetime.fromtimestamp(s.received_unix_s).strftime("%Y-%m-%d %H:%M:%S")
-    yield f"{s.request_id}: {s.model}, received {when} by {s.proxy_id}"
+    yield f"{s.request_id}: {one_line(s.model or s.request)}, received {when} by {s.proxy_id}"
     turns = [(c.at_s, list(_choice_lines(c))) for c in s.choices]
     turns += [(m.at_s, [f"left its replica after {m.tokens} tokens: {m.cause}"]) for m in s.moves]
     if s.first_token_s is not None:
@@ -54,14 +56,16 @@ def story_lines(s: Story) -> Iterator[str]:
     cached = f" ({s.cached_tokens} of them from the prefix cache)" if s.cached_tokens else ""
     numbers = f"{s.prompt_tokens} prompt tokens{cached}, {s.tokens} tokens of answer"
     if s.ended_s is not None:
-        turns.append((s.ended_s, [f"ended: {s.end}; {numbers}"]))
+        end = [f"ended: {s.end}; {numbers}"] if s.end else []
+        told = [f"answered with {s.status}: {one_line(s.why)}"] if s.status else []
+        turns.append((s.ended_s, [*end, *told]))
     for at, (first, *more) in sorted(turns, key=lambda t: t[0]):
         yield f"  {at:9.3f} s  {first}"
         for line in more:
             yield f"{'':15}{line}"
-    if not s.choices:
+    if not s.choices and not s.request:
         yield "  no replica was chosen" + ("" if s.end else " yet")
-    if s.ended_s is None:
+    if s.ended_s is None and not s.status:
         yield f"  runs; so far {numbers}"
 
 

@@ -12,7 +12,7 @@ from headrace.cli.loading import BarProgress, PlainProgress
 from headrace.cli.waiting import Outcome, Standing, standing
 from headrace.core.catalog import resolve
 from headrace.core.types import ClusterStatus, DeployRequest, RouteState
-from headrace.engines_here import HOW_TO_INSTALL, installed, pick
+from headrace.engines_here import how_to_install, installed, pick
 from headrace.errors import HeadraceError, RequestTimeout, Unavailable, UserError
 from headrace.rpc.admin import AdminClient
 
@@ -87,7 +87,7 @@ class FirstModels:
             wanted = resolve(DeployRequest(model=model, engine=engine), catalog)
             needed, _ = pick(wanted.model.engine, here, wanted.resources.gpus)
             if needed not in here:
-                raise UserError(HOW_TO_INSTALL[needed])
+                raise UserError(how_to_install(needed))
 
     async def _node(self) -> None:
         """Wait for a node: without one the head would have a person start a scheduler, and ours is on its way."""

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrace.cli.client import call_head, client_options
-from headrace.cli.options import COUNT, Flag, option
+from headrace.cli.following import while_read
+from headrace.cli.kinds import COUNT, Argument
+from headrace.cli.options import Flag, option
 from headrace.core.types import ClusterStatus
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def status(watch: bool, as_json: bool, **params: Any) -> None:
             click.echo(f"\x1b[H{_over(text)}\x1b[J" if on_terminal else text if as_json else f"{text}\n")
             sys.stdout.flush()
 
-    call_head(params, forever if watch else once)
+    call_head(params, (lambda admin: while_read(forever(admin))) if watch else once)
 
 
 @click.command()
@@ -73,19 +75,19 @@ def nodes(as_json: bool, **params: Any) -> None:
 
 
 @click.command()
-@click.argument("replica")
+@click.argument("part", cls=Argument)
 @click.option("-f", "--follow", is_flag=True, help="Go on as the log grows.")
 @option("tail", Flag("Lines to begin with.", COUNT), 100)
 @client_options
-def logs(replica: str, follow: bool, tail: int, **params: Any) -> None:
-    """Print the log of a REPLICA: its id, or the beginning of it."""
+def logs(part: str, follow: bool, tail: int, **params: Any) -> None:
+    """Print the log of a PART: a replica's id or the beginning of it, head, scheduler, or a proxy's id."""
 
     async def action(admin: AdminClient) -> None:
-        async for data in admin.read_logs(replica, tail, follow):
+        async for data in admin.read_logs(part, tail, follow):
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
 
-    call_head(params, action)
+    call_head(params, lambda admin: while_read(action(admin)))
 
 
 def _over(text: str) -> str:

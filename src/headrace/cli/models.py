@@ -11,6 +11,7 @@ from headrace.cli.adapters import read_adapters
 from headrace.cli.client import call_head, client_options
 from headrace.cli.deploy import engine_args_json, model_options, read_template
 from headrace.cli.inspect import to_json, width
+from headrace.cli.kinds import Argument, Option
 from headrace.cli.sources import resolve_source
 from headrace.core.types import CatalogEntry, ModelSpec, Resources, check_name
 
@@ -42,12 +43,15 @@ def list_(params: dict[str, Any], as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("name")
-@click.option("--source", required=True, help="A folder (on the node), hf://org/name or s3://bucket/prefix.")
+@click.argument("name", cls=Argument)
+@click.option(
+    "--source", cls=Option, required=True, help="A folder (on the node), hf://org/name or s3://bucket/prefix."
+)
 @click.option("--description", default="", help="A few words for `headrace models`.")
+@click.option("--on_demand", is_flag=True, help="A request may start it where only listed models are started so.")
 @model_options
 @click.pass_obj
-def add(params: dict[str, Any], name: str, source: str, description: str, **options: Any) -> None:
+def add(params: dict[str, Any], name: str, source: str, description: str, on_demand: bool, **options: Any) -> None:
     """Add a model to the catalog, or change one."""
     model = ModelSpec(
         source=resolve_source(source),
@@ -68,15 +72,14 @@ def add(params: dict[str, Any], name: str, source: str, description: str, **opti
         gpus=options["num_gpus"] or 0,
         gpu_memory_bytes=options["gpu_memory"] or 0,
     )
-    entry = CatalogEntry(
-        check_name(name), model, resources, description, "added", read_adapters(options["adapter"]) or ()
-    )
+    adapters = read_adapters(options["adapter"]) or ()
+    entry = CatalogEntry(check_name(name), model, resources, description, "added", adapters, on_demand)
     call_head(params, lambda admin: admin.add_model(entry))
     click.echo(f"{name} is in the catalog; `headrace deploy {name}` or a request for it starts it.")
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", cls=Argument)
 @click.pass_obj
 def remove(params: dict[str, Any], name: str) -> None:
     """Remove a model that was added to the catalog."""

@@ -5,7 +5,6 @@ A value comes from the flag, else from HEADRACE_<FLAG>, else from the TOML file 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
@@ -14,47 +13,24 @@ from typing import Any, TypeVar
 import click
 
 from headrace.cli.config import read_table
-from headrace.core.affinity import Policy
-from headrace.core.catalog import ENGINES, parse_size
+from headrace.cli.kinds import (
+    AMOUNT,
+    AT_LEAST_ONE,
+    COUNT,
+    ENGINE,
+    FILE,
+    HOLD,
+    LEVEL,
+    LIFE,
+    ON_DEMAND,
+    PORT,
+    ROUTING,
+    SECONDS,
+    SIZE,
+    Option,
+)
 from headrace.errors import UserError
 from headrace.settings import TlsSettings
-
-
-class _Size(click.ParamType):
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_size(str(value))
-        except ValueError as e:
-            self.fail(str(e), param, ctx)
-
-
-class _File(click.ParamType):
-    """An absolute path; "~" is ours to expand where no shell did it."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        return Path(os.path.abspath(Path(value).expanduser()))
-
-
-def _called(kind: click.ParamType, name: str) -> click.ParamType:
-    kind.name = name  # for --help
-    return kind
-
-
-PORT = _called(click.IntRange(0, 65535), "port")
-SIZE = _Size()
-FILE = _File()
-SECONDS = _called(click.FloatRange(min=0), "seconds")
-LIFE = _called(click.FloatRange(min=1), "seconds")
-HOLD = _called(click.FloatRange(min=0, max=1), "seconds")
-COUNT = _called(click.IntRange(min=0), "n")
-AMOUNT = _called(click.FloatRange(min=0), "x")
-LEVEL = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False)
-ENGINE = click.Choice(ENGINES)
-ROUTING = click.Choice([p.value for p in Policy])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +43,7 @@ class Flag:
     env: str = ""
     switch: bool = False
     many: bool = False
+    empty: bool = False  # "" has a meaning
 
 
 FLAGS: dict[str, Flag] = {
@@ -89,8 +66,24 @@ FLAGS: dict[str, Flag] = {
     ),
     "catalog": Flag("YAML file of models that adds to the built-in catalog.", FILE),
     "api_keys_file": Flag("File of API keys, one a line; without it no key is asked for.", FILE),
+    "allowed_hosts": Flag(
+        "Name that this server is called by, beside localhost, such as that of a reverse proxy. Repeatable.", many=True
+    ),
+    "cors_origins": Flag(
+        "Origin of web pages that may use the server, such as http://localhost:3000; * with API keys. Repeatable.",
+        many=True,
+    ),
     "allow_insecure": Flag("Allow HTTP on a wide port without API keys.", switch=True),
     "forbid_remote_code": Flag("Refuse models that are to run code of their own.", switch=True),
+    "on_demand": Flag(
+        "Which models of the catalog the first request starts; without it, all where only this machine calls them"
+        " without API keys, else those listed (on_demand: true).",
+        ON_DEMAND,
+    ),
+    "on_demand_max": Flag("Models that requests have started which may run at once.", COUNT),
+    "on_demand_idle_s": Flag(
+        "Seconds after which a model that a request has started goes if nobody uses it; 0: never.", SECONDS
+    ),
     "routing": Flag("How proxies choose replicas; all but auto are for comparison.", ROUTING),
     "tls_cert": Flag("PEM certificate of this process, for gRPC.", FILE),
     "tls_key": Flag("PEM key of that certificate.", FILE),
@@ -123,6 +116,7 @@ FLAGS: dict[str, Flag] = {
     "wait_s": Flag("Seconds that a request may wait for its model to start.", SECONDS),
     "stream_buffer_bytes": Flag("Unread text that one slow client may have.", SIZE),
     "stall_s": Flag("Seconds after which a client that reads nothing is cut.", SECONDS),
+    "max_idle": Flag("Connections without a request in this process; the oldest make room.", AT_LEAST_ONE),
     "keep_s": Flag(
         "Seconds for which replicas keep a stream whose proxy was lost, for its client to come back.", SECONDS
     ),
@@ -130,6 +124,7 @@ FLAGS: dict[str, Flag] = {
         "Seconds that a token may wait for the next one while the proxy has no time to spare; 0: none ever waits.",
         HOLD,
     ),
+    "heartbeat_dir": Flag("Folder for the socket on which the head hears that this process works.", FILE),
     "metrics_dir": Flag("Folder in which the proxies of one port share their metrics.", FILE),
 }
 
@@ -140,11 +135,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Settings = TypeVar("_Settings")
 
 
-class _Option(click.Option):
-    def value_from_envvar(self, ctx: click.Context) -> Any:
-        found = self.resolve_envvar_value(ctx)
-        # Kubernetes sets HEADRACE_PORT=tcp://… beside a service of that name.
-        return None if found is None or found.startswith("tcp://") else super().value_from_envvar(ctx)
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Settings = TypeVar("_Settings")
 
 
 def option(field: str, flag: Flag, default: Any = None, **more: Any) -> Callable[[_Command], _Command]:
@@ -155,7 +147,8 @@ def option(field: str, flag: Flag, default: Any = None, **more: Any) -> Callable
     return click.option(
         *names,
         field,
-        cls=_Option,
+        cls=Option,
+        empty=flag.empty,
         envvar=f"HEADRACE_{flag.env or name.upper()}",
         default=default,
         show_default=default not in (None, "") and not flag.switch,
@@ -194,6 +187,7 @@ def settings_options(cls: type) -> Callable[[_Command], _Command]:
             command = option(name, FLAGS[name], defaults.get(name))(command)
         return click.option(
             "--config",
+            cls=Option,
             type=FILE,
             envvar="HEADRACE_CONFIG",
             is_eager=True,
@@ -206,18 +200,29 @@ def settings_options(cls: type) -> Callable[[_Command], _Command]:
 
 def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
     if path is not None:
-        names = {
-            opt.lstrip("-"): str(p.name)
-            for p in ctx.command.params
-            if isinstance(p, click.Option) and p.name != "config"
-            for opt in p.opts
-        }
-        many = {p.name for p in ctx.command.params if isinstance(p, click.Option) and p.multiple}
+        known = {str(p.name): p for p in ctx.command.params if isinstance(p, click.Option) and p.name != "config"}
+        names = {opt.lstrip("-"): name for name, p in known.items() for opt in p.opts}
+        table = str(ctx.command.name)
+        values = read_table(path, table, names)
+        for name, value in values.items():
+            if not _of_its_kind(known[name], value):
+                raise UserError(f"{path}: {known[name].opts[0].lstrip('-')} of [{table}] cannot be {value!r}.")
         ctx.default_map = {
-            name: [value] if name in many and isinstance(value, str) else value
-            for name, value in read_table(path, str(ctx.command.name), names).items()
+            name: [value] if known[name].multiple and isinstance(value, str) else value
+            for name, value in values.items()
         }
     return path
+
+
+def _of_its_kind(option: click.Option, value: Any) -> bool:
+    """Whether a value of a TOML file is one that this option's type can look at; it says more about texts itself."""
+    if option.multiple and isinstance(value, list):
+        return all(isinstance(v, str) for v in value)
+    if option.is_flag:
+        return isinstance(value, bool | str)
+    if isinstance(value, float) and isinstance(option.type, click.IntRange):
+        return False
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def build(cls: type[_Settings], params: Mapping[str, Any]) -> _Settings:

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from headrace.errors import UserError
+from headrace.log_files import own_sentence, size
 from headrace.process import Child, explain_exit
 
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _STEADY_S = 30.0
 _TRIES_AT_START = 3
-_ERROR = "Error: "
 
 
 def backoff_s(failures: int) -> float:
     """How long to wait after so many ends in a row, the first being 1."""
     return _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
-
-
-def own_sentence(log_text: str) -> str:
-    """The sentence that a command of ours ended with, from what it wrote; "" if there is none."""
-    lines = [line for line in log_text.splitlines() if line.startswith(_ERROR)]
-    return lines[-1].removeprefix(_ERROR) if lines else ""
 
 
 class Part:
@@ -51,7 +44,7 @@ class Part:
         self._arguments = arguments
         self._env = env
         self._inherited = inherited
-        self._log_file = log_file
+        self.log_file = log_file
         self._say = say
 
     async def keep(self) -> NoReturn:
@@ -59,15 +52,15 @@ class Part:
         failures = 0
         loop = asyncio.get_running_loop()
         while True:
-            written = self._log_size()
+            written = size(self.log_file)
             started = loop.time()
             self.child = self._spawn()
             code = await self.child.wait()
             await self._end_group()
             failures = 1 if loop.time() - started > _STEADY_S else failures + 1
-            sentence = own_sentence(self._written_since(written))
+            sentence = own_sentence(self.log_file, written)
             if not self.works and (failures >= _TRIES_AT_START or (code is not None and code > 0)):
-                raise UserError(sentence or f"The {self.command} {explain_exit(code)}; see {self._log_file}")
+                raise UserError(sentence or f"The {self.command} {explain_exit(code)}; see {self.log_file}")
             pause_s = backoff_s(failures)
             why = f"{explain_exit(code)}: {sentence}" if sentence else explain_exit(code)
             self._say(f"The {self.command} ended ({why}); it starts again in {pause_s:g} s.")
@@ -85,7 +78,7 @@ class Part:
         # -P: a file in the working directory must not take the place of a module.
         argv = [sys.executable, "-P", "-m", "headrace", self.command, *self._arguments()]
         try:
-            return Child.spawn(argv, env=self._env, output=self._log_file, pass_fds=self._inherited)
+            return Child.spawn(argv, env=self._env, output=self.log_file, pass_fds=self._inherited)
         except OSError as e:
             raise UserError(f"Cannot start the {self.command}: {e.strerror}.") from e
 
@@ -95,14 +88,3 @@ class Part:
                 await self.child.kill_group(2.0)
         except TimeoutError as e:
             self._say(f"The {self.command} left something behind: {e}.")
-
-    def _log_size(self) -> int:
-        try:
-            return os.path.getsize(self._log_file)
-        except OSError:
-            return 0
-
-    def _written_since(self, position: int) -> str:
-        with self._log_file.open("rb") as f:
-            f.seek(position)
-            return f.read().decode(errors="replace")

@@ -12,6 +12,7 @@ import click
 from headrace.cli.client import call_head, client_options
 from headrace.cli.deploy import until_ready
 from headrace.cli.inspect import to_json, width
+from headrace.cli.kinds import Argument
 from headrace.cli.tables import revision_lines
 from headrace.core.state import Revision
 from headrace.core.types import ClusterStatus
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name", metavar="MODEL")
+@click.argument("name", cls=Argument, metavar="MODEL")
 @click.option("--json", "as_json", is_flag=True, help="All there is, for programs.")
 @client_options
 def revisions(name: str, as_json: bool, **params: Any) -> None:
@@ -38,7 +39,7 @@ def revisions(name: str, as_json: bool, **params: Any) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="MODEL")
+@click.argument("name", cls=Argument, metavar="MODEL")
 @click.option("--to", type=click.IntRange(min=1), metavar="REVISION", help="Without it: the newest that differs.")
 @click.option("--wait/--no_wait", default=True, show_default=True, help="Wait until it is ready.")
 @client_options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from headrace.core.types import MODEL_NAME_PATTERN
 from headrace.errors import UserError
 
 _SIGNS = ("config.json", "openvino_model.xml")
@@ -29,6 +30,8 @@ def resolve(model: str, *, must_exist: bool) -> str:
         return str(path)
     if path.exists():
         raise UserError(f"{path} is not a model: it is a file, and a model is a folder.")
+    if not must_exist and MODEL_NAME_PATTERN.fullmatch(model):
+        return model  # the head knows whether there is such a name
     if must_exist or not os.path.isabs(os.path.expanduser(model)):
         hub = "" if model.startswith((".", "~", "/")) or model.count("/") != 1 else f", or write hf://{model}"
         raise UserError(f"There is no folder {path}; give a folder with a model, a name of `headrace models`{hub}.")

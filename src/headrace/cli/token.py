@@ -12,6 +12,7 @@ import click
 
 from headrace.cli.client import STATE_DIR
 from headrace.cli.endpoint import read_endpoint
+from headrace.cli.kinds import Argument, Option
 from headrace.cli.options import option
 from headrace.errors import HeadraceError, UserError
 from headrace.settings import default_state_dir
@@ -39,13 +40,22 @@ class _Duration(click.ParamType):
 @click.option("--ttl", type=_Duration(), default="1h", help="How long the token can be used: 30m, 1h, 7d.")
 @click.option("--uses", type=click.IntRange(0), default=1, help="How many may join with it; 0: any number.")
 @click.option(
-    "--node_id", "name", default="", help="The one name that it is for, also if there is such a node already."
+    "--node_id",
+    "name",
+    cls=Option,
+    default="",
+    help="The one name that it is for, also if there is such a node already.",
 )
 @click.option(
-    "--address", default="", help="Address of this machine for the others; without it, where the head listens."
+    "--address",
+    cls=Option,
+    default="",
+    help="Address of this machine for the others; without it, where the head listens.",
 )
 @click.option("--list", "show", is_flag=True, help="Show the tokens that there are, and who has joined.")
-@click.option("--revoke", default="", help="Take back a token (by its id) or a machine (by its name, or role/name).")
+@click.option(
+    "--revoke", cls=Option, default="", help="Take back a token (by its id) or a machine (by its name, or role/name)."
+)
 @option("state_dir", STATE_DIR, default_state_dir())
 def token(role: str, ttl: float, uses: int, name: str, address: str, show: bool, revoke: str, state_dir: Path) -> None:
     """Show the line with which another machine joins. Run it where the head runs, as its user.
@@ -96,7 +106,7 @@ def _show(tokens: Tokens) -> None:
 
 
 @click.command()
-@click.argument("line")
+@click.argument("line", cls=Argument)
 @option("state_dir", STATE_DIR, default_state_dir())
 def join(line: str, state_dir: Path) -> None:
     """Let this machine's command line command a cluster, by the LINE of `headrace token --role=admin` there.

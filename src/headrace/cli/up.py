@@ -21,6 +21,9 @@ def explicit_flags(cls: type, given: Mapping[str, Any], leave_out: tuple[str, ..
         value = given.get(name)
         if name in leave_out or value is None or value is False:
             continue
+        if isinstance(value, tuple):
+            flags += [f"--{name}={one}" for one in value]
+            continue
         flags.append(f"--{name}" if value is True else f"--{name}={value}")
     return flags
 

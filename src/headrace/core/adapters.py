@@ -68,5 +68,5 @@ def adapter_route(adapter: Adapter, model: Route, told: Mapping[ReplicaId, Seque
         return replace(route, endpoints=has)
     reasons = [a.reason for a in said.values() if a and a.reason]
     if reasons and len(reasons) == len(said):
-        return replace(route, state=RouteState.FAILED, reason=reasons[0])
+        return replace(route, state=RouteState.FAILED, reason=f"the adapter {adapter.name} cannot be loaded")
     return replace(route, state=RouteState.STARTING, reason=f"loading the adapter {adapter.name}")

@@ -42,7 +42,7 @@ _UNITS = (
 _ENTRY_KEYS = (
     "source", "revision", "description", "engine", "context_tokens", "chat_template", "weight_format", "engine_args",
     "task", "tool_parser", "reasoning_parser", "trust_remote_code", "resources", "adapters",
-    "openvino",
+    "openvino", "on_demand",
 )  # fmt: skip
 _RESOURCE_KEYS = ("cpus", "memory", "gpus", "gpu_memory")
 
@@ -56,7 +56,10 @@ def parse_size(value: object) -> int:
     found = _SIZE.fullmatch(str(value).strip())
     if not found:
         raise ValueError(f"{value!r} is not a size such as 2GiB")
-    return int(float(found[1]) * _UNITS[(found[2] or "B").lower()])
+    size = float(found[1]) * _UNITS[(found[2] or "B").lower()]
+    if size >= 2**63:  # the wire's own bound, and more than there is
+        raise ValueError(f"{str(value)[:50]!r} is more than any machine has")
+    return int(size)
 
 
 def parse(data: object, where: str, origin: str) -> dict[str, CatalogEntry]:
@@ -201,6 +204,9 @@ def check_resources(r: Resources) -> Resources:
     return r
 
 
+_ADDRESSES = ("/", "hf://", "s3://", "file://", "builtin:")
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a deploy request comes to."""
@@ -221,7 +227,7 @@ def resolve(request: DeployRequest, catalog: Mapping[str, CatalogEntry], existin
     InvalidRequest with its `param` for anything out of bounds.
     """
     entry = catalog.get(request.model)
-    if entry is None and not request.model.startswith(("/", "hf://", "s3://", "file://", "builtin:")):
+    if entry is None and not request.model.startswith(_ADDRESSES):
         raise NotFound(_unknown(request.model, catalog), param="model", code="model_not_found")
     model = entry.model if entry else ModelSpec(source=request.model.rstrip("/"))
     resources = entry.resources if entry else DEFAULT_RESOURCES
@@ -272,8 +278,9 @@ def _with_gpus(model: ModelSpec, resources: Resources, *, asked: bool) -> Resour
 
 def name_of(request: DeployRequest) -> str:
     """The public name that `request` is about: the given one, the catalog's, or the last part of the path."""
-    last = re.split(r"[/]", request.model.rstrip("/"))[-1].removeprefix("builtin:")
-    return check_name(request.name or last, param="name")
+    if request.name or not request.model.startswith(_ADDRESSES):
+        return check_name(request.name or request.model, param="name" if request.name else "model")
+    return check_name(request.model.rstrip("/").rpartition("/")[2].removeprefix("builtin:"), param="name")
 
 
 def _given(request: DeployRequest, *names: str) -> dict[str, Any]:
@@ -302,7 +309,7 @@ def check_range(low: int, high: int) -> tuple[int, int]:
 
 def _unknown(name: str, catalog: Mapping[str, CatalogEntry]) -> str:
     near = difflib.get_close_matches(name, catalog, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = f" Did you mean {near[0]}?" if near else f" Or write hf://{name[:100]}." if name.count("/") == 1 else ""
     return f"No model {name[:100]!r} in the catalog; there are {', '.join(sorted(catalog)) or 'none'}.{hint}"
 
 
@@ -337,6 +344,7 @@ def _entry(name: str, value: object, where: str, origin: str) -> CatalogEntry:
             description=_text(said, "description", where),
             origin=origin,
             adapters=_adapters(said.get("adapters"), f"{where}: adapters"),
+            on_demand=_flag(said, "on_demand", where),
         )
         return replace(check_entry(entry), model=check_model(entry.model))
     except (HeadraceError, ValueError, TypeError) as e:

@@ -68,7 +68,7 @@ def standing(state: State, nodes: Nodes, reasons: Mapping[str, Unplaced], before
             statuses.pop(name, None)
             routes.pop(name, None)
             continue
-        mine = _see((i for i in state.intents.of(name) if i.goal is Goal.RUN), nodes)
+        mine = _see((i for i in state.intents.of(name) if i.goal is not Goal.STOP), nodes)
         statuses[name] = _stand(d, mine, reasons.get(name))
         routes[name] = _same(_routes(d, mine, statuses[name]), had)
     return Standing(seen, reasons, dict(sorted(statuses.items())), routes)
@@ -92,13 +92,28 @@ def _routes(d: Deployment, seen: Sequence[_Seen], stand: DeploymentStatus) -> tu
     route = Route(
         name=d.name,
         state=stand.state,
-        reason=stand.reason if stand.state is not RouteState.READY else "",
+        reason=_told(stand, seen),
         endpoints=_endpoints(d, seen),
         created_unix_s=d.created_unix_s,
         context_tokens=_context_tokens(seen),
     )
     told = {s.status.replica_id: s.status.adapters for s in seen if s.status and s.before_lost}
     return (route, *(adapter_route(a, route, told) for a in d.adapters))
+
+
+def _told(stand: DeploymentStatus, seen: Sequence[_Seen]) -> str:
+    """Why clients cannot call it now. `stand.reason` is for who runs the cluster: nodes, paths, lines of logs."""
+    match stand.state:
+        case RouteState.FAILED if stand.stuck:
+            return "the cluster has no room for it"
+        case RouteState.FAILED:
+            return "it cannot be started"
+        case RouteState.AVAILABLE:
+            return "scaled to 0"
+        case RouteState.STARTING:
+            return _stage([s.status for s in seen if s.status])
+        case RouteState.READY:
+            return ""
 
 
 def _same(new: tuple[Route, ...], old: tuple[Route, ...]) -> tuple[Route, ...]:
@@ -177,13 +192,26 @@ def _while_ready(
     return reason
 
 
+def _stage(replicas: Sequence[ReplicaStatus]) -> str:
+    """How far the replica has come that has come furthest: "loading, 40 %"."""
+    if (s := _furthest(replicas)) is None:
+        return "waiting for room"
+    return _part_of(s.phase.value.lower(), s.progress)
+
+
+def _furthest(replicas: Sequence[ReplicaStatus]) -> ReplicaStatus | None:
+    coming = [s for s in replicas if s.phase in _COMING]
+    return max(coming, key=lambda s: (_COMING.index(s.phase), s.progress, s.replica_id), default=None)
+
+
+def _part_of(doing: str, progress: float) -> str:
+    return f"{doing}, {progress:.0%}".replace("%", " %") if progress >= 0 else doing
+
+
 def _progress(current: Sequence[ReplicaStatus]) -> str:
     """What the replica that has come furthest is doing: "loading, 40 %"."""
-    coming = [s for s in current if s.phase in _COMING]
-    if not coming:
+    if (s := _furthest(current)) is None:
         return ""
-    s = max(coming, key=lambda s: (_COMING.index(s.phase), s.progress, s.replica_id))
     if s.reason:
-        return s.reason
-    doing = s.activity or s.phase.value.lower()
-    return f"{doing}, {s.progress:.0%}".replace("%", " %") if s.progress >= 0 else doing
+        return f"{s.reason.rstrip('.')}; it is tried again" if s.next_try else s.reason
+    return _part_of(s.activity or s.phase.value.lower(), s.progress)

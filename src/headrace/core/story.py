@@ -51,6 +51,9 @@ class Story:
     tokens: int = 0
     choices: tuple[Choice, ...] = ()
     moves: tuple[Move, ...] = ()
+    status: int = 0  # of an answer that was an error from its beginning; 0: it was none
+    why: str = ""
+    request: str = ""  # method and path, where no model was reached
 
 
 @dataclass(frozen=True, slots=True)

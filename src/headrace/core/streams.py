@@ -108,6 +108,19 @@ class Submit:
     moves: int = 0
     prefix: Sequence[int] = ()  # the blocks of the prompt, see core/prefix.py
     owner: str = ""  # a digest of who called
+    nonce: str = field(default="", repr=False)  # the secret by which the stream's reader is known again
+
+
+def prompt_size(submit: Submit) -> int:
+    """About how many bytes a submit takes with its prompt."""
+    match submit.prompt:
+        case TextPrompt(text):
+            size = len(text)
+        case ChatPrompt(messages_json):
+            size = len(messages_json)
+        case TokenPrompt(ids):
+            size = 4 * len(ids)
+    return size + len(submit.document) + len(submit.tools_json)
 
 
 @dataclass(frozen=True, slots=True)

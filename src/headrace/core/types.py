@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType
 
+from headrace.core.causes import TABLE, Again, Cause
 from headrace.core.phase import Phase
 from headrace.errors import InvalidRequest
 
@@ -18,14 +19,16 @@ ReplicaId = NewType("ReplicaId", str)
 NodeId = NewType("NodeId", str)
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}")
+"""Of what may become the name of a folder: nodes and replicas."""
+MODEL_NAME_PATTERN = re.compile(r"(?=.{1,96}\Z)[A-Za-z0-9][A-Za-z0-9._:-]*(/[A-Za-z0-9][A-Za-z0-9._:-]*)*")
 
 
 def check_name(name: str, what: str = "model name", param: str = "model") -> str:
-    """`name` if it can be a public name (letters, digits, and ._:- within); else InvalidRequest."""
-    if not NAME_PATTERN.fullmatch(name):
+    """`name` if it can be a model's public name, as `tinyllama` or `org/name`; else InvalidRequest."""
+    if not MODEL_NAME_PATTERN.fullmatch(name):
         raise InvalidRequest(
-            f"{name[:100]!r} is not a {what}: use up to 96 letters, digits, '.', '_', ':' and '-',"
-            " beginning with a letter or digit.",
+            f"'{name[:100]}' is not a {what}: use up to 96 letters, digits, '.', '_', ':', '-' and '/',"
+            " where it and each part after a '/' begin with a letter or digit.",
             param=param,
         )
     return name
@@ -115,7 +118,11 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """A replica as its scheduler sees it. `permanent`: trying again cannot help."""
+    """A replica as its scheduler sees it.
+
+    cause: of its last failure; None while all is well. failures: how many there were in a row, until it has run for a
+    while. next_try: Unix time at which it is started again; 0: that is not waited for.
+    """
 
     replica_id: ReplicaId
     deployment: str
@@ -130,14 +137,25 @@ class ReplicaStatus:
     load: Load = field(default_factory=Load)
     model: ModelInfo | None = None
     gpu_indices: tuple[int, ...] = ()
-    permanent: bool = False
     started_at: float = 0.0
     adapters: tuple[AdapterStatus, ...] = ()
+    cause: Cause | None = None
+    failures: int = 0
+    next_try: float = 0.0
+
+    @property
+    def permanent(self) -> bool:
+        """Trying again cannot help."""
+        return self.cause is not None and TABLE[self.cause].again is Again.NEVER
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """A replica that the head wants to run on a node."""
+    """A replica that the head wants to run on a node.
+
+    proven: its revision has served, so it is started again for ever. on_trial: an older revision is there beside it, so
+    that to have been READY proves nothing yet.
+    """
 
     replica_id: ReplicaId
     deployment: str
@@ -146,7 +164,10 @@ class ReplicaSpec:
     resources: Resources
     gpu_indices: tuple[int, ...] = ()
     drain_s: float = 30.0
-    adapters: tuple[Adapter, ...] = ()  # may change while the replica runs
+    # These may change while the replica runs.
+    adapters: tuple[Adapter, ...] = ()
+    proven: bool = False
+    on_trial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +203,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Route:
+    """A public name and where it is served. `reason`: why it cannot be called, as clients are told it."""
+
     name: str
     state: RouteState
     reason: str = ""
@@ -213,6 +236,7 @@ class CatalogEntry:
     description: str = ""
     origin: str = "built-in"
     adapters: tuple[Adapter, ...] = ()
+    on_demand: bool = False  # a request may start it where only listed models are started so
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +254,8 @@ class Deployment:
     adapters: tuple[Adapter, ...] = ()  # by name; not part of a revision
     revised_unix_s: int = 0  # when its newest revision was made
     repeats: int = 0  # the revision that the newest one has its contents from, by a rollback; 0: none
+    proven: bool = False  # its newest revision has served
+    on_demand: bool = False  # a request made it, and nobody has asked for it by a command since
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +287,8 @@ class ProxyStatus:
     pid: int
     state: str  # "running", "restarting", "watching" (not ours to keep alive)
     restarts: int = 0
+    reason: str = ""  # what troubles it, else how the one before it ended
+    requests: int = 0  # being answered
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import grpc
 import structlog
 
+from headrace.core.on_demand import Rule
+from headrace.core.origins import unusable
 from headrace.core.types import NodeId
 from headrace.errors import UserError
 from headrace.head.catalog import load_catalog
 from headrace.head.clock import steady_clock
 from headrace.head.cluster import Cluster
 from headrace.head.commands import Commands
+from headrace.head.idle import Idle
 from headrace.head.joining import CertificateService, Issuer, JoinService, command, new_join_server, new_line
 from headrace.head.ledger import Ledger
 from headrace.head.overview import Overview
+from headrace.head.part_logs import PartLogs
 from headrace.head.proxies import PROGRAM, ProxyFleet
 from headrace.head.questions import Questions
 from headrace.head.reconciler import Reconciler
@@ -29,7 +34,7 @@ from headrace.head.store import SqliteStore
 from headrace.head.tokens import Tokens
 from headrace.head.topic import Topic
 from headrace.lock import exclusive
-from headrace.process import told_to_stop, write_atomic
+from headrace.process import PARENT_ENDED, told_to_stop, write_atomic
 from headrace.rpc.authority import Authority
 from headrace.rpc.channel import bind, new_server
 from headrace.rpc.credentials import Credentials, Issued
@@ -65,16 +70,28 @@ async def run(settings: HeadSettings) -> None:
         told = tasks.create_task(told_to_stop(), name="told_to_stop")
         # Its signal handlers are in place before there is anything to end in order.
         await asyncio.sleep(0)
-        async with serving(settings) as endpoint:
+
+        async def hurry() -> None:
+            """Return when nobody is to wait for what runs: who told us to end is gone, or has told us again."""
+            if told.result() != PARENT_ENDED:
+                await told_to_stop()
+                log.info("head_hurries")
+
+        async with serving(settings, hurry=hurry) as endpoint:
             _show_line(settings, endpoint)
-            log.info("head_stops", reason=await told)
+            log.info("head_stops", reason=await told, drain_s=settings.drain_s)
 
 
 @asynccontextmanager
-async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM) -> AsyncIterator[Endpoint]:
+async def serving(
+    settings: HeadSettings,
+    proxy_program: Sequence[str] = PROGRAM,
+    hurry: Callable[[], Coroutine[Any, Any, None]] | None = None,
+) -> AsyncIterator[Endpoint]:
     """A head for the length of the block. When the block is entered everything listens and endpoint.json says where.
 
-    At the end the proxies are stopped; replicas are the schedulers' affair and go on.
+    At the end the proxies finish what runs, for `drain_s` or until `hurry()` returns, and are stopped; replicas are the
+    schedulers' affair and go on.
     """
     check_exposure(settings)
     files = load_catalog(settings.catalog)
@@ -91,8 +108,16 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
         ledger = Ledger(store, state, changed)
         cluster = Cluster(clock, settings.lease_s, changed)
         cluster.expect(i.node_id for i in state.intents.values())
-        overview = Overview(ledger, cluster, files, clock, settings.lease_s)
-        commands = Commands(ledger, overview, forbid_remote_code=settings.forbid_remote_code)
+        rule = Rule(settings.on_demand_rule(is_loopback(settings.http_host)))
+        overview = Overview(ledger, cluster, files, clock, settings.lease_s, rule)
+        commands = Commands(
+            ledger,
+            overview,
+            forbid_remote_code=settings.forbid_remote_code,
+            rule=rule,
+            most_on_demand=settings.on_demand_max,
+        )
+        idle = Idle(ledger, cluster, commands, clock, settings.on_demand_idle_s)
         questions = Questions()
         reconciler = Reconciler(ledger, cluster, overview, clock, changed, settings.drain_s)
 
@@ -103,7 +128,7 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
         node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(ledger, cluster, settings.lease_s), nodes)
         node_port = _bind_again(nodes, settings, credentials, "node_port", before)
         head_pb2_grpc.add_RouteServiceServicer_to_server(RouteService(overview, commands, questions), others)
-        admin = AdminService(ledger, cluster, overview, commands, changed, questions)
+        admin = AdminService(ledger, cluster, overview, commands, changed, questions, PartLogs(settings.state_dir))
         head_pb2_grpc.add_AdminServiceServicer_to_server(admin, others)
         tokens = Tokens(settings.state_dir)
         issuer = None
@@ -134,6 +159,7 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
                 tasks.create_task(cluster.run_leases(), name="leases"),
                 tasks.create_task(reconciler.run(), name="reconciler"),
                 tasks.create_task(overview.run(changed), name="overview"),
+                tasks.create_task(idle.run(), name="idle"),
             ]
             await nodes.start()
             await others.start()
@@ -156,9 +182,12 @@ async def serving(settings: HeadSettings, proxy_program: Sequence[str] = PROGRAM
             try:
                 yield endpoint
             finally:
-                # Proxies first, while there is still a head to ask.
+                # Proxies first, while there is still a head to ask: what waits for a model or a replica may yet get it.
+                hurrying = tasks.create_task(hurry()) if hurry else None
                 await _end(proxies)
-                await fleet.stop()
+                await fleet.stop(settings.drain_s, hurrying)
+                if hurrying:
+                    hurrying.cancel()
                 await asyncio.gather(nodes.stop(_GRACE_S), others.stop(_GRACE_S))
                 for loop in loops:
                     loop.cancel()
@@ -182,7 +211,12 @@ async def _end(task: asyncio.Task[None]) -> None:
 
 
 def check_exposure(settings: HeadSettings) -> None:
-    """UserError if HTTP would listen beyond this machine without API keys. gRPC never is without certificates."""
+    """UserError if HTTP would listen beyond this machine, or to every web page, without API keys.
+
+    gRPC never is without certificates.
+    """
+    if why := unusable(settings.cors_origins, settings.api_keys_file is not None):
+        raise UserError(why)
     if settings.allow_insecure:
         return
     if settings.num_proxies and not is_loopback(settings.http_host) and settings.api_keys_file is None:

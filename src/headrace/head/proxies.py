@@ -7,29 +7,31 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import structlog
 
 from headrace import __version__
-from headrace.core.restart import Restart, RestartPolicy, after_failure
+from headrace.core.restart import NONE, Restart, RestartPolicy, after_failure
 from headrace.core.types import ProxyStatus
+from headrace.head.hearing import until_silent
 from headrace.head.http_port import HttpPort, reserve
 from headrace.head.spare import Spare
 from headrace.head.topic import Topic
-from headrace.process import LIFELINE_ENV, Child, ProcessRecord, child_env, explain_exit, write_atomic
+from headrace.heartbeat import Beat
+from headrace.log_files import CARE_S, own_sentence, rotate, size
+from headrace.process import LIFELINE_ENV, Child, ProcessRecord, child_env, explain_exit, signal_group, write_atomic
 from headrace.settings import HeadSettings
 
 log = structlog.get_logger()
 
 PROGRAM = (sys.executable, "-P", "-m", "headrace", "proxy")
-_POLICY = RestartPolicy(first_delay_s=0.1, max_delay_s=5.0, steady_s=10.0, max_failures=sys.maxsize)
-_MAX_LOG_BYTES = 16 * 1024 * 1024
+_POLICY = RestartPolicy(first_delay_s=0.1, max_delay_s=5.0, steady_s=10.0)
 _STOP_S = 4.0
 _SPARE_S = 5.0  # a start of the system has better things to do first
 
@@ -41,6 +43,8 @@ class _Slot:
     proxy_id: str
     child: Child | None = None
     restarts: int = 0
+    beat: Beat = field(default_factory=Beat)  # the last that was heard of it
+    ended: str = ""  # how the one before it did
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +108,18 @@ class ProxyFleet:
                 tasks.create_task(self._keep(slot))
             if self._slots:
                 tasks.create_task(self._keep_spare())
+                tasks.create_task(self._care_for_logs())
 
-    async def stop(self) -> None:
-        """End all proxies at once. Call it after `run` has been cancelled."""
+    async def stop(self, drain_s: float = 0.0, hurry: Awaitable[object] | None = None) -> None:
+        """End all proxies, which finish what runs for at most `drain_s`, or until `hurry` is done.
+
+        Call it after `run` has been cancelled.
+        """
         if self._spare:
             await self._spare.stop()
-        await _stop_all([s.child for s in self._slots if s.child])
+        children = [s.child for s in self._slots if s.child]
+        await _drain_all(children, drain_s, hurry)
+        await _stop_all(children)
         for slot in self._slots:
             self._record_path(slot.proxy_id).unlink(missing_ok=True)
         self.close()
@@ -130,18 +140,20 @@ class ProxyFleet:
         return (*ours, *others)
 
     def _status(self, slot: _Slot, watching: Mapping[str, int]) -> ProxyStatus:
+        reason = slot.beat.trouble or slot.ended
         if slot.child is None or not slot.child.alive():
-            return ProxyStatus(slot.proxy_id, 0, "restarting", slot.restarts)
+            return ProxyStatus(slot.proxy_id, 0, "restarting", slot.restarts, reason)
         state = "running" if watching.get(slot.proxy_id) == slot.child.pid else "starting"
-        return ProxyStatus(slot.proxy_id, slot.child.pid, state, slot.restarts)
+        return ProxyStatus(slot.proxy_id, slot.child.pid, state, slot.restarts, reason, slot.beat.requests)
 
     async def _keep(self, slot: _Slot) -> None:
-        failures = 0
+        failures = NONE
         while True:
             started = time.monotonic()
             why = await self._run_once(slot)
             slot.restarts += 1
-            step = after_failure(failures, started, time.monotonic(), random.random(), why, policy=_POLICY)
+            slot.ended, slot.beat = why, Beat()
+            step = after_failure(failures, started, time.monotonic(), random.random(), why, proven=True, policy=_POLICY)
             assert isinstance(step, Restart)
             failures = step.failures
             log.warning("proxy_ended", proxy=slot.proxy_id, why=why, again_in_s=round(step.delay_s, 2))
@@ -149,25 +161,57 @@ class ProxyFleet:
             await asyncio.sleep(step.delay_s)
 
     async def _run_once(self, slot: _Slot) -> str:
-        """Start the proxy, unless it was adopted, and wait for its end; how it ended, in words."""
+        """Start the proxy, unless it was adopted, and wait for its end; how it ended, in words.
+
+        One whose event loop has come to a stand is ended: it would keep its share of the port's connections.
+        """
+        output = self._log_path(slot.proxy_id)
+        written = size(output)
         try:
             if slot.child is None:
                 slot.child = self._spawn(slot)
                 log.info("proxy_started", proxy=slot.proxy_id, proxy_pid=slot.child.pid)
             self._changed.notify()
-            code = await slot.child.wait()
+            code, silent_s = await self._end_or_silence(slot, slot.child)
             await slot.child.kill_group()
         except (OSError, TimeoutError) as e:
             return f"could not be run: {e}"
         slot.child = None
-        return explain_exit(code)
+        if silent_s:
+            return f"stood still for {silent_s:.0f} s and was killed"
+        sentence = own_sentence(output, written) if code else ""
+        return f"{explain_exit(code)}: {sentence}" if sentence else explain_exit(code)
+
+    async def _end_or_silence(self, slot: _Slot, child: Child) -> tuple[int | None, float]:
+        """Its exit code, or after how many seconds without a word it was given up."""
+
+        def heard(beat: Beat) -> None:
+            news, slot.beat = beat.trouble != slot.beat.trouble, beat
+            if news:
+                self._changed.notify()
+
+        async with asyncio.TaskGroup() as tasks:
+            end = tasks.create_task(child.wait())
+            silence = tasks.create_task(until_silent(self._dir / f"{slot.proxy_id}.sock", child.pid, heard))
+            await asyncio.wait({end, silence}, return_when=asyncio.FIRST_COMPLETED)
+            ended = end.done()
+            for task in (end, silence):
+                task.cancel()
+        return (end.result(), 0.0) if ended else (None, silence.result())
+
+    async def _care_for_logs(self) -> None:
+        """Rotate logs that have grown too large, until cancelled."""
+        while True:
+            for path in self._dir.glob("*.log"):
+                try:
+                    rotate(path)
+                except OSError as e:
+                    log.error("log_not_rotated", path=str(path), error=str(e))
+            await asyncio.sleep(CARE_S)
 
     def _spawn(self, slot: _Slot) -> Child:
         argv = self._argv(slot.proxy_id, self.http_port)
-        output = self._dir / f"{slot.proxy_id}.log"
-        with suppress(FileNotFoundError):
-            if output.stat().st_size > _MAX_LOG_BYTES:
-                os.replace(output, output.with_suffix(".log.1"))
+        output = self._log_path(slot.proxy_id)
         spare, self._spare = self._spare, None
         child = spare.wake(slot.proxy_id, output.absolute()) if spare else None
         if child is None:
@@ -203,18 +247,24 @@ class ProxyFleet:
             "metrics_dir": self._metrics_dir.absolute(),
             "state_dir": s.state_dir.absolute(),
             "certificate_life": f"{s.tls.life_s:g}",
+            "heartbeat_dir": self._dir.absolute(),
             "routing": s.routing,
+            "drain_s": f"{s.drain_s:g}",
             "log_level": s.log_level,
         }
         files = {"api_keys_file": s.api_keys_file, "tls_cert": s.tls.cert, "tls_key": s.tls.key, "tls_ca": s.tls.ca}
         flags |= {k: path.absolute() for k, path in files.items() if path}
         flags |= {"tls_name": s.tls.name} if s.tls.name else {}
         switches = ["--allow_insecure"] if s.allow_insecure else []
+        switches += [f"--allowed_hosts={h}" for h in s.allowed_hosts] + [f"--cors_origins={o}" for o in s.cors_origins]
         return [*self._program, *(f"--{k}={v}" for k, v in flags.items()), *switches]
 
     @property
     def _metrics_dir(self) -> Path:
         return self._settings.head_dir / "metrics"
+
+    def _log_path(self, proxy_id: str) -> Path:
+        return self._dir / f"{proxy_id}.log"
 
     def _record_path(self, proxy_id: str) -> Path:
         return self._dir / f"{proxy_id}.json"
@@ -246,6 +296,27 @@ def _environment(epoch: int) -> dict[str, str]:
     ours = {k: v for k, v in os.environ.items() if k.startswith("HEADRACE_") and k != LIFELINE_ENV}
     # Not a flag: by its flags the next head tells whether it would start the same proxy, and that has another epoch.
     return child_env(ours | {"HEADRACE_LEAST_EPOCH": str(epoch)})
+
+
+async def _drain_all(children: Sequence[Child], drain_s: float, hurry: Awaitable[object] | None) -> None:
+    """Tell them to end, and wait until they have, until their time is over or until `hurry` is done."""
+    for child in children:
+        signal_group(child.pid, signal.SIGTERM)
+    async with asyncio.TaskGroup() as tasks:
+        waits: set[asyncio.Task[object]] = {tasks.create_task(_all_ended(children))}
+        if hurry is not None:
+            waits.add(tasks.create_task(_await(hurry)))
+        await asyncio.wait(waits, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in waits:
+            task.cancel()
+
+
+async def _all_ended(children: Sequence[Child]) -> object:
+    return await asyncio.gather(*(c.wait() for c in children))
+
+
+async def _await(what: Awaitable[object]) -> object:
+    return await what
 
 
 async def _stop_all(children: Sequence[Child]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 import structlog
 
+from headrace import log_reader
 from headrace.core.route_delta import NOTHING, diff
 from headrace.core.types import ClusterStatus, ReplicaId, RouteTable
 from headrace.errors import Fenced, InvalidRequest, NotFound, Unavailable
@@ -19,6 +21,7 @@ from headrace.head.cluster import Cluster
 from headrace.head.commands import Commands
 from headrace.head.ledger import Ledger
 from headrace.head.overview import Overview
+from headrace.head.part_logs import PartLogs
 from headrace.head.questions import Questions
 from headrace.head.topic import Topic
 from headrace.rpc import convert, convert_head, convert_story, wire
@@ -31,6 +34,7 @@ log = structlog.get_logger()
 Context = grpc.aio.ServicerContext[Any, Any]
 STATUS_INTERVAL_S = 0.2
 _MAX_CHUNK_BYTES = 64 * 1024  # of a log
+LOAD_INTERVAL_S = 1.0
 REPORT_S = 2.0  # at most this long between a node's reports; what changes is reported at once, but for the load
 
 
@@ -169,8 +173,10 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
         commands: Commands,
         changed: Topic,
         questions: Questions,
+        parts: PartLogs,
     ) -> None:
         self._ledger, self._cluster, self._overview = ledger, cluster, overview
+        self._parts = parts
         self._commands, self._changed, self._questions = commands, changed, questions
 
     @rpc_errors
@@ -227,7 +233,9 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
         news = asyncio.Event()
         with self._changed.listen(news), self._overview.proxies_changed.listen(news):
             while True:
-                await news.wait()
+                # What only the load changes is told to nobody: it is looked for.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), LOAD_INTERVAL_S)
                 news.clear()
                 status = self._overview.status()
                 if shown is None or _still(status) != _still(shown):
@@ -252,7 +260,16 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
 
     @rpc_errors
     async def ReadLogs(self, request: head_pb2.ReadLogsRequest, context: Context) -> AsyncIterator[head_pb2.LogData]:
-        replica_id, session = self._find(wire.word(request.replica_id, "replica_id"))
+        asked = wire.word(request.replica_id, "replica_id")
+        if (part := self._part(asked)) is not None:
+            try:
+                async with aclosing(log_reader.read(part, request.tail_lines, request.follow)) as pieces:
+                    async for data in pieces:
+                        yield head_pb2.LogData(data=data)
+            except OSError as e:
+                raise Unavailable(f"Cannot read {part}: {e.strerror}.") from e
+            return
+        replica_id, session = self._find(asked)
         async with aclosing(session.read_log(replica_id, request.tail_lines, request.follow)) as pieces:
             async for data in pieces:
                 yield head_pb2.LogData(data=data)
@@ -260,6 +277,11 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
     @rpc_errors
     async def Explain(self, request: head_pb2.ExplainRequest, context: Context) -> head_pb2.ExplainResponse:
         return convert_story.explanation_to_pb(await self._questions.ask(wire.word(request.request_id, "request_id")))
+
+    def _part(self, asked: str) -> Path | None:
+        if asked in self._ledger.state.intents:
+            return None
+        return self._parts.find(asked, [p.proxy_id for p in self._overview.status().proxies])
 
     def _find(self, asked: str) -> tuple[ReplicaId, ns.NodeSession]:
         """The one replica whose id is `asked` or begins so, and the session of its node."""
@@ -270,8 +292,9 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
             several = ", ".join(sorted(i.replica_id for i in found)[:20])
             raise InvalidRequest(f"Several replicas begin with {asked[:100]!r}: {several}.", param="replica_id")
         if not found:
-            there = ", ".join(sorted(intents)[:50]) or "none"
-            raise NotFound(f"No replica {asked[:100]!r}; there are: {there}.", param="replica_id")
+            parts = self._parts.names(p.proxy_id for p in self._overview.status().proxies)
+            there = ", ".join([*sorted(intents)[:50], *parts])
+            raise NotFound(f"No replica or part {asked[:100]!r}; there are: {there}.", param="replica_id")
         session = self._cluster.session(found[0].node_id)
         if session is None:
             raise Unavailable(f"Node {found[0].node_id} is not connected; the log of {found[0].replica_id} is there.")
@@ -280,4 +303,8 @@ class AdminService(head_pb2_grpc.AdminServiceServicer):
 
 def _still(status: ClusterStatus) -> ClusterStatus:
     """Without what moves all the time and is no news."""
-    return replace(status, nodes=tuple(replace(n, silent_s=0.0) for n in status.nodes))
+    return replace(
+        status,
+        nodes=tuple(replace(n, silent_s=0.0) for n in status.nodes),
+        proxies=tuple(replace(p, requests=0) for p in status.proxies),
+    )

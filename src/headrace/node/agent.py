@@ -24,7 +24,7 @@ from headrace.node.credential import keep_fresh, obtain
 from headrace.node.epoch import EpochFile, next_incarnation
 from headrace.node.link import HeadLink
 from headrace.node.node import Node
-from headrace.process import told_to_stop
+from headrace.process import PARENT_ENDED, told_to_stop
 from headrace.rpc.credentials import CREDENTIAL_ENV, Credentials, Kept
 from headrace.rpc.finding import is_loopback
 from headrace.settings import SchedulerSettings
@@ -36,7 +36,7 @@ _BUSY = (
     " this one another --node_id."
 )
 
-_DRAIN_S, _TERM_S, _END_S, _LAST_REPORT_S = 3.0, 1.5, 7.0, 0.7
+_TERM_S, _END_S, _LAST_REPORT_S = 1.5, 4.0, 0.7
 _REPLICA = (sys.executable, "-m", "headrace.replica")
 
 
@@ -100,7 +100,7 @@ async def _serve(
         )
         await node.adopt()
         linked = tasks.create_task(link.run())
-        background = [tasks.create_task(node.care_for_logs())]
+        background = [tasks.create_task(node.care_for_folders())]
         if isinstance(conditions.credentials, Kept):
             background.append(tasks.create_task(keep_fresh(conditions.credentials, settings)))
         await asyncio.wait({stop, linked}, return_when=asyncio.FIRST_COMPLETED)
@@ -108,26 +108,43 @@ async def _serve(
             fenced = linked.result()
             await node.leave()
         else:
-            await _end(node, link, linked, stop.result(), settings)
+            why = stop.result()
+            # Who started us and is gone waits for nobody; others may tell us twice.
+            hurry = None if why == PARENT_ENDED else tasks.create_task(_text(told()))
+            await asyncio.sleep(0)  # from here on a second word is heard
+            await _end(node, link, linked, why, settings, hurry)
+            if hurry is not None:
+                hurry.cancel()
         for task in (stop, linked, *background):
             task.cancel()
     if fenced:
         raise UserError(f"Scheduler {info.node_id} ends and leaves its replicas alone: {fenced}")
 
 
-async def _end(node: Node, link: HeadLink, linked: asyncio.Task[str], why: str, settings: SchedulerSettings) -> None:
-    """Stop the replicas (or leave them), and let the head know."""
+async def _end(
+    node: Node,
+    link: HeadLink,
+    linked: asyncio.Task[str],
+    why: str,
+    settings: SchedulerSettings,
+    hurry: asyncio.Task[str] | None,
+) -> None:
+    """Let the replicas finish what they have and stop them (or leave them), and let the head know."""
     left = "leaves" if settings.keep_replicas else "ends"
-    log.info(f"scheduler {settings.node_id}: {left} {node.running} replicas and stops ({why})")
-    try:
-        async with asyncio.timeout(_END_S):
-            if settings.keep_replicas:
-                await node.leave()
-            else:
-                await node.end(_DRAIN_S, _TERM_S)
-    except TimeoutError:
-        log.error(f"scheduler {settings.node_id}: {node.running} replicas could not be ended in time")
-        node.abandon()
+    drain_s = settings.drain_s if hurry is not None else 0.0
+    log.info(f"scheduler {settings.node_id}: {left} {node.running} replicas and stops ({why})", drain_s=drain_s)
+    async with asyncio.TaskGroup() as tasks:
+        ending = tasks.create_task(node.leave() if settings.keep_replicas else node.end(drain_s, _TERM_S))
+        waits = {ending} | ({hurry} if hurry is not None else set())
+        await asyncio.wait(waits, timeout=drain_s + _END_S, return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done() and not settings.keep_replicas:
+            log.info(f"scheduler {settings.node_id}: hurries")
+            node.hurry(_TERM_S)
+            await asyncio.wait({ending}, timeout=_END_S)
+        if not ending.done():
+            log.error(f"scheduler {settings.node_id}: {node.running} replicas could not be ended in time")
+            node.abandon()
+            ending.cancel()
     link.close()
     await asyncio.wait({linked}, timeout=_LAST_REPORT_S)
 

@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 import structlog
 
+from headrace import log_reader
 from headrace.core.types import NodeInfo, ReplicaId, ReplicaSpec, ReplicaStatus
 from headrace.errors import Fenced, HeadraceError
-from headrace.node import logs
 from headrace.node.epoch import EpochFile
 from headrace.rpc.channel import Connection, from_rpc
 from headrace.rpc.convert import node_info_to_pb, node_report_to_pb, replica_spec_from_pb
@@ -185,7 +185,7 @@ class HeadLink:
             elif len(session.logs) > _MAX_LOGS:
                 error = f"node {self._info.node_id} is sending {_MAX_LOGS} logs already"
             else:
-                async with aclosing(logs.read(path, ask.tail_lines, ask.follow)) as pieces:
+                async with aclosing(log_reader.read(path, ask.tail_lines, ask.follow)) as pieces:
                     async for piece in pieces:
                         await session.write(_chunk(ask, data=piece))
         except OSError as e:

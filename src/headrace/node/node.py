@@ -10,10 +10,11 @@ from pathlib import Path
 
 import structlog
 
+from headrace.core.causes import Cause
 from headrace.core.phase import Phase
 from headrace.core.types import ReplicaId, ReplicaSpec, ReplicaStatus
+from headrace.log_files import CARE_S, rotate
 from headrace.node.conditions import Conditions
-from headrace.node.logs import rotate
 from headrace.node.runner import Runner
 from headrace.process import ProcessRecord, kill_all
 
@@ -22,7 +23,6 @@ log = structlog.get_logger()
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")  # also a folder's name
 _HEAR_S = 2.0
 _KEPT_FOLDERS = 20  # of replicas that are gone, for their logs
-_LOG_CARE_S = 5.0
 
 
 class Node:
@@ -101,7 +101,7 @@ class Node:
                 runner.go(runner.spec.drain_s)
         for replica_id, spec in self._wanted.items():
             if runner := self._runners.get(replica_id):
-                runner.adapt(spec.adapters)
+                runner.update(spec)
                 continue
             if not _ID.fullmatch(replica_id):
                 self._refuse(spec)
@@ -113,7 +113,7 @@ class Node:
         reason = "its id cannot be the name of a folder"
         log.error("replica_refused", replica=spec.replica_id, reason=reason)
         self._gone[spec.replica_id] = ReplicaStatus(
-            spec.replica_id, spec.deployment, spec.revision, Phase.FAILED, reason, permanent=True
+            spec.replica_id, spec.deployment, spec.revision, Phase.FAILED, reason, cause=Cause.UNUSABLE
         )
         self._changed()
 
@@ -142,11 +142,16 @@ class Node:
     # --- the end ---
 
     async def end(self, drain_s: float, term_s: float) -> None:
-        """Drain and stop all replicas, at the same time."""
+        """Drain and stop all replicas, at the same time: each for as long as it was to, and at most `drain_s`."""
         self._ending = True
         for runner in self._runners.values():
-            runner.go(drain_s, term_s)
+            runner.go(min(drain_s, runner.spec.drain_s), term_s)
         await self._empty.wait()
+
+    def hurry(self, term_s: float) -> None:
+        """Have those that still drain end now."""
+        for runner in self._runners.values():
+            runner.go(0.0, term_s)
 
     async def leave(self) -> None:
         """Give up all replicas and let them run, for another scheduler to adopt."""
@@ -162,15 +167,16 @@ class Node:
 
     # --- folders ---
 
-    async def care_for_logs(self) -> None:
-        """Rotate logs that have grown too large, for ever."""
+    async def care_for_folders(self) -> None:
+        """Rotate logs that have grown too large, and write what there was no room for; for ever."""
         while True:
-            for replica_id in list(self._runners):
+            for replica_id, runner in list(self._runners.items()):
+                runner.remember_again()
                 try:
                     rotate(self._on.folder(replica_id).log)
                 except OSError as e:
                     log.error("log_not_rotated", replica=replica_id, error=str(e))
-            await asyncio.sleep(_LOG_CARE_S)
+            await asyncio.sleep(CARE_S)
 
     def _folders(self) -> list[Path]:
         replicas = self._on.node_dir / "replicas"

@@ -17,7 +17,7 @@ from headrace.proxy.queue import Entry, Queue
 from headrace.proxy.routes import Routes
 from headrace.proxy.session import Session
 from headrace.proxy.sessions import Sessions
-from headrace.proxy.ticket import Ticket
+from headrace.proxy.ticket import ANYONE, Caller, Ticket
 
 log = structlog.get_logger()
 
@@ -86,14 +86,17 @@ class Admission:
         finally:
             self._streams[caller.name] -= ticket.streams
 
-    def route(self, model: str) -> Route | None:
-        """The route of a name; None while no table has come. NotFound, naming what exists, if the table lacks it."""
+    def route(self, model: str, caller: Caller = ANYONE) -> Route | None:
+        """The route of a name; None while no table has come.
+
+        NotFound, naming what the caller may call, if that is not among it: whether it exists is not told.
+        """
         table = self._routes.table
         if table is None:
             return None
-        if route := table.routes.get(model):
+        if (route := table.routes.get(model)) and caller.may_call(model):
             return route
-        names = sorted(table.routes)
+        names = sorted(filter(caller.may_call, table.routes))
         known = ", ".join(names[:_MAX_NAMES]) + (", …" if len(names) > _MAX_NAMES else "")
         raise NotFound(
             f"There is no model {model[:100]!r} here. " + (f"There are: {known}." if names else "There is none yet."),
@@ -284,10 +287,9 @@ class Admission:
     def _state(self, model: str) -> _Wait:
         """What a request without a replica waits for. Unavailable if that is for nothing."""
         route = self.route(model)
-        head = self._routes.head_address
         p = self._patience
         if route is None:
-            text = f"This proxy has not heard from the head at {head} yet."
+            text = "This proxy has not heard from the head yet."
             return _Wait("no word from the head yet", p.head_s, Unavailable(text, retry_after_s=2.0))
         reachable = [s for _, s in self._sessions.of(route) if s.ready]
         if any(not s.draining for s in reachable):
@@ -298,9 +300,10 @@ class Admission:
             return _Wait("no replica can be reached", p.replica_s, Unavailable(text, retry_after_s=2.0))
         if route.state is RouteState.FAILED:
             self._ask_again(model)
-            raise Unavailable(f"Model {model} failed: {route.reason or 'no reason was given'}", code="model_failed")
+            why = route.reason or "no reason was given"
+            raise Unavailable(f"Model {model} failed: {why}; `headrace status` says more.", code="model_failed")
         if not self._routes.connected:
-            text = f"Model {model} is not running, and the head at {head} that could start it cannot be reached."
+            text = f"Model {model} is not running, and the head that could start it cannot be reached."
             return _Wait("the head cannot be reached", p.head_s, Unavailable(text, retry_after_s=5.0))
         what = route.reason or route.state.value
         text = f"Model {model} is not ready after {p.model_s:g} s; its start goes on: try again later."
@@ -310,7 +313,8 @@ class Admission:
         try:
             await self._routes.ensure(model)
         except (Unavailable, RequestTimeout) as e:
-            text = f"Model {model} is not running, and it could not be started: {e.message}"
+            log.warning("ensure_failed", model=model, error=e.message)
+            text = f"Model {model} is not running, and could not be started now; `headrace status` says more."
             raise Unavailable(text, retry_after_s=5.0) from e
 
     def _ask_again(self, model: str) -> None:

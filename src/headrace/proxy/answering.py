@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,16 +21,17 @@ from headrace.core.streams import Submit
 from headrace.errors import Forbidden, HeadraceError, InvalidRequest, Overloaded, RequestTimeout
 from headrace.metrics import Metrics
 from headrace.proxy.admission import Admission
+from headrace.proxy.bodies import Bodies
 from headrace.proxy.body import header
 from headrace.proxy.changed import Changed
 from headrace.proxy.coalescer import NEVER, Coalescer
+from headrace.proxy.connection import CONNECTION, nothing
 from headrace.proxy.generation import WINDOW, ClientLeft, Generation
 from headrace.proxy.moves import Moves
 from headrace.proxy.place import Place
 from headrace.proxy.record import Record, Records
-from headrace.proxy.server import CONNECTION, nothing
 from headrace.proxy.sinks import Answer
-from headrace.proxy.ticket import ANYONE, Asked, Caller, Ticket
+from headrace.proxy.ticket import ANYONE, CALLER, Asked, Caller, Ticket
 from headrace.proxy.wishes import Wishes
 from headrace.proxy.writer import Headers, Writer
 from headrace.settings import ProxySettings
@@ -40,10 +42,10 @@ RAW_SEND = "headrace.send"  # the scope's keys
 REQUEST_ID = "headrace.request_id"
 RECEIVED_AT = "headrace.received_at"
 STARTED = "headrace.started"  # there once the response has begun
-CALLER = "headrace.caller"
 
 MAX_SESSION_ID = 256
 _CLOSE_S = 5.0
+_SECONDS = re.compile(rb"[0-9]{1,12}(\.[0-9]{0,12})?([eE][+-]?[0-9]{1,2})?|\.[0-9]{1,12}")
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class Serving:
     coalescer: Coalescer = NEVER
     records: Records = field(default_factory=Records)
     wishes: Wishes = field(default_factory=lambda: Wishes(Policy.AUTO))
+    bodies: Bodies = field(default_factory=lambda: Bodies(256 * 1024 * 1024))
 
     def fail_all(self, error: HeadraceError) -> None:
         """End what is left, each with the same error."""
@@ -104,7 +107,7 @@ class Answering(Response):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         serving, settings = self._serving, self._serving.settings
         count = min(len(self._submits) * self._n, WINDOW)
-        route = serving.admission.route(self._model)  # NotFound before anything else
+        route = serving.admission.route(self._model, scope.get(CALLER, ANYONE))  # NotFound before anything else
         label = self._model if route else ""  # a metric's label is never just what a client says
         if serving.moves.running + count > settings.max_streams:
             running, most = serving.moves.running, settings.max_streams
@@ -126,14 +129,11 @@ class Answering(Response):
         if given is None:
             return Ticket(caller, self._priority, count), None
         most = self._serving.settings.max_timeout_s
-        try:
-            seconds = float(given)
-        except ValueError:
-            seconds = -1.0
+        seconds = float(given) if _SECONDS.fullmatch(given) else -1.0
         if not 0 < seconds <= most:
             text = given.decode("latin-1")[:40]
             raise InvalidRequest(
-                f"X-Request-Timeout must be a number of seconds above 0, at most {most:g}, not {text!r}.",
+                f"X-Request-Timeout must be a number of seconds above 0, at most {most:g}, not '{text}'.",
                 param="X-Request-Timeout",
             )
         passed = RequestTimeout(f"The request did not end within the {seconds:g} s of its X-Request-Timeout.")
@@ -161,8 +161,6 @@ class Answering(Response):
             connection,
             start=begin,
             limit_bytes=settings.stream_buffer_bytes,
-            stall_s=settings.stall_s,
-            on_cut=metrics.slow_clients.inc,
         )
         headers: Headers = [(b"x-headrace-route-reason", b"queued")]
         answer = self._make(writer, headers)
@@ -214,7 +212,7 @@ class Answering(Response):
             how = generation.streams[0].reason or how
             metrics.count(metrics.success, label, how)
             tally.e2e.saw(asyncio.get_running_loop().time() - scope[RECEIVED_AT])
-            answer.complete(usage)
+            await answer.complete(usage)
             await writer.ended()
         except ClientLeft:
             how = "cancelled"
@@ -223,9 +221,11 @@ class Answering(Response):
         except HeadraceError as e:
             how = e.kind
             metrics.count(metrics.failed, label, e.kind)
-            if not writer.started:
+            if not writer.started and e.told == e.message:
                 raise
             log.info("stream_failed", request_id=scope[REQUEST_ID], model=self._model, kind=e.kind, error=e.message)
+            if not writer.started:
+                raise
             answer.fail(e)
             await writer.ended()
             if writer.broken:
@@ -257,8 +257,8 @@ def _session_id(scope: Any) -> str:
     return given.decode("latin-1")
 
 
-def asked(scope: Any, keep_s: float = 0.0) -> Asked:
-    return Asked(scope[REQUEST_ID], unix_now(), scope.get(CALLER, ANYONE).owner, keep_s)
+def asked(scope: Any, keep_s: float = 0.0, nonce: str = "") -> Asked:
+    return Asked(scope[REQUEST_ID], unix_now(), scope.get(CALLER, ANYONE).owner, keep_s, nonce)
 
 
 def new_id(prefix: str) -> str:

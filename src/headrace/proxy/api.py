@@ -14,19 +14,31 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace import __version__
 from headrace.core.types import Route, RouteState
-from headrace.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
+from headrace.errors import HeadraceError, InvalidRequest, NotFound, Unavailable, UnsupportedMedia
 from headrace.proxy import api_tasks, docs
-from headrace.proxy.answering import REQUEST_ID, STARTED, Answering, Serving, asked, unix_now
+from headrace.proxy.answering import CALLER, REQUEST_ID, STARTED, Answering, Serving, asked, unix_now
 from headrace.proxy.body import content_type, header, read_body
+from headrace.proxy.charsets import codec_of
 from headrace.proxy.chat_shape import ChatShape
 from headrace.proxy.completion_shape import CompletionShape
 from headrace.proxy.edge import error_response
+from headrace.proxy.front import front
 from headrace.proxy.openai import ChatRequest, CompletionRequest, ModelChatRequest
-from headrace.proxy.parse import M, UnsupportedMedia, decode_text, parse_json, plain_request
-from headrace.proxy.place import Place
+from headrace.proxy.parse import (
+    LARGE_BYTES,
+    M,
+    decode_text,
+    parse_json,
+    parse_large_json,
+    plain_request,
+    query_fields,
+    unknown_charset,
+)
+from headrace.proxy.place import Place, new_nonce
 from headrace.proxy.routes import Routes
 from headrace.proxy.shapes import Shape
 from headrace.proxy.sinks import Answer, Collected, Events, Text
+from headrace.proxy.ticket import ANYONE
 from headrace.proxy.writer import Headers, Writer
 
 log = structlog.get_logger()
@@ -43,11 +55,15 @@ def build(serving: Serving, routes: Routes) -> ASGIApp:
     endpoints = _Endpoints(serving, routes)
     limit = serving.settings.max_body_bytes
 
-    async def read_json(request: Request, model: type[M]) -> M:
+    async def read_json(request: Request, model: type[M], query: Mapping[str, Any] | None = None) -> M:
         media, charset = content_type(request)
         if media not in ("application/json", "") or charset not in ("", "utf-8", "utf8"):
             raise UnsupportedMedia("The body must be JSON in UTF-8: send Content-Type: application/json.")
-        return parse_json(await read_body(request, limit), model)
+        body = [await read_body(request, limit, serving.bodies.hold(request.scope))]
+        if len(body[0]) <= LARGE_BYTES:
+            return parse_json(body.pop(), model, query)
+        async with serving.bodies.large:
+            return await parse_large_json(body, model, query)
 
     async def chat(request: Request) -> Response:
         """Answer a conversation."""
@@ -62,15 +78,18 @@ def build(serving: Serving, routes: Routes) -> ASGIApp:
         model: str = request.path_params["model"]
         media, charset = content_type(request)
         if media in ("text/plain", ""):
-            text = decode_text(await read_body(request, limit), charset or "utf-8")
+            if charset and codec_of(charset) is None:
+                raise unknown_charset(charset)
+            body = await read_body(request, limit, serving.bodies.hold(request.scope))
+            text = decode_text(body, charset or "utf-8")
             return endpoints.plain(request, model, plain_request(text, request.query_params.multi_items()))
         if media != "application/json":
             raise UnsupportedMedia(
                 f"A body of type {media} is not taken here: send Content-Type: text/plain or application/json."
             )
-        parsed = await read_json(request, ModelChatRequest)
+        parsed = await read_json(request, ModelChatRequest, query_fields(request.query_params.multi_items()))
         if parsed.model and parsed.model != model:
-            raise InvalidRequest(f"'model' is {parsed.model!r}, but the path says {model!r}.", param="model")
+            raise InvalidRequest(f"'model' is '{parsed.model}', but the path says '{model[:100]}'.", param="model")
         return endpoints.chat(request, parsed, model)
 
     app.post("/v1/chat/completions", **docs.chat)(chat)
@@ -93,6 +112,7 @@ def build(serving: Serving, routes: Routes) -> ASGIApp:
     async def page(request: Request) -> Response:
         return HTMLResponse(docs.page(docs.document(app)))
 
+    app.add_route("/", front, methods=["GET", "HEAD"], include_in_schema=False)
     app.add_route("/openapi.json", openapi, include_in_schema=False)
     app.add_route("/docs", page, include_in_schema=False)
     app.add_exception_handler(HeadraceError, _tell)
@@ -164,23 +184,27 @@ class _Endpoints:
         self, request: Request, parsed: ChatRequest | CompletionRequest, model: str, shape: Shape, count: int
     ) -> Response:
         # What a client that comes back can be told the rest of.
-        single = bool(parsed.stream) and count == 1 and parsed.only_text()
-        submits = parsed.submits(asked(request.scope, self._serving.settings.keep_s if single else 0.0))
+        stream, usage, n = bool(parsed.stream), parsed.wants_usage(), parsed.choices()
+        single = stream and count == 1 and parsed.only_text()
         last = header(request.scope, b"last-event-id")
         if last is not None and not single:
             raise InvalidRequest(
                 "Last-Event-ID goes only with one streamed choice, without tools and log-probabilities.",
                 param="Last-Event-ID",
             )
-        place = Place.read(last.decode("latin-1")) if last is not None else None
+        place, nonce = None, ""
+        if single:  # so that only who has seen the stream can have the rest of it
+            place, nonce = Place.read(last.decode("latin-1")) if last is not None else (None, new_nonce())
+        submits = parsed.submits(asked(request.scope, self._serving.settings.keep_s if single else 0.0, nonce))
+        coalescer = self._serving.coalescer
 
         def make(writer: Writer, headers: Headers) -> Answer:
-            if parsed.stream:
-                usage, coalescer = parsed.wants_usage(), self._serving.coalescer
-                return Events(writer, shape, count, usage, headers, taken_over=place is not None, coalescer=coalescer)
+            # Not a word of the request, which may be large and is not needed any more.
+            if stream:
+                return Events(writer, shape, count, usage, headers, place is not None, coalescer, nonce)
             return Collected(writer, shape, count, headers)
 
-        return Answering(self._serving, model, submits, parsed.choices(), make, place, priority=parsed.priority or 0)
+        return Answering(self._serving, model, submits, n, make, place, priority=parsed.priority or 0)
 
     def chat(self, request: Request, parsed: ChatRequest, model: str = "") -> Response:
         model = model or parsed.model
@@ -220,13 +244,14 @@ class _Endpoints:
 
     async def models(self, request: Request) -> Response:
         """All models that can be called."""
-        table = self._table()
-        return JSONResponse({"object": "list", "data": [_model(r) for r in table.routes.values()]})
+        may_call = request.scope.get(CALLER, ANYONE).may_call
+        found = [_model(r) for r in self._table().routes.values() if may_call(r.name)]
+        return JSONResponse({"object": "list", "data": found})
 
     async def model(self, request: Request) -> Response:
         """One model."""
         self._table()
-        route = self._serving.admission.route(request.path_params["name"])
+        route = self._serving.admission.route(request.path_params["name"], request.scope.get(CALLER, ANYONE))
         assert route is not None
         return JSONResponse(_model(route))
 
@@ -255,9 +280,7 @@ class _Endpoints:
 
     def _table(self) -> Any:
         if self._routes.table is None:
-            raise Unavailable(
-                f"This proxy has not heard from the head at {self._routes.head_address} yet.", retry_after_s=2.0
-            )
+            raise Unavailable("This proxy has not heard from the head yet.", retry_after_s=2.0)
         return self._routes.table
 
 

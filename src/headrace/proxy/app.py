@@ -14,18 +14,24 @@ from dataclasses import dataclass, replace
 import structlog
 
 from headrace.core.affinity import Policy
+from headrace.core.types import Load
 from headrace.errors import Unavailable, UserError
+from headrace.heartbeat import Beat, beat
 from headrace.metrics import Metrics
-from headrace.process import raise_open_files, told_to_stop
+from headrace.process import open_files, raise_open_files, told_to_stop
 from headrace.proxy import api
 from headrace.proxy.admission import Admission, Patience
 from headrace.proxy.answering import Serving
+from headrace.proxy.bodies import Bodies
+from headrace.proxy.browsers import Browsers
+from headrace.proxy.clients import OTHER_FILES, Clients, Limits
 from headrace.proxy.coalescer import Coalescer
 from headrace.proxy.edge import Edge
 from headrace.proxy.explain import answer_questions
+from headrace.proxy.key_file import KeyFile
 from headrace.proxy.record import Records
 from headrace.proxy.routes import Routes
-from headrace.proxy.security import Keys, check_bind
+from headrace.proxy.security import check_bind
 from headrace.proxy.server import BACKLOG, Server, bind, new_server
 from headrace.proxy.sessions import Sessions
 from headrace.proxy.silence import Silence
@@ -39,7 +45,6 @@ from headrace.settings import ProxySettings
 log = structlog.get_logger()
 
 _FLUSH_S = 1.0
-_OTHER_FILES = 128  # connections to replicas and to the head, metrics, and clients that are being refused
 _LOOK_S = 0.5
 _DEFAULT_HEAD = "localhost:50052"
 _NEW_OBJECTS = 10_000  # until the collector looks for cycles among them
@@ -63,10 +68,10 @@ async def run(settings: ProxySettings) -> None:
 
 def within_open_files(max_streams: int, limit: int) -> int:
     """How many streams may run with so many open files, each needing one. UserError if hardly any could."""
-    room = limit - _OTHER_FILES
+    room = limit - OTHER_FILES
     if room >= max_streams:
         return max_streams
-    if room < _OTHER_FILES:
+    if room < OTHER_FILES:
         raise UserError(
             f"This process may have only {limit} open files, and each client needs one: raise the limit (ulimit -n)."
         )
@@ -83,6 +88,7 @@ class Proxy:
     routes: Routes
     sessions: Sessions
     server: Server
+    keys: KeyFile | None
 
     async def drain(self, limit_s: float, hurry: object = None) -> None:
         """Take nothing new, and wait for what runs: at most `limit_s`, or until the awaitable `hurry` is done."""
@@ -112,7 +118,7 @@ async def serving(
 ) -> AsyncIterator[Proxy]:
     """A proxy that listens and serves. Leaving ends what still runs, with an error each."""
     check_bind(settings)
-    keys = Keys.read(settings.api_keys_file) if settings.api_keys_file else None
+    keys = KeyFile(settings.api_keys_file) if settings.api_keys_file else None
     proxy_id = settings.proxy_id or f"proxy-{uuid.uuid4().hex[:6]}"
     credentials, address = await _credentials(settings, proxy_id)
     metrics = Metrics(settings.metrics_dir)
@@ -138,20 +144,32 @@ async def serving(
             coalescer=Coalescer(settings.coalesce_s),
             records=Records(proxy_id),
             wishes=Wishes(policy),
+            bodies=Bodies(settings.max_held_bytes),
         )
-        server = new_server(Edge(api.build(shared, routes), keys, metrics))
+        limits = Limits(stall_s=settings.stall_s, max_idle=settings.max_idle, open_files=open_files())
+        clients = Clients(limits, metrics)
+        server = new_server(Edge(api.build(shared, routes), keys, Browsers(settings), metrics, shared.records), clients)
         background = [
             tasks.create_task(routes.run(), name="routes"),
             tasks.create_task(answer_questions(head, proxy_id, shared.records), name="questions"),
-            tasks.create_task(_report(metrics, admission, routes, sessions), name="metrics"),
+            tasks.create_task(_report(metrics, admission, routes, sessions, clients), name="metrics"),
             tasks.create_task(shared.coalescer.run(), name="pressure"),
         ]
         if isinstance(credentials, Kept) and credentials.head:
             background.append(tasks.create_task(joining.keep_fresh(credentials, Role.PROXY), name="certificate"))
+        if settings.heartbeat_dir is not None:
+
+            def say() -> Beat:
+                return Beat(len(shared.active), keys.trouble if keys else "")
+
+            path = settings.heartbeat_dir / f"{proxy_id}.sock"
+            background.append(tasks.create_task(beat(path, say), name="heartbeat"))
+        if keys is not None:
+            background.append(tasks.create_task(keys.watch(), name="keys"))
         web = tasks.create_task(_serve(server, sock, routes, alone), name="http")
         log.info("proxy_listening", address=here, proxy_id=proxy_id, pid=os.getpid(), head=head.address)
         try:
-            yield Proxy(here, shared, routes, sessions, server)
+            yield Proxy(here, shared, routes, sessions, server, keys)
         finally:
             shared.draining = True
             server.should_exit = True
@@ -212,15 +230,16 @@ async def _end(server: Server, web: asyncio.Task[None]) -> None:
     web.cancel()
 
 
-async def _report(metrics: Metrics, admission: Admission, routes: Routes, sessions: Sessions) -> None:
-    """Once a second: tallies and loads into the metrics."""
+async def _report(metrics: Metrics, admission: Admission, routes: Routes, sessions: Sessions, clients: Clients) -> None:
+    """Once a second: tallies and loads into the metrics, and what clients did into the log."""
     while True:
+        clients.report()
         metrics.flush()
-        for model, count in admission.waiting.items():
-            metrics.unplaced.labels(model).set(count)
         if routes.table is not None:
+            shown: dict[str, dict[str, tuple[Load, float]]] = {}
             for route in routes.table.routes.values():
-                ready = {e.replica_id: s for e, s in sessions.of(route) if s.ready}
                 weights = sessions.weights(route)
-                metrics.replicas(route.name, {i: s.load for i, s in ready.items()}, weights)
+                ready = {e.replica_id: s for e, s in sessions.of(route) if s.ready}
+                shown[route.name] = {i: (s.load, weights[i]) for i, s in ready.items()}
+            metrics.show(shown, admission.waiting)
         await asyncio.sleep(_FLUSH_S)

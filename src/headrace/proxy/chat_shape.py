@@ -71,13 +71,12 @@ class ChatShape:
         return b'%b{"index":%d,"delta":{"content":' % (self._open, index)
 
     def with_logprobs(self, index: int, text: str, tokens: Sequence[TokenLogprob]) -> bytes:
-        return self._delta(index, {"content": text}, self._logprobs(tokens))
+        logprobs = self._logprobs(tokens)
+        return self._delta(index, {"content": text}, logprobs | {"content": list(logprobs["content"])})
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-        return {
-            "content": [token_object(t) | {"top_logprobs": [token_object(a) for a in t.top]} for t in tokens],
-            "refusal": None,
-        }
+        content = (token_object(t) | {"top_logprobs": [token_object(a) for a in t.top]} for t in tokens)
+        return {"content": content, "refusal": None}
 
     def extra(self, index: int, item: Extra) -> bytes:
         if not isinstance(item, Parsed):

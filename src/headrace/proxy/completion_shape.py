@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from headrace.core.streams import TokenLogprob
@@ -45,19 +46,21 @@ def _number(logprob: float) -> float:
 
 
 def _logprobs(tokens: Sequence[TokenLogprob], offsets: list[int], prompt: bool = False) -> dict[str, Any]:
-    """`prompt`: nothing came before the first token, so that it has no probability."""
+    """`prompt`: nothing came before the first token, so that it has no probability. `top_logprobs` is an iterator."""
     numbers: list[float | None] = [_number(t.logprob) for t in tokens]
-    tops: list[dict[str, float] | None] = [
-        {a.token.decode("utf-8", "replace"): _number(a.logprob) for a in (*t.top, t)} for t in tokens
-    ]
     if prompt and tokens:
-        numbers[0] = tops[0] = None
+        numbers[0] = None
+    tops = (None if n is None else _top(t) for n, t in zip(numbers, tokens, strict=True))
     return {
         "tokens": [t.token.decode("utf-8", "replace") for t in tokens],
         "token_logprobs": numbers,
         "top_logprobs": tops,
         "text_offset": offsets,
     }
+
+
+def _top(t: TokenLogprob) -> dict[str, float]:
+    return {a.token.decode("utf-8", "replace"): _number(a.logprob) for a in (*t.top, t)}
 
 
 def _named(t: TokenLogprob) -> dict[str, Any]:
@@ -117,6 +120,8 @@ class CompletionShape:
         return self._text(index, text, _logprobs(tokens, offsets.of(tokens)))
 
     def _text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
+        if logprobs is not None:
+            logprobs["top_logprobs"] = list(logprobs["top_logprobs"])
         return self._chunk([{"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}])
 
     def extra(self, index: int, item: Extra) -> bytes:
@@ -150,8 +155,9 @@ class CompletionShape:
             logprobs = _logprobs(c.logprobs, Offsets(len(echo)).of(c.logprobs))
             if self.echo:
                 before = _logprobs(c.prompt_logprobs, prompt_offsets(echo, c.prompt_logprobs), prompt=True)
-                logprobs = {k: before[k] + logprobs[k] for k in logprobs}
+                tops = chain(before["top_logprobs"], logprobs["top_logprobs"])
+                logprobs = {k: tops if k == "top_logprobs" else before[k] + logprobs[k] for k in logprobs}
         made = {"index": index, "text": echo + c.text, "logprobs": logprobs, "finish_reason": c.reason}
         if self.prompt_logprobs:
-            made["prompt_logprobs"] = [_named(t) if i else None for i, t in enumerate(c.prompt_logprobs)]
+            made["prompt_logprobs"] = (_named(t) if i else None for i, t in enumerate(c.prompt_logprobs))
         return made

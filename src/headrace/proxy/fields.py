@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 from pydantic_core import core_schema
 
 from headrace.core.streams import Prompt, TextPrompt, TokenPrompt
+from headrace.proxy.strict import Rejected
 
 MAX_TOKENS = 2**31 - 1
 MAX_CHOICES = 128  # prompts × n
 MAX_INPUTS = 2048  # texts of one request that generates nothing
+MAX_STOP = 32
 MAX_STOP_CHARS = 256
 MAX_MESSAGES = 4096
 MAX_LOGIT_BIAS = 1024
-
-
-class Rejected(ValueError):
-    """A value that is wrong in a way that types cannot say. The message continues "`param` …"."""
-
-    def __init__(self, message: str, at: str = "") -> None:
-        super().__init__(message)
-        self.at = at
+MAX_METADATA = 16
+MAX_METADATA_CHARS = 512
 
 
 def _stop(value: Any) -> tuple[str, ...]:
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list):
-        raise Rejected("must be a string or a list of up to 4 strings")
-    if len(strings) > 4:
-        raise Rejected(f"must hold at most 4 strings, not {len(strings)}")
+        raise Rejected(f"must be a string or a list of up to {MAX_STOP} strings")
+    if len(strings) > MAX_STOP:
+        raise Rejected(f"must hold at most {MAX_STOP} strings, not {len(strings)}")
     for i, s in enumerate(strings):
         if not isinstance(s, str) or not 1 <= len(s) <= MAX_STOP_CHARS:
             raise Rejected(f"must be a string of 1 to {MAX_STOP_CHARS} characters", f"[{i}]" if s is not value else "")
@@ -44,23 +41,36 @@ def _logit_bias(value: Any) -> dict[int, float]:
         raise Rejected(f"must be an object of at most {MAX_LOGIT_BIAS} token ids")
     out: dict[int, float] = {}
     for key, bias in value.items():
-        if not (isinstance(key, str) and key.isascii() and key.isdigit() and int(key) < 2**32):
-            raise Rejected(f"must have token ids as keys, not {key[:40]!r}")
+        if bias is None:
+            continue
+        if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) < 2**32):
+            raise Rejected(f"must have token ids as keys, not '{key[:40]}'")
         if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
             raise Rejected("must hold numbers from -100 to 100", f".{key}")
         out[int(key)] = float(bias)
     return out
 
 
-def _token_ids(value: list[Any], at: str = "") -> TokenPrompt:
+def _token_ids(value: Any, at: str = "") -> TokenPrompt:
+    """Of a list, or of an array that a list became already."""
+    if isinstance(value, array):
+        return TokenPrompt(cast("array[int]", value))
     if not all(type(x) is int and 0 <= x < 2**32 for x in value):
         raise Rejected("must hold token ids, which are whole numbers from 0", at)
     return TokenPrompt(value)
 
 
+def _tokens(value: Any) -> TokenPrompt:
+    if not isinstance(value, (list, array)) or not value:
+        raise Rejected("must be a list of token ids; not empty")
+    return _token_ids(value)
+
+
 def _prompts(value: Any, most: int = MAX_CHOICES) -> tuple[Prompt, ...]:
     if isinstance(value, str):
         value = [value]
+    if isinstance(value, array):
+        return (_token_ids(value),)
     if not isinstance(value, list) or not value:
         raise Rejected("must be a string, a list of strings, a list of token ids or a list of such lists; not empty")
     if type(value[0]) is int:
@@ -72,9 +82,14 @@ def _prompts(value: Any, most: int = MAX_CHOICES) -> tuple[Prompt, ...]:
             if not text:
                 raise Rejected("must not be empty", f"[{i}]" if len(value) > 1 else "")
         return tuple(TextPrompt(x) for x in value)
-    if all(isinstance(x, list) and x for x in value):
+    if all(isinstance(x, (list, array)) and x for x in value):
         return tuple(_token_ids(x, f"[{i}]") for i, x in enumerate(value))
     raise Rejected("must hold only strings, only token ids, or only lists of token ids; none of them empty")
+
+
+def _names(value: Mapping[str, Any]) -> set[str]:
+    """Of the fields that an object has: one that is null is absent."""
+    return {name for name, x in value.items() if x is not None}
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -85,7 +100,7 @@ def _texts(value: Any) -> tuple[str, ...]:
         raise Rejected(f"must be a text or a list of 1 to {MAX_INPUTS} texts")
     texts: list[str] = []
     for i, x in enumerate(value):
-        text = x["text"] if isinstance(x, dict) and set(x) == {"text"} else x
+        text = x["text"] if isinstance(x, dict) and _names(x) == {"text"} else x
         if not isinstance(text, str) or not text:
             raise Rejected('must be a text that is not empty, or {"text": …}', f"[{i}]")
         texts.append(text)
@@ -102,11 +117,12 @@ def _content(value: Any) -> str:
     for i, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text":
-            raise Rejected(f"is a part of type {str(kind)[:40]!r}; only 'text' is supported", f"[{i}]")
-        if set(part) != {"type", "text"} or not isinstance(part["text"], str):
+            named = f"of type '{kind[:40]}'" if isinstance(kind, str) else "without a type"
+            raise Rejected(f"is a part {named}; only 'text' is supported", f"[{i}]")
+        if _names(part) != {"type", "text"} or not isinstance(part["text"], str):
             raise Rejected("must be an object with 'type' and a string 'text'", f"[{i}]")
         texts.append(part["text"])
-    return "\n".join(texts)
+    return texts[0] if len(texts) == 1 else "\n".join(texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +148,7 @@ _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 Stop = Annotated[
     tuple[str, ...],
     PlainValidator(_stop),
-    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": 4}]}),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": MAX_STOP}]}),
 ]
 LogitBias = Annotated[
     dict[int, float],
@@ -173,10 +189,18 @@ Unsupported = Annotated[Any, Only()]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-def _metadata(value: Mapping[str, str]) -> Mapping[str, str]:
-    if len(value) > 16:
-        raise Rejected("must have at most 16 keys")
+def _metadata(value: Any) -> Mapping[str, str]:
+    if not isinstance(value, dict) or len(value) > MAX_METADATA:
+        raise Rejected(f"must be an object of at most {MAX_METADATA} texts")
+    for name, text in value.items():
+        if not isinstance(text, str | None) or len(name) > MAX_METADATA_CHARS or len(text or "") > MAX_METADATA_CHARS:
+            raise Rejected(f"must hold texts of at most {MAX_METADATA_CHARS} characters", f".{name[:40]}")
     return value
 
 
-Metadata = Annotated[dict[str, str], AfterValidator(_metadata)]
+Tokens = Annotated[TokenPrompt, PlainValidator(_tokens), WithJsonSchema(_IDS)]
+Metadata = Annotated[
+    Mapping[str, str],
+    PlainValidator(_metadata),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": MAX_METADATA}),
+]

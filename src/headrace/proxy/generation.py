@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace import errors
-from headrace.core.streams import Submit
+from headrace.core.streams import Submit, prompt_size
 from headrace.core.types import ReplicaId
 from headrace.metrics import Tally
 from headrace.proxy.admission import Admission
@@ -18,6 +18,7 @@ from headrace.proxy.ticket import Ticket
 
 _FIRST_TOKEN_WORD_S = 10.0
 _ALL_ASKED_S = 3.0
+_GIVEN_BYTES = 512 * 1024  # of prompts that are sent in one turn
 WINDOW = 128
 """Streams of one request that are with replicas at a time: all the choices that one may ask for."""
 
@@ -132,8 +133,14 @@ class Generation:
             self.model, excluded, self._sink.waiting, like, self._ticket, heard_after
         )
         route = self._admission.route(self.model)  # the one that the session was found by
+        given = 0
         for stream in waiting:
-            stream.place(session, route.adapter if route else "")
+            if stream.needs_replica:
+                stream.place(session, route.adapter if route else "")
+                given += prompt_size(stream.submit)
+            if given > _GIVEN_BYTES:  # should the session break meanwhile, the rest goes elsewhere
+                given = 0
+                await asyncio.sleep(0)
 
     async def _ask_next(self, stream: Stream) -> None:
         """Ask one more replica whether it keeps the stream. Gone if none does."""

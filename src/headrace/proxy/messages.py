@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import to_json
 
 from headrace.core.streams import ChatPrompt
-from headrace.proxy.fields import Content, Only, Rejected, Unsupported
-from headrace.proxy.strict import Strict
+from headrace.proxy.fields import Content, Only, Unsupported
+from headrace.proxy.strict import Rejected, Strict
 from headrace.proxy.tools import MAX_TOOLS, FunctionName
 
 
@@ -26,11 +27,25 @@ class MessageToolCall(Strict):
     index: int | None = Field(None, description="Accepted; no effect.")
 
 
+_NOT_IN_NAMES = re.compile(r"[\s<|\\/>]")
+
+
+def _name(value: str) -> str:
+    if not 1 <= len(value) <= 64 or _NOT_IN_NAMES.search(value):
+        raise Rejected("must be 1 to 64 characters without spaces and any of < | \\ / >")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 64})]
+
+
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = Field(None, description="May be null or absent for an assistant.")
-    name: str | None = Field(None, max_length=64, pattern=r"^[^\s<|\\/>]+$")
-    tool_calls: list[MessageToolCall] | None = Field(None, max_length=MAX_TOOLS, description="Of an assistant.")
+    name: Name | None = None
+    tool_calls: list[MessageToolCall] | None = Field(
+        None, max_length=MAX_TOOLS, fail_fast=True, description="Of an assistant."
+    )
     tool_call_id: str | None = Field(
         None, min_length=1, max_length=128, description="Of a tool: which call it answers."
     )
@@ -50,7 +65,7 @@ class Message(Strict):
         owners = {"tool_call_id": "tool", "tool_calls": "assistant", "reasoning": "assistant"}
         for field, role in (owners | {"reasoning_content": "assistant"}).items():
             if getattr(self, field) is not None and self.role != role:
-                raise Rejected(f"belongs to the role {role!r} only", f".{field}")
+                raise Rejected(f"belongs to the role '{role}' only", f".{field}")
         return self
 
     def plain(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ of the second group of `Common` are extensions that vLLM has too.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -21,12 +21,11 @@ from headrace.proxy.fields import (
     Number,
     Only,
     Prompts,
-    Rejected,
     Stop,
     Unsupported,
 )
 from headrace.proxy.messages import Message, chat_prompt, user_prompt
-from headrace.proxy.strict import Strict
+from headrace.proxy.strict import Rejected, Strict
 from headrace.proxy.ticket import PRIORITIES, Asked
 from headrace.proxy.tools import ResponseFormat, StructuredOutputs, TemplateArgs, ToolChoiceField, Tools, tools_json
 
@@ -55,7 +54,7 @@ class Common(Strict):
     stream_options: StreamOptions | None = None
     user: str | None = None
 
-    top_k: int | None = Field(None, ge=0, le=2**20, description="0: off.")
+    top_k: int | None = Field(None, ge=-1, le=2**20, description="0 or -1: off.")
     min_p: Number | None = Field(None, ge=0, le=1)
     repetition_penalty: Number | None = Field(None, gt=0, le=10)
     ignore_eos: bool | None = None
@@ -66,6 +65,15 @@ class Common(Strict):
     structured_outputs: StructuredOutputs | None = Field(
         None, description="The form of the answer: one of json, json_object, regex, choice, grammar."
     )
+
+    # What vLLM's clients send along, where it changes nothing.
+    use_beam_search: Annotated[Any, Only((False,))] = None
+    length_penalty: Annotated[Any, Only((1, 1.0))] = None
+    skip_special_tokens: Annotated[Any, Only((True,))] = None
+    spaces_between_special_tokens: Annotated[Any, Only((True,))] = None
+    include_stop_str_in_output: Annotated[Any, Only((False,))] = None
+    stop_token_ids: Annotated[Any, Only(([],))] = None
+    bad_words: Annotated[Any, Only(([],))] = None
 
     def choices(self) -> int:
         return self.n or 1
@@ -88,7 +96,7 @@ class Common(Strict):
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
-            top_k=self.top_k,
+            top_k=None if self.top_k is None else max(self.top_k, 0),
             min_p=self.min_p,
             seed=None if self.seed is None else self.seed % 2**64,
             presence_penalty=self.presence_penalty,
@@ -112,6 +120,7 @@ class Common(Strict):
             received_unix_s=asked.received_unix_s,
             owner=asked.owner,
             keep_s=asked.keep_s,
+            nonce=asked.nonce,
             **more,
         )
 
@@ -119,7 +128,7 @@ class Common(Strict):
 class ChatRequest(Common):
     """POST /v1/chat/completions"""
 
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -139,8 +148,10 @@ class ChatRequest(Common):
     modalities: Annotated[Any, Only((["text"],))] = None
     audio: Unsupported = None
     prediction: Unsupported = None
-    reasoning_effort: Unsupported = None
-    verbosity: Unsupported = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="The chat template gets it, as vLLM has it."
+    )
+    verbosity: Annotated[Any, Only(("medium",))] = None
     web_search_options: Unsupported = None
 
     def limit(self) -> int | None:
@@ -148,17 +159,20 @@ class ChatRequest(Common):
 
     def check(self) -> None:
         super().check()
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise Rejected("needs logprobs: true", "top_logprobs")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise Rejected("differs from max_tokens; give one of them", "max_completion_tokens")
+        named = (self.chat_template_kwargs or {}).get("reasoning_effort", self.reasoning_effort)
+        if self.reasoning_effort and named != self.reasoning_effort:
+            raise Rejected("differs from chat_template_kwargs.reasoning_effort; give one of them", "reasoning_effort")
         choice = self.tool_choice
         if choice is not None and choice.mode in ("required", "function") and not self.tools:
             raise Rejected("is only allowed with tools", "tool_choice")
         if choice is not None and choice.mode == "function":
             names = [t.function.name for t in self.tools or ()]
             if choice.name not in names:
-                raise Rejected(f"names the function {choice.name[:80]!r}, which is not among the tools", "tool_choice")
+                raise Rejected(f"names the function '{choice.name[:80]}', which is not among the tools", "tool_choice")
         if self.response_format and self.structured_outputs:
             raise Rejected("and response_format are two forms of one answer; give one of them", "structured_outputs")
 
@@ -177,8 +191,11 @@ class ChatRequest(Common):
         more: dict[str, Any] = {}
         if self.response_format:
             more["guide"] = self.response_format
-        if self.chat_template_kwargs:
-            more["template_args_json"] = json.dumps(self.chat_template_kwargs, ensure_ascii=False).encode()
+        args = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort:
+            args["reasoning_effort"] = self.reasoning_effort
+        if args:
+            more["template_args_json"] = json.dumps(args, ensure_ascii=False).encode()
         choice = self.tool_choice
         if self.tools and self._takes_tools():
             more |= {
@@ -193,6 +210,7 @@ class ChatRequest(Common):
 class CompletionRequest(Common):
     """POST /v1/completions"""
 
+    ids_in = frozenset({"prompt"})
     prompt: Prompts
     max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="0 only with echo or prompt_logprobs.")
     logprobs: int | None = Field(None, ge=0, le=20, description="With echo, of the prompt too.")
@@ -233,7 +251,7 @@ class ModelChatRequest(ChatRequest):
 
     model: str = Field("", max_length=256, description="If given, the path's.")
     prompt: str | None = Field(None, min_length=1)
-    messages: list[Message] = Field([], max_length=MAX_MESSAGES)
+    messages: list[Message] = Field([], max_length=MAX_MESSAGES, fail_fast=True)
 
     def check(self) -> None:
         super().check()

@@ -2,40 +2,71 @@
 
 from __future__ import annotations
 
-import codecs
+import asyncio
 import difflib
-from typing import Any, TypeVar
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
 
 import pydantic
 import pydantic_core
 
-from headrace.errors import HeadraceError, InvalidRequest
+from headrace.errors import InvalidRequest, UnsupportedMedia
+from headrace.proxy.charsets import KNOWN, codec_of
 from headrace.proxy.fields import Rejected
 from headrace.proxy.openai import ModelChatRequest
-from headrace.proxy.strict import Strict
+from headrace.proxy.scan import Scan
+from headrace.proxy.strict import Strict, Unknown
 
 M = TypeVar("M", bound=Strict)
 
+LARGE_BYTES = 64 * 1024
+"""A body of more is read in turns: see scan.py."""
 
-class UnsupportedMedia(HeadraceError):
-    kind, status, type, default_code = "unsupported_media", 415, "invalid_request_error", "unsupported_media_type"
+
+def parse_json(body: bytes, model: type[M], query: Mapping[str, Any] | None = None) -> M:
+    """The request in `body`, with what its query says. InvalidRequest names the field at fault."""
+    return validate(_with(_object(body), query), model)
 
 
-def parse_json(body: bytes, model: type[M]) -> M:
-    """The request in `body`. InvalidRequest names the field at fault."""
-    if not body.strip():
-        raise InvalidRequest("The body is empty; send a JSON object.")
-    try:
-        body.decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise InvalidRequest(f"The body is not UTF-8: byte {e.start} is wrong.") from e
+async def parse_large_json(body: list[bytes], model: type[M], query: Mapping[str, Any] | None = None) -> M:
+    """The same of a large body, a turn at a time; TooLarge if it has too many values. `body` is emptied."""
+    scan = Scan(body.pop(), model.ids_in)
+    for _ in scan.turns():
+        await asyncio.sleep(0)
+    data = _object(scan.rest())
+    scan.put_back(data)
+    del scan
+    await asyncio.sleep(0)
+    return validate(_with(data, query), model)
+
+
+def _object(body: bytes) -> dict[str, Any]:
     try:
         data = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as e:
-        raise InvalidRequest(f"The body is not JSON: {e}.") from e
+        raise InvalidRequest(_why_not_json(body, e)) from e
     if not isinstance(data, dict):
         raise InvalidRequest("The body must be a JSON object.")
-    return validate(data, model)
+    return cast("dict[str, Any]", data)
+
+
+def _why_not_json(body: bytes, error: ValueError) -> str:
+    if not body or body.isspace():
+        return "The body is empty; send a JSON object."
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as e:
+        return f"The body is not UTF-8: byte {e.start} is wrong."
+    return f"The body is not JSON: {error}."
+
+
+def _with(data: dict[str, Any], query: Mapping[str, Any] | None) -> dict[str, Any]:
+    for name in query or ():
+        if data.get(name) is not None:
+            raise InvalidRequest(f"'{name}' is in the query and in the body; give it once.", param=name)
+    return data | dict(query) if query else data
 
 
 def validate(data: dict[str, Any], model: type[M]) -> M:
@@ -52,24 +83,26 @@ def validate(data: dict[str, Any], model: type[M]) -> M:
 
 
 def decode_text(body: bytes, charset: str) -> str:
-    """A text/plain body. UnsupportedMedia for an unknown charset; InvalidRequest for wrong bytes, or none."""
+    """A text/plain body. UnsupportedMedia for a charset that is not taken; InvalidRequest for wrong bytes, or none."""
+    codec = codec_of(charset)
+    if codec is None:
+        raise unknown_charset(charset)
     try:
-        codec = codecs.lookup(charset)
-        if not getattr(codec, "_is_text_encoding", True):
-            raise LookupError(charset)
-    except (LookupError, ValueError) as e:
-        raise UnsupportedMedia(f"The charset {charset[:40]!r} is not known; use utf-8.") from e
-    try:
-        text = body.decode(codec.name)
+        text = body.decode(codec)
     except UnicodeDecodeError as e:
-        raise InvalidRequest(f"The body is not {codec.name}: byte {e.start} is wrong.") from e
+        raise InvalidRequest(f"The body is not {charset}: byte {e.start} is wrong.") from e
     text = text.removeprefix("\ufeff")
-    if not text.strip():
+    if not text or text.isspace():
         raise InvalidRequest("The body is empty; send the prompt as text.", param="prompt")
     return text
 
 
-_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+def unknown_charset(charset: str) -> UnsupportedMedia:
+    return UnsupportedMedia(f"The charset {charset[:40]} is not taken; there are {KNOWN}.")
+
+
+_WORDS_OF_JSON = {"true": True, "false": False, "null": None}
+_WHOLE, _NUMBER = re.compile(r"-?[0-9]{1,20}"), re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?")
 _QUERY_STRINGS = {"stop", "user"}
 
 
@@ -80,23 +113,21 @@ def query_fields(query: list[tuple[str, str]]) -> dict[str, Any]:
         if name == "stop":
             out.setdefault("stop", []).append(text)
         elif name in out:
-            raise InvalidRequest(f"'{name}' is given twice.", param=name)
+            raise InvalidRequest(f"'{name[:80]}' is given twice.", param=name[:80])
         elif name in ("messages", "prompt", "model", "stream", "stream_options"):
-            raise InvalidRequest(f"'{name}' cannot be a query parameter: the body is the prompt.", param=name)
+            raise InvalidRequest(f"'{name}' cannot be a query parameter: it belongs into the body.", param=name)
         else:
             out[name] = text if name in _QUERY_STRINGS else _scalar(text)
     return out
 
 
 def _scalar(text: str) -> Any:
-    if text in ("true", "false"):
-        return _FLAGS[text]
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
+    """As JSON would have it, not as Python has numbers."""
+    if text in _WORDS_OF_JSON:
+        return _WORDS_OF_JSON[text]
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    return float(text) if _NUMBER.fullmatch(text) else text
 
 
 def plain_request(prompt: str, query: list[tuple[str, str]]) -> ModelChatRequest:
@@ -127,17 +158,15 @@ _WORDS = {
 
 def _explain(error: pydantic.ValidationError, model: type[Strict]) -> InvalidRequest:
     """The first thing that is wrong, in a sentence."""
-    details = error.errors(include_url=False, include_input=True)
-    e = details[0]
+    e = error.errors(include_url=False, include_input=True)[0]  # there are few: each list and object ends at its first
     param = _path(e["loc"])
     kind, context = e["type"], e.get("ctx", {})
-    if kind == "extra_forbidden":
-        name = str(e["loc"][-1])[:80]
-        known = [k for k in model.model_fields if model.model_fields[k].annotation] if len(e["loc"]) == 1 else []
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        return InvalidRequest(f"Unknown parameter: '{param[:120]}'.{hint}", param=param[:120], code="unknown_parameter")
     cause = context.get("error")
+    if isinstance(cause, Unknown):
+        near = [] if e["loc"] else difflib.get_close_matches(cause.name[:80], list(model.model_fields), 1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        param = (param + "." if param else "") + cause.name
+        return InvalidRequest(f"Unknown parameter: '{param[:120]}'.{hint}", param=param[:120], code="unknown_parameter")
     if isinstance(cause, Rejected):
         param += cause.at
         return InvalidRequest(f"'{param}' {cause}.", param=param, code=_code(str(cause)))
@@ -152,7 +181,7 @@ def _explain(error: pydantic.ValidationError, model: type[Strict]) -> InvalidReq
         return InvalidRequest(f"'{param}' must not be empty.", param=param)
     if kind in ("too_long", "string_too_long"):
         return InvalidRequest(f"'{param}' must have a length of at most {context['max_length']}.", param=param)
-    words = _WORDS.get(kind) or e["msg"].lower().replace("input should", "must")
+    words = _WORDS.get(kind) or f"cannot be {_short(e['input'])}"
     return InvalidRequest(f"'{param}' {words}.", param=param, code="missing_parameter" if kind == "missing" else None)
 
 
@@ -161,5 +190,8 @@ def _code(text: str) -> str | None:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    """A value as JSON has it, if that is short."""
+    if isinstance(value, (dict, list, tuple)):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = json.dumps(value[:60] if isinstance(value, str) else value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 from typing import Any, NamedTuple, Protocol
 
 from headrace import errors
 from headrace.proxy.extras import Extra
 
+_NONCE = re.compile(r"[A-Za-z0-9_-]{22}")
+
+
+def new_nonce() -> str:
+    """The secret in the ids of a stream's events, by which its reader is known again."""
+    return secrets.token_urlsafe(16)
+
 
 class Place(NamedTuple):
-    """How far a stream has come, which is the id of its event."""
+    """How far a stream has come; with the stream's nonce it is the id of its event."""
 
     moves: int
     tokens: int
@@ -17,12 +26,14 @@ class Place(NamedTuple):
     reasoning_chars: int
 
     @staticmethod
-    def read(text: str) -> Place:
-        """InvalidRequest if it is not what an event's id looks like."""
-        parts = text.split(".")
+    def read(text: str) -> tuple[Place, str]:
+        """The place of an event's id, and the stream's nonce; InvalidRequest if the id cannot be one."""
+        *parts, nonce = text.split(".", 5)
         if len(parts) != 4 or not all(p.isascii() and p.isdigit() and len(p) < 10 for p in parts):
             raise errors.InvalidRequest("Last-Event-ID is not the id of an event of this API.", param="Last-Event-ID")
-        return Place(*map(int, parts))
+        if not _NONCE.fullmatch(nonce):
+            raise errors.InvalidRequest("Last-Event-ID is not the id of an event of this API.", param="Last-Event-ID")
+        return Place(*map(int, parts)), nonce
 
 
 class HasPlace(Protocol):

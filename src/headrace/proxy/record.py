@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import marshal
+import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from headrace.core.affinity import Decision
@@ -15,6 +17,9 @@ from headrace.core.story import MAX_SEEN, Choice, Move, Seen, Story
 from headrace.proxy.generation import Generation
 
 MAX_RECORDS = 10_000
+MAX_REFUSALS = 2_000
+_MAX_WHY = 300
+_MAX_PATH = 100
 _MAX_TURNS = 32  # choices and moves of one request, each
 
 _STATES = ("", "silent", "draining", "ejected", "its node is lost", "slow", "no room", "tried before")
@@ -32,6 +37,15 @@ class _Choice(NamedTuple):
     matched: bytes  # of an array of 16 bits each
     states: bytes
     replicas: int
+
+
+class _Refusal(NamedTuple):
+    received_at: float
+    received_unix_s: float
+    took_s: float
+    status: int
+    why: str
+    request: str
 
 
 class Record:
@@ -53,6 +67,10 @@ class Record:
         self._numbers = (0.0, 0, 0, 0)
         self._end, self._ended_at = "", 0.0
         self._loop = asyncio.get_running_loop()
+
+    @property
+    def received_at(self) -> float:
+        return self._received_at
 
     def chose(self, decision: Decision, candidates: Sequence[Candidate]) -> None:
         """A replica was chosen of these."""
@@ -144,6 +162,8 @@ class Records:
     def __init__(self, proxy_id: str = "", most: int = MAX_RECORDS) -> None:
         self._proxy_id, self._most = proxy_id, most
         self._records: OrderedDict[str, Record | bytes] = OrderedDict()
+        # Beside them, so that many of these push out none of those.
+        self._refusals: OrderedDict[str, _Refusal] = OrderedDict()
 
     def begin(self, record: Record) -> Record:
         self._records.pop(record.request_id, None)
@@ -158,8 +178,28 @@ class Records:
         if self._records.get(record.request_id) is record:
             self._records[record.request_id] = record.pack()
 
+    def refused(self, request_id: str, request: str, received_at: float, status: int, why: str) -> None:
+        """A request was answered with an error. `request`: its method and path. `received_at`: loop time."""
+        took_s = asyncio.get_running_loop().time() - received_at
+        self._refusals.pop(request_id, None)
+        self._refusals[request_id] = _Refusal(
+            received_at, time.time() - took_s, took_s, status, why[:_MAX_WHY], request[:_MAX_PATH]
+        )
+        if len(self._refusals) > min(self._most, MAX_REFUSALS):
+            self._refusals.popitem(last=False)
+
     def story(self, request_id: str) -> Story | None:
-        """None: not among the last."""
-        kept = self._records.get(request_id)
+        """None: not among the last. Of two with one id the later."""
+        kept, refusal = self._records.get(request_id), self._refusals.get(request_id)
         record = Record.unpack(kept) if isinstance(kept, bytes) else kept
-        return record.story(self._proxy_id) if record else None
+        if record is not None and (refusal is None or refusal.received_at < record.received_at):
+            return record.story(self._proxy_id)
+        if refusal is None:
+            return None
+        r = refusal
+        if record is not None and record.received_at == r.received_at:  # one that had come as far as a queue
+            return replace(record.story(self._proxy_id), status=r.status, why=r.why)
+        return Story(
+            request_id, self._proxy_id, "", r.received_unix_s, ended_s=r.took_s, status=r.status, why=r.why,
+            request=r.request,
+        )  # fmt: skip

@@ -12,7 +12,7 @@ from headrace.errors import HeadraceError
 from headrace.proxy.extras import Extra
 from headrace.proxy.generation import Usage
 from headrace.proxy.place import HasPlace
-from headrace.proxy.shapes import dumps
+from headrace.proxy.shapes import dumps_in_turns
 from headrace.proxy.tasks import EmbeddingRequest, RerankRequest
 from headrace.proxy.writer import Headers, Writer
 
@@ -44,8 +44,8 @@ class Results:
     def restart(self, index: int) -> bool:
         return True
 
-    def complete(self, usage: Usage) -> None:
-        body = dumps(self._body(self._results, usage))
+    async def complete(self, usage: Usage) -> None:
+        body = await dumps_in_turns(self._body(self._results, usage))
         length = (b"content-length", str(len(body)).encode())
         self.writer.start(200, [(b"content-type", b"application/json"), length, *self._headers])
         self.writer.end(body)
@@ -67,7 +67,7 @@ def embeddings(request: EmbeddingRequest) -> Body:
     return lambda results, usage: {
         "object": "list",
         "model": request.model,
-        "data": [{"object": "embedding", "index": i, "embedding": vector(r.values)} for i, r in enumerate(results)],
+        "data": ({"object": "embedding", "index": i, "embedding": vector(r.values)} for i, r in enumerate(results)),
         "usage": usage_object(usage),
     }
 
@@ -102,8 +102,8 @@ def tokens(context_tokens: Callable[[], int], names: bool) -> Body:
     return lambda results, usage: {
         "count": len(results[0].token_ids),
         "max_model_len": context_tokens() or None,
-        "tokens": list(results[0].token_ids),
-        "token_strs": list(results[0].tokens) if names else None,
+        "tokens": results[0].token_ids,
+        "token_strs": results[0].tokens if names else None,
     }
 
 

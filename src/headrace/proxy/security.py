@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
+
+from headrace.core.origins import unusable
 from headrace.errors import Unauthorized, UserError
 from headrace.proxy.ticket import PRIORITIES, Caller
 from headrace.rpc.finding import is_loopback
 from headrace.settings import ProxySettings
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+log = structlog.get_logger()
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_OTHERS_READ = stat.S_IRGRP | stat.S_IROTH
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 _HASHED = "sha256:"
-_SETTINGS = ("name", "weight", "priority", "max_streams")
+_SETTINGS = ("name", "weight", "priority", "max_streams", "models")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -32,11 +41,18 @@ class Keys:
 
     @staticmethod
     def read(path: Path) -> Keys:
-        """UserError if the file cannot be read, holds no key, or a line of it is wrong."""
+        """UserError if the file cannot be read, holds no key, a line of it is wrong, or others may write to it."""
         try:
-            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+            with path.open(encoding="utf-8") as file:
+                mode = os.fstat(file.fileno()).st_mode
+                lines = [line.strip() for line in file.read().splitlines()]
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"Cannot read the API keys file {path}: {e}.") from e
+        if mode & _OTHERS_WRITE:
+            raise UserError(
+                f"Others than its owner may write to the API keys file {path}, and so give themselves a key: "
+                f"chmod go-w {path}"
+            )
         callers: dict[bytes, Caller] = {}
         named: dict[str, Caller] = {}
         for number, line in enumerate(lines, 1):
@@ -51,6 +67,8 @@ class Keys:
             callers[digest] = caller
         if not callers:
             raise UserError(f"The API keys file {path} holds no key: write one per line.")
+        if mode & _OTHERS_READ and not all(li.startswith((_HASHED, "#")) for li in lines if li):
+            log.warning("api_keys_readable", path=str(path), hint=f"chmod go-r {path}, or write {_HASHED} digests")
         return Keys(callers)
 
     def check(self, authorization: bytes) -> Caller:
@@ -112,11 +130,14 @@ def _caller(settings: Sequence[str], name: str, where: str) -> Caller:
         weight=number("weight", float, 1.0, 0.01, 1000),
         priority=number("priority", int, 0, *PRIORITIES),
         max_streams=number("max_streams", int, 0, 0, 10**6),
+        models=frozenset(filter(None, given["models"].split(","))) if "models" in given else None,
     )
 
 
 def check_bind(settings: ProxySettings) -> None:
-    """UserError if the port would be open to others without a key."""
+    """UserError if the port would be open to others, or to every web page, without a key."""
+    if why := unusable(settings.cors_origins, settings.api_keys_file is not None):
+        raise UserError(why)
     if settings.api_keys_file or settings.allow_insecure or is_loopback(settings.http_host):
         return
     raise UserError(

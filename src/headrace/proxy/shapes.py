@@ -5,11 +5,13 @@ An event's bytes are made once per request and choice, but for the text in the m
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from json.encoder import encode_basestring as quote
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from headrace.core.streams import Parsed, TokenLogprob, ToolCall
 from headrace.proxy.extras import Echo, Extra, PromptLogprobs
@@ -46,11 +48,54 @@ class Choice:
                 pass
 
 
+_NUMBERS, _OBJECTS = 20_000, 16
+"""Numbers or short texts, and objects or vectors, that are encoded in one turn: some milliseconds."""
+
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def dumps(value: Any) -> bytes:
     return _encode(value).encode()
+
+
+async def dumps_in_turns(value: Any) -> bytes:
+    """The same of what may be very long, in turns, so that nobody waits for all of it. An iterator is a list."""
+    parts: list[bytes] = []
+    await _encode_in_turns(value, parts)
+    return b"".join(parts)
+
+
+async def _encode_in_turns(value: Any, parts: list[bytes]) -> None:
+    match value:
+        case Iterator():
+            before = b"["
+            for i, item in enumerate(cast("Iterator[Any]", value), 1):
+                parts += (before, dumps(item))
+                before = b","
+                if i % _OBJECTS == 0:
+                    await asyncio.sleep(0)
+            parts.append(b"[]" if before == b"[" else b"]")
+        case {"object": _} | {"content": _} | {"tokens": _} | {"message": _} | {"text": _}:
+            before = b"{"
+            for name, inner in cast("dict[str, Any]", value).items():
+                parts.append(before + dumps(name) + b":")
+                before = b","
+                await _encode_in_turns(inner, parts)
+            parts.append(b"}")
+        case [dict(), *_]:
+            for i, inner in enumerate(cast("list[Any]", value)):
+                parts.append(b"," if i else b"[")
+                await _encode_in_turns(inner, parts)
+            parts.append(b"]")
+        case list() | tuple() | array() if len(value) > _NUMBERS:
+            for at in range(0, len(value), _NUMBERS):
+                parts += (b"," if at else b"[", dumps(list(value[at : at + _NUMBERS]))[1:-1])
+                await asyncio.sleep(0)
+            parts.append(b"]")
+        case array():
+            parts.append(dumps(value.tolist()))
+        case _:
+            parts.append(dumps(value))
 
 
 def event(value: Any) -> bytes:

@@ -11,7 +11,7 @@ from headrace.proxy.coalescer import NEVER, Coalescer
 from headrace.proxy.extras import Extra
 from headrace.proxy.generation import Usage
 from headrace.proxy.place import HasPlace
-from headrace.proxy.shapes import DONE, Choice, Shape, dumps, event, quote
+from headrace.proxy.shapes import DONE, Choice, Shape, dumps_in_turns, event, quote
 from headrace.proxy.writer import Headers, Writer
 
 _STREAM = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), (b"x-content-type-options", b"nosniff")]
@@ -34,7 +34,7 @@ class Answer(Protocol):
     def choice_done(self, index: int, reason: str) -> None: ...
     def waiting(self, what: str) -> None: ...
     def restart(self, index: int) -> bool: ...
-    def complete(self, usage: Usage) -> None: ...
+    async def complete(self, usage: Usage) -> None: ...
 
     def fail(self, error: HeadraceError) -> None:
         """End an answer that has begun."""
@@ -44,7 +44,7 @@ class Answer(Protocol):
 class Events:
     """Server-sent events. An error after the headers is one event `{"error": …}` and the end, without [DONE].
 
-    `taken_over`: the client has had the events before.
+    `taken_over`: the client has had the events before. `nonce`: see Submit; it is part of the events' ids.
     """
 
     def __init__(
@@ -56,11 +56,15 @@ class Events:
         headers: Headers,
         taken_over: bool = False,
         coalescer: Coalescer = NEVER,
+        nonce: str = "",
     ) -> None:
         self.writer = writer
         self._shape = shape
         self._heads = [shape.head(i).decode() for i in range(choices)]
         self._tail = shape.tail.decode()
+        # An event's id comes after its data: many clients look for "data: " at its start only.
+        self._tail_id = self._tail[:-1] + "id: "
+        self._id_end = f".{nonce}\n\n"
         self._include_usage = include_usage
         self._headers = headers
         self._prelude = b"" if taken_over else shape.prelude()
@@ -74,14 +78,17 @@ class Events:
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None, place: HasPlace | None = None
     ) -> None:
         if logprobs is not None:
-            self._write(_id(place) + self._shape.with_logprobs(index, text, logprobs))
+            self._write(self._named(self._shape.with_logprobs(index, text, logprobs), place))
         elif self._coalescer.active and self._held_back(text, place):
             return
         else:
             if self._held:
                 text, self._held = self._held + text, ""
-            at = f"id: {place.moves}.{place.tokens}.{place.chars}.{place.reasoning_chars}\n" if place else ""
-            data = f"{at}{self._heads[index]}{quote(text)}{self._tail}".encode()
+            if place:
+                at = f"{place.moves}.{place.tokens}.{place.chars}.{place.reasoning_chars}"
+                data = f"{self._heads[index]}{quote(text)}{self._tail_id}{at}{self._id_end}".encode()
+            else:
+                data = f"{self._heads[index]}{quote(text)}{self._tail}".encode()
             if self._prelude or not self.writer.started:
                 data = self._begin() + data
             self.writer.write(data)
@@ -111,8 +118,17 @@ class Events:
         if not self._held:
             return b""
         text, self._held = self._held, ""
-        at = f"id: {'.'.join(map(str, self._held_place))}\n" if self._held_place else ""
-        return f"{at}{self._heads[0]}{quote(text)}{self._tail}".encode()
+        if self._held_place is None:
+            return f"{self._heads[0]}{quote(text)}{self._tail}".encode()
+        at = ".".join(map(str, self._held_place))
+        return f"{self._heads[0]}{quote(text)}{self._tail_id}{at}{self._id_end}".encode()
+
+    def _named(self, data: bytes, place: HasPlace | None) -> bytes:
+        """One event, with its id."""
+        if place is None:
+            return data
+        at = f"{place.moves}.{place.tokens}.{place.chars}.{place.reasoning_chars}"
+        return data[:-1] + f"id: {at}{self._id_end}".encode()
 
     def _begin(self) -> bytes:
         if not self.writer.started:
@@ -126,7 +142,7 @@ class Events:
 
     def extra(self, index: int, item: Extra, place: HasPlace | None = None) -> None:
         if data := self._shape.extra(index, item):
-            self._write(_id(place) + data)
+            self._write(self._named(data, place))
 
     def choice_done(self, index: int, reason: str) -> None:
         self._write(self._shape.finish(index, reason))
@@ -140,15 +156,11 @@ class Events:
     def restart(self, index: int) -> bool:
         return False
 
-    def complete(self, usage: Usage) -> None:
+    async def complete(self, usage: Usage) -> None:
         self.writer.end(self._take_held() + (self._shape.usage(usage) if self._include_usage else b"") + DONE)
 
     def fail(self, error: HeadraceError) -> None:
         self.writer.end(self._take_held() + event(error.body()))
-
-
-def _id(place: HasPlace | None) -> bytes:
-    return b"id: %d.%d.%d.%d\n" % (place.moves, place.tokens, place.chars, place.reasoning_chars) if place else b""
 
 
 class Text:
@@ -175,13 +187,13 @@ class Text:
     def restart(self, index: int) -> bool:
         return False
 
-    def complete(self, usage: Usage) -> None:
+    async def complete(self, usage: Usage) -> None:
         if not self.writer.started:
             self.writer.start(200, [*TEXT_HEADERS, *self._headers])
         self.writer.end()
 
     def fail(self, error: HeadraceError) -> None:
-        self.writer.write(f"\n[error: {error.message}]\n".encode())
+        self.writer.write(f"\n[error: {error.told}]\n".encode())
         self.writer.break_off()
 
 
@@ -215,10 +227,10 @@ class Collected:
         self._choices[index], self._texts[index] = Choice(), []
         return True
 
-    def complete(self, usage: Usage) -> None:
+    async def complete(self, usage: Usage) -> None:
         for choice, texts in zip(self._choices, self._texts, strict=True):
             choice.text = "".join(texts)
-        body = dumps(self._shape.whole(self._choices, usage))
+        body = await dumps_in_turns(self._shape.whole(self._choices, usage))
         length = (b"content-length", str(len(body)).encode())
         self.writer.start(200, [(b"content-type", b"application/json"), length, *self._headers])
         self.writer.end(body)

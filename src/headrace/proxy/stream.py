@@ -26,6 +26,10 @@ DEAF_S = 1.1
 """A replica that has stood still for longer, where a frame comes every second, may not hear what it is given."""
 
 
+_FAILED = "The replica failed; its log says more under this request's X-Request-Id."
+_GONE = "The replica that made this answer went away."
+
+
 class Stream:
     """One sequence. `on_change` is called when it needs a replica, or is done; `may_move` is the budget of moves."""
 
@@ -136,6 +140,7 @@ class Stream:
         try:
             self._number = session.submit(self._to_submit(adapter), self)
         except errors.ReplicaGone as e:
+            e.told = _GONE
             self._lost(Loss.REFUSAL, e)  # it never had the stream
             return
         self._session = session
@@ -238,6 +243,7 @@ class Stream:
     def gone(self, error: errors.HeadraceError) -> None:
         session, self._session = self._session, None
         if isinstance(error, errors.ReplicaGone):
+            error.told = _GONE
             # What stood still before the stream came, and ever since, has not died of it.
             still = session is not None and session.load.step == self._still_at
             self._lost(Loss.REFUSAL if still else Loss.DEATH, error, session)
@@ -246,6 +252,8 @@ class Stream:
 
     def _failed(self, session: Session | None, f: Failure) -> None:
         error = errors.from_kind(f.kind, f.message, param=f.param, code=f.code, retry_after_s=f.retry_after_s)
+        if f.kind in (errors.HeadraceError.kind, errors.ReplicaGone.kind):
+            error.told = _FAILED  # what failed there, and where, is for its operators
         if self.taking_over and isinstance(error, errors.NotHere):
             self._on_change()  # the next one may have it
         elif isinstance(error, errors.Draining | errors.NotLoaded | errors.Overloaded):
@@ -271,7 +279,7 @@ class Stream:
         )
         if what in (Next.RESUME, Next.RESTART) and not self._may_move():
             text = "Too many streams had to move to other replicas of late, so this one was not moved. Try again."
-            self.end("error", errors.Unavailable(f"{error.message} {text}", code=error.code, retry_after_s=5.0))
+            self.end("error", errors.Unavailable(f"{error.told} {text}", code=error.code, retry_after_s=5.0))
             return
         match what:
             case Next.RESUME:
@@ -286,7 +294,7 @@ class Stream:
                 return
             case Next.INEXACT:
                 text = "no other replica could go on with exactly the next token: ask again."
-                self.end("error", errors.CannotResume(f"{error.message} Of this kind of answer {text}"))
+                self.end("error", errors.CannotResume(f"{error.told} Of this kind of answer {text}"))
                 return
             case Next.EXHAUSTED:
                 self.end("error", error)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from headrace.core.streams import Prompt, Submit, Task, TextPrompt, TokenPrompt
-from headrace.proxy.fields import MAX_INPUTS, MAX_MESSAGES, Inputs, Rejected, Texts
+from headrace.core.streams import Prompt, Submit, Task, TextPrompt
+from headrace.proxy.fields import MAX_INPUTS, MAX_MESSAGES, Inputs, Texts, Tokens
 from headrace.proxy.messages import Message, chat_prompt
-from headrace.proxy.strict import Strict
+from headrace.proxy.strict import Rejected, Strict
 from headrace.proxy.ticket import PRIORITIES, Asked
 from headrace.proxy.tools import TemplateArgs
 
@@ -26,6 +26,7 @@ class _Request(Strict):
 class EmbeddingRequest(_Request):
     """POST /v1/embeddings"""
 
+    ids_in = frozenset({"input"})
     input: Inputs
     encoding_format: Literal["float", "base64"] | None = Field(None, description="float, if nothing is said.")
     dimensions: int | None = Field(None, ge=1, le=2**16, description="For models that can shorten their vectors.")
@@ -69,7 +70,7 @@ class TokenizeRequest(_Request):
     """POST /tokenize"""
 
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     add_special_tokens: bool | None = Field(None, description="true for a prompt, false for messages.")
     add_generation_prompt: bool | None = Field(None, description="With messages; true, if nothing is said.")
     return_token_strs: bool | None = None
@@ -106,10 +107,11 @@ class TokenizeRequest(_Request):
 class DetokenizeRequest(_Request):
     """POST /detokenize"""
 
-    tokens: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)
+    ids_in = frozenset({"tokens"})
+    tokens: Tokens
 
     def submits(self, asked: Asked) -> list[Submit]:
-        return [Submit(0, asked.request_id, TokenPrompt(self.tokens), task=Task.DETOKENIZE)]
+        return [Submit(0, asked.request_id, self.tokens, task=Task.DETOKENIZE)]
 
 
 TaskRequest = EmbeddingRequest | ScoreRequest | RerankRequest | TokenizeRequest | DetokenizeRequest

@@ -12,6 +12,8 @@ from headrace.core.affinity import NOTHING, Decision, Wish
 from headrace.core.fair import Claim
 from headrace.core.route import Candidate
 
+CALLER = "headrace.caller"  # the scope's key of who asks
+
 PRIORITIES = (-100, 100)
 """A lower number is more urgent, as vLLM has it; 0 without one."""
 
@@ -24,6 +26,11 @@ class Caller:
     weight: float = 1.0
     priority: int = 0
     max_streams: int = 0
+    models: frozenset[str] | None = None  # names that it may call, and those of their adapters; None: all
+
+    def may_call(self, name: str) -> bool:
+        """Whether a public name is one of its models, or of an adapter of one."""
+        return self.models is None or name in self.models or name.rpartition(":")[0] in self.models
 
     @property
     def owner(self) -> str:
@@ -36,12 +43,13 @@ ANYONE = Caller(priority=PRIORITIES[0])
 
 
 class Asked(NamedTuple):
-    """What all streams of a request have in common. `owner`: see Caller; `keep_s`: see Submit."""
+    """What all streams of a request have in common. `owner`: see Caller; `keep_s`, `nonce`: see Submit."""
 
     request_id: str
     received_unix_s: int = 0
     owner: str = ""
     keep_s: float = 0.0
+    nonce: str = ""
 
 
 @dataclass(slots=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import pydantic_core
-from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from headrace.core.streams import Guide
-from headrace.proxy.fields import Rejected
-from headrace.proxy.strict import Strict
+from headrace.proxy.strict import Rejected, Strict
 
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 256 * 1024
@@ -23,34 +23,50 @@ MAX_REGEX_CHARS = 8 * 1024
 MAX_CHOICES = 1024
 MAX_TEMPLATE_ARGS_BYTES = 16 * 1024
 
-FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+_FUNCTION = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def _function_name(value: str) -> str:
+    if not _FUNCTION.fullmatch(value):
+        raise Rejected("must be 1 to 64 letters, digits, '_', '.' and '-'")
+    return value
+
+
+FunctionName = Annotated[str, AfterValidator(_function_name), WithJsonSchema({"type": "string", "maxLength": 64})]
 
 
 def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
+def check_size(value: Any, most_bytes: int, at: str = "", what: str = "must be at most {} bytes of JSON") -> None:
+    """Rejected if a value is surely more than `most_bytes` of JSON, or nests deeply; ends as soon as that is known."""
+    size, depth, level = 0, 0, [value]
     while level:
         depth += 1
-        level = [
-            x
-            for v in level
-            if isinstance(v, (dict, list))
-            for x in (v.values() if isinstance(v, dict) else v)
-            if isinstance(x, (dict, list))
-        ]
-    return depth
+        inner: list[Any] = []
+        for v in level:
+            size += len(v) + 2 if isinstance(v, str) else 2
+            if isinstance(v, dict):
+                size += sum(map(len, v)) + 3 * len(v)
+                inner += v.values()
+            elif isinstance(v, list):
+                size += len(v)
+                inner += v
+            if size > most_bytes:
+                raise Rejected(what.format(most_bytes), at)
+        if inner and depth > MAX_SCHEMA_DEPTH:
+            raise Rejected(f"must nest at most {MAX_SCHEMA_DEPTH} levels", at)
+        level = inner
 
 
 def _schema(value: Any, at: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Rejected("must be a JSON schema, which is an object", at)
-    if _depth(value) > MAX_SCHEMA_DEPTH:
-        raise Rejected(f"must nest at most {MAX_SCHEMA_DEPTH} levels", at)
+    what = "must be a JSON schema of at most {} bytes"
+    check_size(value, MAX_SCHEMA_BYTES, at, what)
     if len(_dump(value).encode()) > MAX_SCHEMA_BYTES:
-        raise Rejected(f"must be a JSON schema of at most {MAX_SCHEMA_BYTES} bytes", at)
+        raise Rejected(what.format(MAX_SCHEMA_BYTES), at)
     return value
 
 
@@ -68,18 +84,36 @@ class Tool(Strict):
     type: Literal["function"]
     function: Function
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_known_type(cls, data: Any) -> Any:
+        """First of all: others have other fields."""
+        if isinstance(data, dict) and data.get("type") not in (None, "function"):
+            raise Rejected("must be 'function'", ".type")
+        return data
+
+
+def _small(value: Any) -> Any:
+    if isinstance(value, list):
+        if len(value) > MAX_TOOLS:
+            raise Rejected(f"must hold at most {MAX_TOOLS} functions, not {len(value)}")
+        check_size(value, MAX_TOOLS_BYTES)
+    return value
+
 
 def _tools(tools: list[Tool]) -> list[Tool]:
     names = [t.function.name for t in tools]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise Rejected(f"has two functions of the name {name!r}")
+            raise Rejected(f"has two functions of the name '{name}'")
     if len(tools_json(tools)) > MAX_TOOLS_BYTES:
         raise Rejected(f"must be at most {MAX_TOOLS_BYTES} bytes of JSON")
     return tools
 
 
-Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(_tools)]
+Tools = Annotated[
+    list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True), BeforeValidator(_small), AfterValidator(_tools)
+]
 
 
 def tools_json(tools: Sequence[Tool]) -> bytes:
@@ -95,25 +129,32 @@ class ToolChoice:
 
 
 def _tool_choice(value: Any) -> ToolChoice:
-    if value in ("none", "auto", "required"):
+    if isinstance(value, str) and value in ("none", "auto", "required"):
         return ToolChoice(value)
+    value = present(value)
     if isinstance(value, dict) and set(value) == {"type", "function"} and value["type"] == "function":
-        function = value["function"]
+        function = present(value["function"])
         if isinstance(function, dict) and set(function) == {"name"} and isinstance(function["name"], str):
             return ToolChoice("function", function["name"])
-    raise Rejected('must be \'none\', \'auto\', \'required\' or {"type": "function", "function": {"name": …}}')
+    raise Rejected('must be "none", "auto", "required" or {"type": "function", "function": {"name": …}}')
+
+
+def present(value: Any) -> Any:
+    """An object without its nulls, which are absent."""
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 def _response_format(value: Any) -> Guide | None:
+    value = present(value)
     kind = value.get("type") if isinstance(value, dict) else None
-    if kind not in ("text", "json_object", "json_schema"):
+    if not isinstance(kind, str) or kind not in ("text", "json_object", "json_schema"):
         raise Rejected("must be an object whose 'type' is 'text', 'json_object' or 'json_schema'")
     known = {"type", "json_schema"} if kind == "json_schema" else {"type"}
     if unknown := set(value) - known:
         raise Rejected("is unknown", f".{min(unknown)[:40]}")
     if kind != "json_schema":
         return Guide("json_object") if kind == "json_object" else None
-    given = value.get("json_schema")
+    given = present(value.get("json_schema"))
     at = ".json_schema"
     if not isinstance(given, dict):
         raise Rejected("must be an object with 'name' and 'schema'", at)
@@ -128,14 +169,14 @@ def _response_format(value: Any) -> Guide | None:
 
 
 def _structured_outputs(value: Any) -> Guide:
-    given = {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else {}
-    if len(given) != 1:
+    given = present(value)
+    if not isinstance(given, dict) or len(given) != 1:
         raise Rejected("must be an object with one of 'json', 'json_object', 'regex', 'choice' and 'grammar'")
     [(kind, form)] = given.items()
     match kind:
         case "json":
             if isinstance(form, str):
-                form = _loaded(form)
+                form = _loaded(_text(form, ".json", MAX_SCHEMA_BYTES))
             return Guide("json_schema", _dump(_schema(form, ".json")))
         case "json_object" if form is True:
             return Guide("json_object")
@@ -172,8 +213,9 @@ def _template_args(value: Any) -> Mapping[str, Any]:
         raise Rejected("must be an object")
     if taken := {"messages", "tools"} & set(value):
         raise Rejected("is not for the template to be told here", f".{min(taken)}")
-    if _depth(value) > MAX_SCHEMA_DEPTH or len(_dump(value)) > MAX_TEMPLATE_ARGS_BYTES:
-        raise Rejected(f"must be at most {MAX_TEMPLATE_ARGS_BYTES} bytes of JSON, not nested deeply")
+    check_size(value, MAX_TEMPLATE_ARGS_BYTES)
+    if len(_dump(value)) > MAX_TEMPLATE_ARGS_BYTES:
+        raise Rejected(f"must be at most {MAX_TEMPLATE_ARGS_BYTES} bytes of JSON")
     return value
 
 

@@ -39,8 +39,8 @@ class Connection(Protocol):
 class Writer:
     """One response. `start`: another `send` for its head, if wrappers want to see that.
 
-    `on_overflow` is called once, when the client has left more than `limit_bytes` unread; `on_cut` when it has read
-    nothing for `stall_s`, and is cut.
+    `on_overflow` is called once, when the client has left more than `limit_bytes` unread. One that reads nothing for
+    long is cut by the connection.
     """
 
     __slots__ = (
@@ -53,11 +53,8 @@ class Writer:
         "_last_given",
         "_limit_bytes",
         "_loop",
-        "_on_cut",
         "_send",
         "_send_start",
-        "_stall",
-        "_stall_s",
         "broken",
         "on_overflow",
         "overflowed",
@@ -71,8 +68,6 @@ class Writer:
         *,
         start: Send | None = None,
         limit_bytes: int,
-        stall_s: float,
-        on_cut: Callable[[], None] = lambda: None,
     ) -> None:
         self.started = False
         self.overflowed = False
@@ -82,13 +77,10 @@ class Writer:
         self._send_start = start or send
         self._connection = connection
         self._limit_bytes = max(limit_bytes - _TRANSPORT_BYTES, _LEAST_BYTES)
-        self._stall_s = stall_s
-        self._on_cut = on_cut
         self._loop = asyncio.get_running_loop()
         self._blocked: Any = None
         self._held: list[bytes] = []
         self._held_bytes = 0
-        self._stall: asyncio.TimerHandle | None = None
         self._finished = False  # nothing more will come
         self._last_given = False  # the last message is with `send`
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -146,9 +138,6 @@ class Writer:
     def _release(self) -> None:
         self._held.clear()
         self._held_bytes = 0
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
         if not self._ended.done():
             self._ended.set_result(None)
 
@@ -165,7 +154,6 @@ class Writer:
         except StopIteration:
             return
         self._blocked = step
-        self._stall = self._loop.call_later(self._stall_s, self._stalled)
         self._await(waits_for)
 
     def _drive_last(self, data: bytes) -> None:
@@ -188,9 +176,6 @@ class Writer:
         else:
             self._await(waits_for)
             return
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
         if self._last_given:
             self._release()
         if self._ended.done():
@@ -200,7 +185,3 @@ class Writer:
             self._drive_last(data)
         elif data:
             self._drive(self._send({"type": "http.response.body", "body": data, "more_body": True}))
-
-    def _stalled(self) -> None:
-        self._on_cut()
-        self.cut()

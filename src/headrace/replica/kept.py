@@ -6,6 +6,7 @@ import asyncio
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 
 from headrace.core.streams import Finished, Resume, Submit, Task
 from headrace.core.types import Load
@@ -13,7 +14,7 @@ from headrace.replica.rows import Stream
 from headrace.replica.session import Session
 
 MAX_KEPT = 4096
-_Key = tuple[str, str]
+_Key = tuple[str, str, bytes]
 
 
 class Limbo(Session):
@@ -44,7 +45,10 @@ class Entry:
 
 
 class Kept:
-    """By caller and request id. `on_expired` is called with a stream that nobody took over in time."""
+    """By caller, request id and nonce: who has not seen a stream gets no part of it.
+
+    `on_expired` is called with a stream that nobody took over in time.
+    """
 
     def __init__(self, on_expired: Callable[[Stream], None]) -> None:
         self.limbo = Limbo("")
@@ -126,7 +130,8 @@ class Kept:
 
 
 def _key(s: Submit) -> _Key:
-    return s.owner, s.request_id
+    # The nonce's digest: how long it takes to find that there is none tells nothing of those that there are.
+    return s.owner, s.request_id, blake2b(s.nonce.encode(), digest_size=16).digest()
 
 
 def _essence(s: Submit) -> Submit:

@@ -10,7 +10,7 @@ from typing import Any
 
 from headrace.core.streams import Task
 from headrace.core.types import ModelSpec, Resources
-from headrace.engines_here import HOW_TO_INSTALL, installed, pick
+from headrace.engines_here import ENGINES, how_to_install, installed, pick
 from headrace.errors import UserError
 from headrace.replica.conversion import converted
 from headrace.replica.engine import Engine
@@ -67,10 +67,10 @@ def open_engine(
         from headrace.replica.engines.simulated import SimulatedEngine
 
         return Opened(SimulatedEngine(given, spec, report), Model(None))
-    if name not in HOW_TO_INSTALL:
+    if name not in ENGINES:
         raise UserError(f"There is no engine {name!r}: use auto, openvino, vllm or simulated.")
     if name not in installed():
-        raise UserError(HOW_TO_INSTALL[name])
+        raise UserError(how_to_install(name))
     if name == "vllm":
         return _open_vllm(spec, given, resources, cache, report, adapters)
     if host:

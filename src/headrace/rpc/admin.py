@@ -114,7 +114,7 @@ class AdminClient:
         return convert_story.explanation_from_pb(answer)
 
     async def read_logs(self, replica_id: str, tail_lines: int, follow: bool) -> AsyncIterator[bytes]:
-        """The end of a replica's log, piece by piece; with `follow`, and then what is added to it."""
+        """The end of the log of a replica or another part, piece by piece; with `follow`, then what is added to it."""
         request = head_pb2.ReadLogsRequest(replica_id=replica_id, tail_lines=tail_lines, follow=follow)
         with self._errors():
             async for answer in self._stub.ReadLogs(request):

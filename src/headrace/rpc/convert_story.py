@@ -21,6 +21,9 @@ def story_to_pb(story: s.Story) -> head_pb2.Story:
         prompt_tokens=story.prompt_tokens,
         cached_tokens=story.cached_tokens,
         tokens=story.tokens,
+        status=story.status,
+        why=story.why,
+        request=story.request,
     )
     for c in story.choices:
         choice = m.choices.add(at_s=c.at_s, replica_id=c.replica_id, reason=c.reason, replicas=c.replicas)
@@ -57,6 +60,9 @@ def story_from_pb(m: head_pb2.Story) -> s.Story:
             s.Move(wire.seconds(x.at_s, "at_s"), wire.sentence(x.cause), x.tokens)
             for x in wire.few(m.moves, "moves", _MAX_STEPS)
         ),
+        status=m.status,
+        why=wire.sentence(m.why),
+        request=wire.sentence(m.request),
     )
 
 

@@ -48,7 +48,7 @@ _SAMPLING = (
 
 
 _FLAT = ("adapter", "tools_json", "tool_choice", "tool_name", "one_tool_call", "template_args_json", "echo", "document",
-         "dimensions", "no_special_tokens", "received_unix_s", "keep_s", "moves", "owner")  # fmt: skip
+         "dimensions", "no_special_tokens", "received_unix_s", "keep_s", "moves", "owner", "nonce")  # fmt: skip
 _TASKS = {
     st.Task.GENERATE: replica_pb2.GENERATE,
     st.Task.EMBED: replica_pb2.EMBED,
@@ -84,7 +84,11 @@ def guide_from_pb(m: replica_pb2.Guide) -> st.Guide:
 
 
 def submit_to_pb(s: st.Submit) -> replica_pb2.SessionRequest:
-    m = replica_pb2.Submit(stream=s.stream, request_id=s.request_id, stop=s.stop)
+    request = replica_pb2.SessionRequest()
+    m = request.submit  # made in its place: a prompt may be large
+    m.SetInParent()
+    m.stream, m.request_id = s.stream, s.request_id
+    m.stop.extend(s.stop)
     match s.prompt:
         case st.TextPrompt(text):
             m.text = text
@@ -120,7 +124,7 @@ def submit_to_pb(s: st.Submit) -> replica_pb2.SessionRequest:
         m.take_over = s.take_over
     if s.prefix:
         m.prefix.extend(s.prefix)
-    return replica_pb2.SessionRequest(submit=m)
+    return request
 
 
 def submit_from_pb(m: replica_pb2.Submit) -> st.Submit:

@@ -7,7 +7,10 @@ Facts that shaped this (openvino-genai 2026.4):
 - unseeded requests all use seed 0; random numbers belong to a request: a seed gives the same tokens in any batch, but
   not when a request goes on from delivered tokens;
 - presence and frequency penalties do not see the prompt, repetition penalty does;
-- with an 8-bit KV cache a continuation differs from the whole run;
+- a prefix that is read goes through another attention kernel than tokens that are made, and so do steps of fewer
+  streams than threads: in float32 logits differ by 1e-5, which a KV cache of 16 bits makes 1e-3, and dynamic
+  quantization (of activations, where weights have 8 or 4 bits) 0.1. Where two are nearer to each other than that, a
+  continuation differs from the whole run: benchmarks/moved_streams.py;
 - a guide is read in a request's first step, and one that is broken breaks that step for all: see openvino_guides;
 - guides need the model's OpenVINO tokenizer; what a finished one lets a request go on with is not text.
 """
@@ -109,6 +112,8 @@ class OpenVinoEngine:
             # Replicas of one machine would all be pinned to its first cores.
             "ENABLE_CPU_PINNING": False,
         }
+        if not options.dynamic_quantization:
+            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         if resources.cpus > 0:
             properties["INFERENCE_NUM_THREADS"] = max(1, int(resources.cpus))
 

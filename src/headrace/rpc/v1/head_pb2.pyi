@@ -152,6 +152,9 @@ class Story(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     proxy_id: _builtins.str
     model: _builtins.str
@@ -164,6 +167,10 @@ class Story(_message.Message):
     prompt_tokens: _builtins.int
     cached_tokens: _builtins.int
     tokens: _builtins.int
+    status: _builtins.int
+    """Of one that was answered with an error: the HTTP status, what was said, and the method and path that were asked for."""
+    why: _builtins.str
+    request: _builtins.str
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Choice]: ...
     @_builtins.property
@@ -183,10 +190,13 @@ class Story(_message.Message):
         tokens: _builtins.int = ...,
         choices: _abc.Iterable[Global___Choice] | None = ...,
         moves: _abc.Iterable[Global___Move] | None = ...,
+        status: _builtins.int = ...,
+        why: _builtins.str = ...,
+        request: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_ended_s", b"_ended_s", "_first_token_s", b"_first_token_s", "ended_s", b"ended_s", "first_token_s", b"first_token_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_s", b"_ended_s", "_first_token_s", b"_first_token_s", "cached_tokens", b"cached_tokens", "choices", b"choices", "end", b"end", "ended_s", b"ended_s", "first_token_s", b"first_token_s", "model", b"model", "moves", b"moves", "prompt_tokens", b"prompt_tokens", "proxy_id", b"proxy_id", "received_unix_s", b"received_unix_s", "request_id", b"request_id", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_s", b"_ended_s", "_first_token_s", b"_first_token_s", "cached_tokens", b"cached_tokens", "choices", b"choices", "end", b"end", "ended_s", b"ended_s", "first_token_s", b"first_token_s", "model", b"model", "moves", b"moves", "prompt_tokens", b"prompt_tokens", "proxy_id", b"proxy_id", "received_unix_s", b"received_unix_s", "request", b"request", "request_id", b"request_id", "status", b"status", "tokens", b"tokens", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ended_s: _TypeAlias = _typing.Literal["ended_s"]  # noqa: Y015
     _WhichOneofArgType__ended_s: _TypeAlias = _typing.Literal["_ended_s", b"_ended_s"]  # noqa: Y015
@@ -918,6 +928,8 @@ class Deployment(_message.Message):
     STUCK_FIELD_NUMBER: _builtins.int
     REVISED_UNIX_S_FIELD_NUMBER: _builtins.int
     REPEATS_FIELD_NUMBER: _builtins.int
+    ON_DEMAND_FIELD_NUMBER: _builtins.int
+    PROVEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     revision: _builtins.int
     min_replicas: _builtins.int
@@ -933,6 +945,10 @@ class Deployment(_message.Message):
     revised_unix_s: _builtins.int
     """When the newest revision was made (0: not recorded), and the one that a rollback took its contents from (0: none)."""
     repeats: _builtins.int
+    on_demand: _builtins.bool
+    """A request made it, and nobody has asked for it by a command since: it may be taken away when nobody uses it."""
+    proven: _builtins.bool
+    """Its newest revision has served."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelSpec: ...
     @_builtins.property
@@ -957,10 +973,12 @@ class Deployment(_message.Message):
         stuck: _builtins.bool = ...,
         revised_unix_s: _builtins.int = ...,
         repeats: _builtins.int = ...,
+        on_demand: _builtins.bool = ...,
+        proven: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "created_unix_s", b"created_unix_s", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "model", b"model", "name", b"name", "ready", b"ready", "reason", b"reason", "repeats", b"repeats", "replicas", b"replicas", "resources", b"resources", "revised_unix_s", b"revised_unix_s", "revision", b"revision", "state", b"state", "stuck", b"stuck"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "created_unix_s", b"created_unix_s", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "model", b"model", "name", b"name", "on_demand", b"on_demand", "proven", b"proven", "ready", b"ready", "reason", b"reason", "repeats", b"repeats", "replicas", b"replicas", "resources", b"resources", "revised_unix_s", b"revised_unix_s", "revision", b"revision", "state", b"state", "stuck", b"stuck"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1050,10 +1068,16 @@ class Proxy(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
     proxy_id: _builtins.str
     pid: _builtins.int
     state: _builtins.str
     restarts: _builtins.int
+    reason: _builtins.str
+    """What troubles it, else how the one before it ended."""
+    requests: _builtins.int
+    """Requests being answered."""
     def __init__(
         self,
         *,
@@ -1061,10 +1085,12 @@ class Proxy(_message.Message):
         pid: _builtins.int = ...,
         state: _builtins.str = ...,
         restarts: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "proxy_id", b"proxy_id", "restarts", b"restarts", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "proxy_id", b"proxy_id", "reason", b"reason", "requests", b"requests", "restarts", b"restarts", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1123,10 +1149,13 @@ class CatalogEntry(_message.Message):
     RESOURCES_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    ON_DEMAND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     description: _builtins.str
     origin: _builtins.str
     """"built-in", "file" or "added"."""
+    on_demand: _builtins.bool
+    """A request may start it where only listed models are started so (--on_demand=listed)."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelSpec: ...
     @_builtins.property
@@ -1142,10 +1171,11 @@ class CatalogEntry(_message.Message):
         resources: _types_pb2.Resources | None = ...,
         origin: _builtins.str = ...,
         adapters: _abc.Iterable[_types_pb2.Adapter] | None = ...,
+        on_demand: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "description", b"description", "model", b"model", "name", b"name", "origin", b"origin", "resources", b"resources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "description", b"description", "model", b"model", "name", b"name", "on_demand", b"on_demand", "origin", b"origin", "resources", b"resources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1228,7 +1258,7 @@ class ReadLogsRequest(_message.Message):
     TAIL_LINES_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
-    """A replica id, or the beginning of one if no other begins so."""
+    """A replica id, or the beginning of one if no other begins so; "head", "scheduler", or a proxy's id."""
     tail_lines: _builtins.int
     follow: _builtins.bool
     def __init__(

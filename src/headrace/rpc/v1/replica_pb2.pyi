@@ -136,6 +136,7 @@ class Submit(_message.Message):
     MOVES_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
     stream: _builtins.int
     """The proxy's number for the stream, never used twice in a session."""
     request_id: _builtins.str
@@ -180,6 +181,8 @@ class Submit(_message.Message):
     """How often the stream has moved to another replica. One that was left behind somewhere is not the one to take over."""
     owner: _builtins.str
     """A digest of who called; empty where no API keys are asked for. Only the same caller may take a stream over."""
+    nonce: _builtins.str
+    """The secret in the ids of the stream's events: only who knows it may take the stream over."""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds: ...
     @_builtins.property
@@ -233,10 +236,11 @@ class Submit(_message.Message):
         moves: _builtins.int = ...,
         prefix: _abc.Iterable[_builtins.int] | None = ...,
         owner: _builtins.str = ...,
+        nonce: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "_take_over", b"_take_over", "guide", b"guide", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "resume", b"resume", "sampling", b"sampling", "take_over", b"take_over", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "_take_over", b"_take_over", "adapter", b"adapter", "dimensions", b"dimensions", "document", b"document", "echo", b"echo", "guide", b"guide", "keep_s", b"keep_s", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "moves", b"moves", "no_special_tokens", b"no_special_tokens", "one_tool_call", b"one_tool_call", "owner", b"owner", "prefix", b"prefix", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "received_unix_s", b"received_unix_s", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "take_over", b"take_over", "task", b"task", "template_args_json", b"template_args_json", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools_json", b"tools_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_prompt_logprobs", b"_prompt_logprobs", "_take_over", b"_take_over", "adapter", b"adapter", "dimensions", b"dimensions", "document", b"document", "echo", b"echo", "guide", b"guide", "keep_s", b"keep_s", "max_tokens", b"max_tokens", "messages_json", b"messages_json", "moves", b"moves", "no_special_tokens", b"no_special_tokens", "nonce", b"nonce", "one_tool_call", b"one_tool_call", "owner", b"owner", "prefix", b"prefix", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "received_unix_s", b"received_unix_s", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "take_over", b"take_over", "task", b"task", "template_args_json", b"template_args_json", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools_json", b"tools_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015

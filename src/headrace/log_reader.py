@@ -1,47 +1,23 @@
-"""Logs of replicas: rotation under the writer's hands, and reading from the tail on, over rotated predecessors.
+"""Logs of others, read from the tail on, over rotated predecessors.
 
-A replica holds its log open in append mode, so a full log is copied to `replica.log.1` and cut to nothing; what was
-written between the two is lost, which is a line or two in 10 MiB. A reader notices by the new file behind `.1`; one
-that is more than a whole file behind misses a part. Rotate and read in one thread.
+A reader notices a rotation (log_files.py) by the new file behind `.1`; one that is more than a whole file behind misses
+a part. Rotate and read in one thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
-MAX_BYTES = 10 * 1024 * 1024
-KEPT = 2  # rotated predecessors, beside the current file
+from headrace.log_files import KEPT, rotated
+
 CHUNK = 32 * 1024
 # There is no portable event for "a file has grown"; this costs one fstat, and only while somebody follows.
 _FOLLOW_S = 0.2
-
-
-def rotated(log: Path, number: int) -> Path:
-    return log.with_name(f"{log.name}.{number}")
-
-
-def rotate(log: Path, max_bytes: int = MAX_BYTES) -> bool:
-    """Rotate if the log is larger than `max_bytes` (0: if it holds anything). True if it was done."""
-    try:
-        if log.stat().st_size <= max_bytes:
-            return False
-    except FileNotFoundError:
-        return False
-    for number in range(KEPT, 1, -1):
-        if rotated(log, number - 1).exists():
-            os.replace(rotated(log, number - 1), rotated(log, number))
-    partial = log.with_name(f".{log.name}.partial")
-    with log.open("r+b") as source, partial.open("wb") as target:
-        shutil.copyfileobj(source, target, 1024 * 1024)
-        source.truncate(0)
-    os.replace(partial, rotated(log, 1))
-    return True
 
 
 async def read(log: Path, tail_lines: int, follow: bool) -> AsyncGenerator[bytes, None]:
