@@ -39,7 +39,8 @@ class EngineRequest:
 class EncodeRequest:
     """A text to make numbers of: a vector (EMBED), or how well `document` fits the text (SCORE).
 
-    `ids`: of the text, or of the pair where the tokenizer joins them; the texts are there for engines that want those.
+    `ids`: of the text, or of the pair where the tokenizer joins them, then with the `types` that tell the two apart;
+    the texts are there for engines that want those.
     """
 
     id: int
@@ -49,6 +50,7 @@ class EncodeRequest:
     document: str = ""
     dimensions: int = 0
     adapter: str = ""
+    types: Sequence[int] = ()
 
 
 @dataclass(slots=True)

@@ -27,13 +27,14 @@ from headrace.core.streams import Sampling
 from headrace.core.types import Load, ModelInfo, Resources
 from headrace.errors import HeadraceError
 from headrace.replica import telemetry
+from headrace.replica.config_files import read_json
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
 from headrace.replica.engines import openvino_guides
 from headrace.replica.engines.openvino_guides import GuideChecker
 from headrace.replica.engines.openvino_lora import Pipelines
 from headrace.replica.engines.openvino_options import KV_BYTES, OpenVinoOptions
 from headrace.replica.engines.openvino_parsers import Parsers
-from headrace.replica.sampling import cannot_guide, context_of, continued, read_generation_config, read_json
+from headrace.replica.sampling import cannot_guide, context_of, continued, read_generation_config
 
 telemetry.forbid()
 import numpy as np  # noqa: E402
