@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from replica_fixtures import ProxySide, RunningReplica, a_spec, chat, running, spawned
 
@@ -59,6 +61,41 @@ async def test_from_start_to_end(tmp_path: Path) -> None:
         os.kill(replica.child.pid, signal.SIGTERM)
         assert await replica.exit_code() == 0
         assert not (tmp_path / "failure.json").exists()
+
+
+async def test_a_long_prompt_holds_up_nobody(tmp_path: Path) -> None:
+    async with running(a_spec(options=FAST, context_tokens=8_000_000), tmp_path) as replica:
+        await replica.ready()
+        async with replica.session() as proxy:
+            long = await proxy.start("words " * 500_000, max_tokens=1)
+            aborted = await proxy.start("words " * 500_000, max_tokens=1)
+            await proxy.abort(aborted)
+            short = await proxy.ask(TokenPrompt(IDS), max_tokens=3)
+            assert short.tokens == expected(IDS, 3)
+            assert proxy.seen[long].started is None, "it is still being read"
+            assert (proxy.load.running, proxy.load.waiting) == (0, 0), "and is no work that the engine does not do"
+            assert (await proxy.end_of(aborted)).started is None
+            assert (await proxy.end_of(long)).started == 3_000_000
+
+
+async def test_what_cannot_fit_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    async with running(a_spec(engine="openvino"), tmp_path) as replica:
+        status = await replica.ready()
+        assert status.model is not None
+        assert 0 < status.model.prompt_bytes < 1_000_000
+        async with replica.session() as proxy:
+            for prompt in ("words " * 660_000, chat("words " * 660_000), TokenPrompt([1] * 1_000_000)):
+                seen = await proxy.ask(prompt)
+                assert seen.rejected is not None
+                assert seen.rejected.failure.code == "context_length_exceeded"
+        assert psutil.Process(replica.child.pid).cpu_times().user < 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="psutil reads the limits of other processes on Linux only")
+async def test_a_crash_leaves_no_prompts_behind(tmp_path: Path) -> None:
+    async with running(a_spec(options=FAST), tmp_path) as replica:
+        await replica.ready()
+        assert psutil.Process(replica.child.pid).rlimit(psutil.RLIMIT_CORE)[0] == 0
 
 
 async def test_loading_reports_progress(tmp_path: Path) -> None:

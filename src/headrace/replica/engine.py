@@ -33,6 +33,7 @@ class EngineRequest:
     guide: Guide | None = None  # the form that the answer must have
     prompt_logprobs: int | None = None
     parsing: Parsing | None = None  # what is taken out of the answer; the form is that of what is left
+    caller: str = ""  # whose it is, where callers are told apart
 
 
 @dataclass(frozen=True, slots=True)

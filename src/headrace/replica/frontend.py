@@ -164,6 +164,7 @@ class FrontEnd:
             guide,
             submit.prompt_logprobs,
             parsing if parser else None,
+            submit.owner,
         )
         logprobs = submit.sampling.logprobs
         echo = self._echo(submit, prompt) if submit.echo else ""
