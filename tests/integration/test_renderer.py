@@ -27,7 +27,7 @@ BOMBS = [
     "{{ 'a' | center(10**10) }}",
     "{{ '%09999999999d' | format(1) }}",
     "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-    "{{ 10 ** (10 ** 9) }}",
+    "{{ (x + 9) ** (10 ** 9) }}",
 ]
 
 
