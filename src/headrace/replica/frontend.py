@@ -25,6 +25,8 @@ from headrace.replica.tokenizer import FileCodec, SimulatedCodec, TextCodec
 from headrace.replica.weights import Model
 
 MAX_PROMPT_LOGPROBS = 64 * 1024
+MAX_LISTED = 1024 * 1024
+"""Tokens of an answer of /tokenize."""
 
 QUICK_BYTES = 8_000
 """Of text and JSON that may be worked on where everybody waits meanwhile."""
@@ -96,6 +98,11 @@ class FrontEnd:
                     ids = self.codec.encode(submit.prompt.text, special)
                 else:
                     ids = self._encode(submit, [], special)
+                if len(ids) > MAX_LISTED:
+                    raise ContextExceeded(
+                        f"The text has {len(ids)} tokens; at most {MAX_LISTED} are listed. Send it in parts.",
+                        param="prompt",
+                    )
                 names = tuple([self.codec.name(i) for i in ids]) if submit.echo else ()
                 return PreparedResult(Result(submit.stream, token_ids=ids, tokens=names), len(ids))
             case Task.DETOKENIZE:
