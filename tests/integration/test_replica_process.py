@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from replica_fixtures import ProxySide, RunningReplica, a_spec, chat, running, spawned
 
+import headrace
 from headrace.core import simulated
 from headrace.core.phase import Phase
 from headrace.core.streams import Resume, Sampling, TokenPrompt
@@ -96,6 +98,17 @@ async def test_a_crash_leaves_no_prompts_behind(tmp_path: Path) -> None:
     async with running(a_spec(options=FAST), tmp_path) as replica:
         await replica.ready()
         assert psutil.Process(replica.child.pid).rlimit(psutil.RLIMIT_CORE)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+async def test_a_damaged_file_fails_at_once_and_for_good(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(Path(headrace.__file__).parent / "data" / "demo", folder)
+    (folder / name).write_text((folder / name).read_text()[:-5])
+    async with running(a_spec(engine="openvino", source=str(folder)), tmp_path / "r") as replica:
+        status = await replica.status_when(lambda s: s.phase in (Phase.READY, Phase.FAILED))
+        assert (status.phase, status.permanent) == (Phase.FAILED, True)
+        assert f"{folder / name} is not JSON" in status.reason
 
 
 async def test_loading_reports_progress(tmp_path: Path) -> None:
