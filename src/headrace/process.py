@@ -338,6 +338,15 @@ ENDPOINT_ENV = "HEADRACE_ENDPOINT_FD"
 """Names the descriptor of a pipe in which a replica says where it listens, in one line."""
 
 
+def forbid_core_dumps() -> None:
+    """Have no core file written when this process or one that it starts crashes: prompts and keys would be in it.
+
+    Whoever wants one raises the limit of the process: `prlimit --core=unlimited --pid PID`.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
 def raise_open_files() -> int:
     """Let this process have as many open files as it may raise its limit to; how many that is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
