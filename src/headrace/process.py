@@ -108,12 +108,13 @@ def _stat(pid: int) -> _Stat | None:
         return None
 
 
-def waited_s(pid: int) -> float:
-    """For how long a process's main thread has waited for a core, in all its life; 0 where no kernel counts that."""
+def scheduled(pid: int) -> tuple[float, float]:
+    """For how long a process's main thread has run, and waited for a core, in all its life; 0 where nobody counts."""
     try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return 0.0
+        ran, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+        return int(ran) / 1e9, int(waited) / 1e9
+    except (OSError, ValueError):
+        return 0.0, 0.0
 
 
 def group_members(group: int) -> list[int]:
@@ -336,6 +337,15 @@ LIFELINE_ENV = "HEADRACE_LIFELINE_FD"
 PARENT_ENDED = "parent ended"
 ENDPOINT_ENV = "HEADRACE_ENDPOINT_FD"
 """Names the descriptor of a pipe in which a replica says where it listens, in one line."""
+
+
+def forbid_core_dumps() -> None:
+    """Have no core file written when this process or one that it starts crashes: prompts and keys would be in it.
+
+    Whoever wants one raises the limit of the process: `prlimit --core=unlimited --pid PID`.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def raise_open_files() -> int:

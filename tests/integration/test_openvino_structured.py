@@ -56,6 +56,26 @@ async def test_a_form_that_takes_too_long_is_refused_and_the_rest_goes_on(tmp_pa
             assert re.fullmatch("[ab]{3}c", seen.text)
 
 
+async def test_forms_that_were_given_up_hold_up_nobody(tmp_path: Path) -> None:
+    spec = a_spec(engine="openvino", cpus=2, options={"guide_trial_s": 15})
+    async with running(spec, tmp_path) as replica:
+        await replica.ready()
+        async with replica.session("greedy") as greedy, replica.session("modest") as p:
+            bombs = [
+                await greedy.start(QUESTION, guide=Guide("regex", f"(a{{1,1000}}){{1,{1000 + i}}}"), sampling=MOVING)
+                for i in range(16)
+            ]
+            await greedy.until(lambda: len(greedy.frames) > 2)
+            assert greedy.load.waiting == 0, "what waits for its form is not what the engine does not step on"
+            for number in bombs:
+                await greedy.abort(number)
+            seen = await p.ask(QUESTION, max_tokens=60, sampling=MOVING, guide=Guide("choices", '["yes", "no"]'))
+            assert seen.text in ("yes", "no")
+            seen = await p.ask(QUESTION, max_tokens=60, sampling=MOVING, guide=Guide("regex", "[ab]{3}c"))
+            assert re.fullmatch("[ab]{3}c", seen.text)
+            await greedy.until(lambda: all(greedy.seen[n].over for n in bombs))
+
+
 async def each_kind_has_its_form(p: ProxySide) -> None:
     for guide, form in (
         (Guide("regex", "[ab]{3}c+d"), r"[ab]{3}c+d"),

@@ -7,8 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-from integration.proxy_fixtures import answer, raw_request, world
+from integration.proxy_fixtures import answer, eventually, raw_request, world
 from integration.proxy_requests import CHAT, TEXT, error
+
+from headrace.core.types import Route, RouteState
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
@@ -192,3 +194,61 @@ async def test_head_limits():
         reader, writer = await raw_request(w.proxy.address, "NONSENSE")
         assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
         writer.close()
+
+
+async def test_what_fits_no_context_never_leaves_the_proxy() -> None:
+    async with world() as w:
+        [replica] = w.replicas
+        route = Route("demo", RouteState.READY, "", (replica.endpoint,), 1_700_000_000, 64, prompt_bytes=8192)
+        w.head.show(route)
+        await eventually(lambda: w.proxy.routes.table.routes["demo"].prompt_bytes)
+        long = "words " * 3000
+        said = [{"role": "user", "content": long}]
+        for path, body in (
+            ("/v1/chat/completions", {"messages": said}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "words " * 1100}] * 2}),
+            ("/v1/completions", {"prompt": long}),
+            ("/v1/completions", {"prompt": ["a", long]}),
+            ("/v1/completions", {"prompt": list(range(65))}),
+            ("/v1/embeddings", {"input": ["a", long]}),
+            ("/score", {"text_1": "a", "text_2": ["b", long]}),
+            ("/rerank", {"query": "a", "documents": [long]}),
+            ("/tokenize", {"prompt": long}),
+            ("/tokenize", {"messages": said}),
+            ("/detokenize", {"tokens": list(range(65))}),
+        ):
+            r = await w.client.post(path, json={"model": "demo", **body})
+            assert (r.status_code, r.json()["error"]["code"]) == (400, "context_length_exceeded"), (path, r.text)
+        r = await w.client.post("/v1/chat/demo", content=long, headers={"content-type": "text/plain"})
+        assert (r.status_code, r.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert not replica.submits
+        r = await w.client.post("/v1/completions", json={"model": "demo", "prompt": "a" * 8192, "max_tokens": 2})
+        assert r.status_code == 200
+
+
+async def test_a_spoiled_call_in_a_history_is_data() -> None:
+    async with world() as w:
+        for arguments in ('{"x":', "null", "[1]", '"s"', "", None, {"a": 1}):
+            call = {"id": "c", "type": "function", "function": {"name": "what is <this>", "arguments": arguments}}
+            messages = [
+                {"role": "user", "content": "x"},
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "c", "content": "no"},
+            ]
+            r = await w.client.post(
+                "/v1/chat/completions", json={"model": "demo", "messages": messages, "max_tokens": 2}
+            )
+            assert r.status_code == 200, r.text
+
+
+@pytest.mark.parametrize(
+    "name", ["bos_token", "eos_token", "raise_exception", "range", "messages", "tools", "strftime_now"]
+)
+async def test_what_a_template_is_not_told_by_a_request(name: str) -> None:
+    async with world() as w:
+        body = {"model": "demo", "messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {name: "x"}}
+        r = await w.client.post("/v1/chat/completions", json=body)
+        assert r.status_code == 400
+        assert r.json()["error"]["param"] == f"chat_template_kwargs.{name}"
+        body["chat_template_kwargs"] = {"enable_thinking": False, "add_generation_prompt": True}
+        assert (await w.client.post("/v1/chat/completions", json=body | {"max_tokens": 2})).status_code == 200

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
+import sys
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from replica_fixtures import ProxySide, RunningReplica, a_spec, chat, running, spawned
 
+import headrace
 from headrace.core import simulated
 from headrace.core.causes import Cause
 from headrace.core.phase import Phase
@@ -60,6 +64,52 @@ async def test_from_start_to_end(tmp_path: Path) -> None:
         os.kill(replica.child.pid, signal.SIGTERM)
         assert await replica.exit_code() == 0
         assert not (tmp_path / "failure.json").exists()
+
+
+async def test_a_long_prompt_holds_up_nobody(tmp_path: Path) -> None:
+    async with running(a_spec(options=FAST, context_tokens=8_000_000), tmp_path) as replica:
+        await replica.ready()
+        async with replica.session() as proxy:
+            long = await proxy.start("words " * 500_000, max_tokens=1)
+            aborted = await proxy.start("words " * 500_000, max_tokens=1)
+            await proxy.abort(aborted)
+            short = await proxy.ask(TokenPrompt(IDS), max_tokens=3)
+            assert short.tokens == expected(IDS, 3)
+            assert proxy.seen[long].started is None, "it is still being read"
+            assert (proxy.load.running, proxy.load.waiting) == (0, 0), "and is no work that the engine does not do"
+            assert (await proxy.end_of(aborted)).started is None
+            assert (await proxy.end_of(long)).started == 3_000_000
+
+
+async def test_what_cannot_fit_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    async with running(a_spec(engine="openvino"), tmp_path) as replica:
+        status = await replica.ready()
+        assert status.model is not None
+        assert 0 < status.model.prompt_bytes < 1_000_000
+        async with replica.session() as proxy:
+            for prompt in ("words " * 660_000, chat("words " * 660_000), TokenPrompt([1] * 1_000_000)):
+                seen = await proxy.ask(prompt)
+                assert seen.rejected is not None
+                assert seen.rejected.failure.code == "context_length_exceeded"
+        assert psutil.Process(replica.child.pid).cpu_times().user < 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="psutil reads the limits of other processes on Linux only")
+async def test_a_crash_leaves_no_prompts_behind(tmp_path: Path) -> None:
+    async with running(a_spec(options=FAST), tmp_path) as replica:
+        await replica.ready()
+        assert psutil.Process(replica.child.pid).rlimit(psutil.RLIMIT_CORE)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+async def test_a_damaged_file_fails_at_once_and_for_good(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(Path(headrace.__file__).parent / "data" / "demo", folder)
+    (folder / name).write_text((folder / name).read_text()[:-5])
+    async with running(a_spec(engine="openvino", source=str(folder)), tmp_path / "r") as replica:
+        status = await replica.status_when(lambda s: s.phase in (Phase.READY, Phase.FAILED))
+        assert (status.phase, status.permanent) == (Phase.FAILED, True)
+        assert f"{folder / name} is not JSON" in status.reason
 
 
 async def test_loading_reports_progress(tmp_path: Path) -> None:

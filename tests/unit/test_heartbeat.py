@@ -34,6 +34,13 @@ def test_what_explains_silence_does_not_count() -> None:
     assert h.silent_s(1e6) == 0.0
 
 
+def test_who_ran_all_the_while_had_its_chance() -> None:
+    h = Heartbeat()
+    h.heard(0.0, ran_s=7.0, waited_s=0.0)
+    assert h.silent_s(6.0, ran_s=7.1, waited_s=5.0) == 1.0
+    assert h.silent_s(6.0, ran_s=9.0, waited_s=4.0) == 6.0
+
+
 def test_nothing_explains_it_for_ever() -> None:
     h = Heartbeat()
     h.heard(0.0)
@@ -44,14 +51,14 @@ def test_nothing_explains_it_for_ever() -> None:
 def test_who_speaks_between_the_listeners_pauses_is_never_given_up(rounds: list[tuple[float, float]]) -> None:
     """A word comes at least every BEAT_S of the time in which the listener and the machine do not stand still."""
     h, now, waited = Heartbeat(), 0.0, 0.0
-    h.heard(now, waited)
+    h.heard(now, 0.0, waited)
     for ours, theirs in rounds:
         now += ours
         h.we_stood_still(ours)
         now += theirs + BEAT_S
         waited += theirs
-        assert h.silent_s(now, waited) < LIMIT_S
-        h.heard(now, waited)
+        assert h.silent_s(now, 0.0, waited) < LIMIT_S
+        h.heard(now, 0.0, waited)
 
 
 async def test_what_is_said_is_heard_by_all_also_where_the_path_is_long(

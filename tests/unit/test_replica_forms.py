@@ -177,10 +177,18 @@ def test_messages_with_calls_and_results():
     prompt = ChatPrompt(json.dumps(messages).encode())
     p = prepare(front_end(template=template), ask(prompt=prompt, template_args_json=b'{"x": "!"}'))
     assert simulated.decode(p.request.prompt_ids) == "Oslo|rain|!"
-    call["function"]["arguments"] = "{broken"
-    with pytest.raises(InvalidRequest) as e:
-        front_end().prepare(1, ask(prompt=ChatPrompt(json.dumps(messages).encode())))
-    assert e.value.param == "messages[0].tool_calls[0]"
+
+
+DEEP = ["[" * 100_000, '{"a":' * 900 + "1" + "}" * 900]
+
+
+@pytest.mark.parametrize("spoiled", ['{"city":', "null", "[1]", '"s"', "", "{}", None, [1], *DEEP])
+def test_a_spoiled_call_in_a_history_is_data(spoiled):
+    items = "{{ c.function.arguments.items() | list }}"
+    template = "{% for m in messages %}{% for c in m.tool_calls %}" + items + "{% endfor %}{% endfor %}"
+    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": spoiled}}
+    prompt = ChatPrompt(json.dumps([{"role": "assistant", "content": None, "tool_calls": [call]}]).encode())
+    assert simulated.decode(prepare(front_end(template=template), ask(prompt=prompt)).request.prompt_ids) == "[]"
 
 
 # --- the simulated parser, and readers ---

@@ -122,6 +122,21 @@ def test_the_smallest_context_counts() -> None:
     assert route(*world(("r1a", "1", Phase.READY), model=info)).context_tokens == 512
 
 
+def test_the_bound_for_texts_is_that_of_who_takes_most() -> None:
+    info = ModelInfo("e", "1", 512, 10, prompt_bytes=700)
+    replicas = (("r1a", "1", Phase.READY), ("r1b", "2", Phase.READY))
+    state, nodes = world(*replicas, model=info)
+    assert route(state, nodes).prompt_bytes == 700
+
+    def other(bound: int) -> int:
+        view = nodes[NodeId("2")]
+        changed = {r: replace(s, model=replace(info, prompt_bytes=bound)) for r, s in view.statuses.items()}
+        return route(state, {**nodes, NodeId("2"): replace(view, statuses=changed)}).prompt_bytes
+
+    assert other(900) == 900
+    assert other(0) == 0, "one that does not say might take it"
+
+
 @pytest.mark.parametrize(
     ("replicas", "more", "state", "said"),
     [

@@ -14,7 +14,7 @@ import click
 
 from headrace.cli.options import build, settings_options
 from headrace.errors import UserError
-from headrace.process import stand_by
+from headrace.process import forbid_core_dumps, stand_by
 from headrace.settings import HeadSettings, ProxySettings, SchedulerSettings
 
 
@@ -26,6 +26,7 @@ def _serve(part: str, log_level: str, start: Callable[[], Coroutine[Any, Any, ob
         raise UserError("Headrace runs on Linux and macOS.")
     import uvloop
 
+    forbid_core_dumps()
     uvloop.run(start())
 
 

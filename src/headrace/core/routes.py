@@ -96,6 +96,7 @@ def _routes(d: Deployment, seen: Sequence[_Seen], stand: DeploymentStatus) -> tu
         endpoints=_endpoints(d, seen),
         created_unix_s=d.created_unix_s,
         context_tokens=_context_tokens(seen),
+        prompt_bytes=_prompt_bytes(seen),
     )
     told = {s.status.replica_id: s.status.adapters for s in seen if s.status and s.before_lost}
     return (route, *(adapter_route(a, route, told) for a in d.adapters))
@@ -153,6 +154,12 @@ def _context_tokens(seen: Sequence[_Seen]) -> int:
     """The smallest context among the replicas that have loaded; 0: none has."""
     sizes = [s.status.model.context_tokens for s in seen if s.status and s.status.model]
     return min([n for n in sizes if n] or [s.intent.context_tokens for s in seen if s.intent.context_tokens], default=0)
+
+
+def _prompt_bytes(seen: Sequence[_Seen]) -> int:
+    """The most bytes that a prompt may have at the replica that takes most; 0: one of them does not say."""
+    bounds = [s.status.model.prompt_bytes for s in seen if s.status and s.status.model]
+    return max(bounds, default=0) if all(bounds) else 0
 
 
 def _stand(d: Deployment, seen: Sequence[_Seen], unplaced: Unplaced | None) -> DeploymentStatus:

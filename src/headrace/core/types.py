@@ -114,6 +114,7 @@ class ModelInfo:
     vocab_size: int
     features: frozenset[str] = frozenset()
     tasks: tuple[str, ...] = ("generate",)
+    prompt_bytes: int = 0  # a text of more has more tokens than the context, whatever it says; 0: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +213,7 @@ class Route:
     created_unix_s: int = 0
     context_tokens: int = 0
     adapter: str = ""  # `name` is a model's, a colon and this; "": a model itself
+    prompt_bytes: int = 0  # a text of more fits no replica's context; 0: not known
 
     @property
     def model(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from headrace.core.heartbeat import LIMIT_S, Heartbeat
 from headrace.heartbeat import Beat, listen
-from headrace.process import waited_s
+from headrace.process import scheduled
 
 _LOOK_S = 0.5
 
@@ -28,7 +28,7 @@ async def until_silent(path: Path, pid: int, heard: Callable[[Beat], None]) -> f
             if (late := clock() - asleep_at - _LOOK_S) > _LOOK_S:
                 heartbeat.we_stood_still(late)
                 continue
-            silent_s = heartbeat.silent_s(clock(), waited_s(pid))
+            silent_s = heartbeat.silent_s(clock(), *scheduled(pid))
             if silent_s >= LIMIT_S:
                 listening.cancel()
                 return silent_s
@@ -40,7 +40,7 @@ async def _listen(path: Path, pid: int, heartbeat: Heartbeat, heard: Callable[[B
         try:
             async with aclosing(listen(path)) as beats:
                 async for beat in beats:
-                    heartbeat.heard(clock(), waited_s(pid))
+                    heartbeat.heard(clock(), *scheduled(pid))
                     if beat is not None:
                         heard(beat)
         except (OSError, ValueError):  # not there yet, or no longer; or a line without end

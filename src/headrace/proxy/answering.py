@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from headrace.core.affinity import Decision, Policy
 from headrace.core.prefix import blocks_of
+from headrace.core.room import check_room
 from headrace.core.route import Candidate
 from headrace.core.streams import Submit
 from headrace.errors import Forbidden, HeadraceError, InvalidRequest, Overloaded, RequestTimeout
@@ -109,6 +110,9 @@ class Answering(Response):
         count = min(len(self._submits) * self._n, WINDOW)
         route = serving.admission.route(self._model, scope.get(CALLER, ANYONE))  # NotFound before anything else
         label = self._model if route else ""  # a metric's label is never just what a client says
+        if route and self._place is None:
+            for submit in self._submits:
+                check_room(submit, route.context_tokens, route.prompt_bytes)
         if serving.moves.running + count > settings.max_streams:
             running, most = serving.moves.running, settings.max_streams
             raise Overloaded(f"{running} streams are running here; at most {most} may.", retry_after_s=1.0)

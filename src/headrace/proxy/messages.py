@@ -6,18 +6,27 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import to_json
 
 from headrace.core.streams import ChatPrompt
 from headrace.proxy.fields import Content, Only, Unsupported
 from headrace.proxy.strict import Rejected, Strict
-from headrace.proxy.tools import MAX_TOOLS, FunctionName
+from headrace.proxy.tools import MAX_TOOLS
+
+
+def _spoken(value: Any) -> str:
+    """The arguments of a call in a history, whatever the model or a client has made of them: history is data."""
+    return value if isinstance(value, str) else "" if value is None else to_json(value).decode()
 
 
 class CalledFunction(Strict):
-    name: FunctionName
-    arguments: str = Field(description="JSON.")
+    name: str = Field(max_length=256)
+    arguments: Annotated[
+        str,
+        PlainValidator(_spoken),
+        WithJsonSchema({"type": ["string", "object", "null"], "description": "JSON; also if it is cut short."}),
+    ] = ""
 
 
 class MessageToolCall(Strict):

@@ -32,11 +32,14 @@ class EmbeddingRequest(_Request):
     dimensions: int | None = Field(None, ge=1, le=2**16, description="For models that can shorten their vectors.")
 
     def submits(self, asked: Asked) -> list[Submit]:
-        return [Submit(0, asked.request_id, p, task=Task.EMBED, dimensions=self.dimensions or 0) for p in self.input]
+        return [
+            Submit(0, asked.request_id, p, task=Task.EMBED, dimensions=self.dimensions or 0, owner=asked.owner)
+            for p in self.input
+        ]
 
 
 def _score(asked: Asked, text: str, document: str) -> Submit:
-    return Submit(0, asked.request_id, TextPrompt(text), task=Task.SCORE, document=document)
+    return Submit(0, asked.request_id, TextPrompt(text), task=Task.SCORE, document=document, owner=asked.owner)
 
 
 class ScoreRequest(_Request):
@@ -100,6 +103,7 @@ class TokenizeRequest(_Request):
                 template_args_json=json.dumps(args, ensure_ascii=False).encode() if args else b"",
                 echo=bool(self.return_token_strs),
                 no_special_tokens=not special,
+                owner=asked.owner,
             )
         ]
 
@@ -111,7 +115,7 @@ class DetokenizeRequest(_Request):
     tokens: Tokens
 
     def submits(self, asked: Asked) -> list[Submit]:
-        return [Submit(0, asked.request_id, self.tokens, task=Task.DETOKENIZE)]
+        return [Submit(0, asked.request_id, self.tokens, task=Task.DETOKENIZE, owner=asked.owner)]
 
 
 TaskRequest = EmbeddingRequest | ScoreRequest | RerankRequest | TokenizeRequest | DetokenizeRequest

@@ -12,6 +12,7 @@ import pydantic_core
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from headrace.core.streams import Guide
+from headrace.core.template_names import reserved
 from headrace.proxy.strict import Rejected, Strict
 
 MAX_TOOLS = 128
@@ -211,8 +212,8 @@ def _text(value: Any, at: str, most: int) -> str:
 def _template_args(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise Rejected("must be an object")
-    if taken := {"messages", "tools"} & set(value):
-        raise Rejected("is not for the template to be told here", f".{min(taken)}")
+    if taken := [name for name in value if reserved(name)]:
+        raise Rejected("is not for a request to say", f".{min(taken)[:40]}")
     check_size(value, MAX_TEMPLATE_ARGS_BYTES)
     if len(_dump(value)) > MAX_TEMPLATE_ARGS_BYTES:
         raise Rejected(f"must be at most {MAX_TEMPLATE_ARGS_BYTES} bytes of JSON")

@@ -10,6 +10,7 @@ from pathlib import Path
 import uvloop
 
 from headrace import log
+from headrace.process import forbid_core_dumps
 from headrace.replica import telemetry
 
 
@@ -17,6 +18,7 @@ def main() -> None:
     """Run the replica. Does not return."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m headrace.replica DIR")
+    forbid_core_dumps()
     telemetry.forbid()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     log.setup("replica", os.environ.get("HEADRACE_LOG_LEVEL", "INFO"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from headrace.errors import UserError
+from headrace.replica.config_files import read_json
 from headrace.replica.weights import Cache, Report, fetch
 from headrace.replica.weights.folder import PICKLES
 
@@ -35,13 +35,7 @@ def check_folder(folder: Path) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The adapter's configuration. UserError if it is none."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise UserError(f"Cannot read {folder / CONFIG}: {e}.") from e
-    if not isinstance(config, dict):
-        raise UserError(f"{folder / CONFIG} is not a JSON object.")
-    return config
+    return read_json(folder / CONFIG)
 
 
 def _check_weights(where: str, names: set[str]) -> None:

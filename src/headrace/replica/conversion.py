@@ -16,8 +16,8 @@ import structlog
 from headrace.core.causes import of_errno
 from headrace.errors import HeadraceError, UserError
 from headrace.process import explain_exit
+from headrace.replica.config_files import read_json
 from headrace.replica.remote_code import remote_code_said
-from headrace.replica.sampling import read_json
 from headrace.replica.weights.cache import FULL, Cache
 from headrace.replica.weights.folder import Report
 

@@ -33,13 +33,15 @@ class EngineRequest:
     guide: Guide | None = None  # the form that the answer must have
     prompt_logprobs: int | None = None
     parsing: Parsing | None = None  # what is taken out of the answer; the form is that of what is left
+    caller: str = ""  # whose it is, where callers are told apart
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeRequest:
     """A text to make numbers of: a vector (EMBED), or how well `document` fits the text (SCORE).
 
-    `ids`: of the text, or of the pair where the tokenizer joins them; the texts are there for engines that want those.
+    `ids`: of the text, or of the pair where the tokenizer joins them, then with the `types` that tell the two apart;
+    the texts are there for engines that want those.
     """
 
     id: int
@@ -49,6 +51,7 @@ class EncodeRequest:
     document: str = ""
     dimensions: int = 0
     adapter: str = ""
+    types: Sequence[int] = ()
 
 
 @dataclass(slots=True)

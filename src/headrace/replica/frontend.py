@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from headrace.core import simulated
+from headrace.core.room import check_bytes, check_room, size_of
 from headrace.core.streams import ChatPrompt, Guide, Result, Sampling, Submit, Task, TextPrompt, TokenPrompt
 from headrace.core.types import ModelInfo, ModelSpec
 from headrace.errors import CannotResume, ContextExceeded, InvalidRequest
 from headrace.replica import forms
+from headrace.replica.control import Control
 from headrace.replica.engine import Delta, EncodeRequest, EngineRequest, OutputParser, Parsing
 from headrace.replica.prepared import Prepared, PreparedEncoding, PreparedResult, Ready
 from headrace.replica.reader import Reader
+from headrace.replica.renderer import Renderer
 from headrace.replica.sampling import check, complete
-from headrace.replica.template import ChatTemplate, find_special_tokens, find_template, read_args, read_messages
+from headrace.replica.template import ChatTemplate, Templating, find_special_tokens, find_template, read_args
 from headrace.replica.text import Answer
 from headrace.replica.tokenizer import FileCodec, SimulatedCodec, TextCodec
 from headrace.replica.weights import Model
 
 MAX_PROMPT_LOGPROBS = 64 * 1024
+MAX_LISTED = 1024 * 1024
+"""Tokens of an answer of /tokenize."""
+
+QUICK_BYTES = 8_000
+"""Of text and JSON that may be worked on where everybody waits meanwhile."""
 
 NewParser = Callable[[Parsing], OutputParser | None]
 
 _DOES = {"generate": "generates text", "embed": "makes embeddings", "score": "scores pairs of texts"}
 _ASKS = {Task.GENERATE: "generate text", Task.EMBED: "make embeddings", Task.SCORE: "score pairs of texts"}
+
+
+def size_in_bytes(submit: Submit) -> int:
+    """About how much there is to read."""
+    p = submit.prompt
+    size = len(getattr(p, "text", "") or getattr(p, "messages_json", b"")) + 4 * len(getattr(p, "ids", ()))
+    delivered = 4 * len(submit.resume.token_ids) if submit.resume else 0
+    return size + delivered + len(submit.tools_json) + len(submit.document)
 
 
 class FrontEnd:
@@ -38,13 +54,27 @@ class FrontEnd:
         defaults: Sampling,
         eos_ids: tuple[int, ...],
         codec: TextCodec,
-        template: ChatTemplate | None,
+        template: Templating | None,
         new_parser: NewParser,
     ) -> None:
-        self._info, self._defaults, self._eos_ids = info, defaults, eos_ids
+        """`info` without its bound for texts, which the tokenizer has."""
+        info = replace(info, prompt_bytes=codec.prompt_bytes(info.context_tokens))
+        self.info = self._info = info
+        self._defaults, self._eos_ids = defaults, eos_ids
         self.codec = codec
         self._template = template
         self._new_parser = new_parser
+
+    def quick(self, submit: Submit) -> bool:
+        """Whether `prepare` takes a moment only, whatever the template is."""
+        if isinstance(submit.prompt, ChatPrompt) and isinstance(self._template, Renderer):
+            return False
+        return size_in_bytes(submit) < QUICK_BYTES
+
+    def close(self) -> None:
+        """Free what it has."""
+        if isinstance(self._template, Renderer):
+            self._template.close()
 
     def prepare(self, request_id: int, submit: Submit) -> Ready:
         """What is to be done for `submit`. InvalidRequest (or its ContextExceeded) if it cannot be."""
@@ -64,10 +94,16 @@ class FrontEnd:
             case Task.TOKENIZE:
                 special = not submit.no_special_tokens
                 if isinstance(submit.prompt, TextPrompt):
+                    check_room(submit, info.context_tokens, info.prompt_bytes)
                     ids = self.codec.encode(submit.prompt.text, special)
                 else:
                     ids = self._encode(submit, [], special)
-                names = tuple(map(self.codec.name, ids)) if submit.echo else ()
+                if len(ids) > MAX_LISTED:
+                    raise ContextExceeded(
+                        f"The text has {len(ids)} tokens; at most {MAX_LISTED} are listed. Send it in parts.",
+                        param="prompt",
+                    )
+                names = tuple([self.codec.name(i) for i in ids]) if submit.echo else ()
                 return PreparedResult(Result(submit.stream, token_ids=ids, tokens=names), len(ids))
             case Task.DETOKENIZE:
                 ids = self._encode(submit, [])
@@ -135,6 +171,7 @@ class FrontEnd:
             guide,
             submit.prompt_logprobs,
             parsing if parser else None,
+            submit.owner,
         )
         logprobs = submit.sampling.logprobs
         echo = self._echo(submit, prompt) if submit.echo else ""
@@ -157,13 +194,17 @@ class FrontEnd:
                 "This model's vectors have one length only; leave 'dimensions' out.", param="dimensions"
             )
         text = submit.prompt.text if isinstance(submit.prompt, TextPrompt) else ""
+        types: list[int] = []
         if submit.task is Task.SCORE and text:
-            ids = self.codec.encode_pair(text, submit.document)
+            check_room(submit, self._info.context_tokens, self._info.prompt_bytes)
+            ids, types = self.codec.encode_pair(text, submit.document)
         else:
             ids = self._encode(submit, [])
             text = text or self.codec.decode(ids)
         self._check_room(len(ids), submit, answer=0)
-        request = EncodeRequest(request_id, submit.task, ids, text, submit.document, submit.dimensions, submit.adapter)
+        request = EncodeRequest(
+            request_id, submit.task, ids, text, submit.document, submit.dimensions, submit.adapter, types
+        )
         return PreparedEncoding(request, len(ids))
 
     def warm_up(self, request_id: int) -> EngineRequest | EncodeRequest:
@@ -173,8 +214,10 @@ class FrontEnd:
         if "generate" not in tasks:
             task = Task(tasks[0])
             pair = task is Task.SCORE
-            ids = self.codec.encode_pair("a", "a") if pair else ids
-            return EncodeRequest(request_id, task, ids, "a", "a" if pair else "")
+            types: list[int] = []
+            if pair:
+                ids, types = self.codec.encode_pair("a", "a")
+            return EncodeRequest(request_id, task, ids, "a", "a" if pair else "", types=types)
         sampling = replace(complete(Sampling(), Sampling()), temperature=0.0, ignore_eos=True)
         return EngineRequest(request_id, ids, 1, sampling)
 
@@ -182,11 +225,15 @@ class FrontEnd:
         """The prompt's ids. `special`: also on top of a chat template, which writes the special tokens itself."""
         match submit.prompt:
             case TokenPrompt(ids):
+                check_room(submit, self._info.context_tokens, 0)
                 prompt = list(ids)
                 self._check_ids(prompt, "prompt")
             case TextPrompt(text):
+                check_room(submit, self._info.context_tokens, self._info.prompt_bytes)
+                # The text of an embedding is a user's; a completion's is the caller's own, with control tokens and all.
+                plain = submit.task in (Task.EMBED, Task.SCORE)
                 # An empty text still needs a token to go on from.
-                prompt = self.codec.encode(text, special=True) or list(self._eos_ids[:1])
+                prompt = self.codec.encode(text, special=True, plain=plain) or list(self._eos_ids[:1])
             case ChatPrompt(messages_json):
                 if self._template is None:
                     raise InvalidRequest(
@@ -195,8 +242,11 @@ class FrontEnd:
                     )
                 args = read_args(submit.template_args_json)
                 now = submit.received_unix_s or time.time()
-                rendered = self._template.render(read_messages(messages_json), tools, args, now)
-                prompt = self.codec.encode(rendered, special)
+                most = self._info.prompt_bytes
+                rendered, plain = self._template.prompt(messages_json, tools, args, now, most)
+                context = self._info.context_tokens
+                check_bytes(size_of(rendered, most), context, most, "messages")
+                prompt = self.codec.encode(rendered, special, plain)
         if not prompt:
             raise InvalidRequest("The prompt is empty.", param="prompt")
         return prompt
@@ -230,13 +280,20 @@ def open_front_end(
     defaults: Sampling,
     eos_ids: tuple[int, ...],
     new_parser: NewParser = lambda parsing: None,
+    new_template: Callable[[str, Mapping[str, str], Control], Templating] = ChatTemplate,
 ) -> FrontEnd:
-    """The front end of a model folder, or of the simulated model. UserError if it lacks a tokenizer."""
+    """The front end of a model folder, or of the simulated model. UserError if it lacks a tokenizer.
+
+    `new_template`: what runs a template that is not our own.
+    """
     if model.folder is None:
         codec: TextCodec = SimulatedCodec()
         source, tokens = spec.chat_template or simulated.CHAT_TEMPLATE, {}
     else:
-        codec = FileCodec(model.folder)
         source, tokens = spec.chat_template or find_template(model.folder), find_special_tokens(model.folder)
-    template = ChatTemplate(source, tokens) if source else None
+        codec = FileCodec(model.folder, source)
+    template: Templating | None = None
+    if source:
+        make = ChatTemplate if source == simulated.CHAT_TEMPLATE else new_template
+        template = make(source, tokens, codec.control)
     return FrontEnd(info, defaults, eos_ids, codec, template, new_parser)

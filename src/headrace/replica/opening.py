@@ -12,6 +12,7 @@ from headrace.core.streams import Task
 from headrace.core.types import ModelSpec, Resources
 from headrace.engines_here import ENGINES, how_to_install, installed, pick
 from headrace.errors import UserError
+from headrace.replica.config_files import check_config_files
 from headrace.replica.conversion import converted
 from headrace.replica.engine import Engine
 from headrace.replica.engines import vllm_args, vllm_parsers, vllm_processes
@@ -108,6 +109,7 @@ def _openvino_folder(spec: ModelSpec, cache: Cache, report: Report) -> Path:
         source, revision = spec.openvino_source, spec.openvino_revision
     model = resolve(source, revision, cache, report, remote_code=spec.trust_remote_code)
     assert model.folder
+    check_config_files(model.folder)
     if model.weights is Weights.OPENVINO:
         return model.folder
     return converted(model.folder, spec.weight_format, cache, report, spec.task, remote_code=spec.trust_remote_code)
@@ -120,6 +122,7 @@ def _open_vllm(
     remote_code, prefer = spec.trust_remote_code, Weights.SAFETENSORS
     model = resolve(spec.source, spec.source_revision, cache, report, remote_code=remote_code, prefer=prefer)
     assert model.folder
+    check_config_files(model.folder)
     if model.weights is Weights.OPENVINO and not any(model.folder.glob("*.safetensors")):
         raise UserError(f"{model.folder} has weights for OpenVINO only; vLLM needs safetensors.")
     if spec.weight_format:

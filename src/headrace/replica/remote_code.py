@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from headrace.errors import UserError
-from headrace.replica.sampling import read_json
+from headrace.replica.config_files import read_json
 
 
 @contextlib.contextmanager

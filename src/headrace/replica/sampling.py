@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from headrace.core.streams import Guide, Sampling
 from headrace.errors import InvalidRequest
+from headrace.replica.config_files import read_json
 
 NEUTRAL = Sampling(
     temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, presence_penalty=0.0, frequency_penalty=0.0,
@@ -75,10 +75,16 @@ def _unsupported(name: str, engine: str) -> InvalidRequest:
 
 
 def read_generation_config(folder: Path) -> tuple[Sampling, tuple[int, ...]]:
-    """A model folder's sampling defaults and end-of-sequence ids, from generation_config.json and config.json."""
+    """A model folder's sampling defaults and end-of-sequence ids, from generation_config.json and config.json.
+
+    The tokenizer's eos_token is an end too, whatever they name: chat templates end turns with it, and vLLM stops at it.
+    """
     generation, config = read_json(folder / "generation_config.json"), read_json(folder / "config.json")
-    eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    eos_ids = tuple(int(i) for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int))
+    own = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
+    eos = generation.get("eos_token_id", own)
+    eos_ids = [i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)]
+    if (ends := _tokenizers_eos(folder)) is not None and ends not in eos_ids:
+        eos_ids.append(ends)
     defaults = Sampling()
     for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
         value = generation.get(name)
@@ -86,7 +92,21 @@ def read_generation_config(folder: Path) -> tuple[Sampling, tuple[int, ...]]:
             defaults = replace(defaults, **{name: value})
     if generation.get("do_sample") is False:
         defaults = replace(defaults, temperature=0.0)
-    return defaults, eos_ids
+    return defaults, tuple(eos_ids)
+
+
+def _tokenizers_eos(folder: Path) -> int | None:
+    """The id of the eos_token of tokenizer_config.json, where tokenizer.json says it."""
+    name = read_json(folder / "tokenizer_config.json").get("eos_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    if not isinstance(name, str) or not name:
+        return None
+    tokenizer = read_json(folder / "tokenizer.json")
+    added = {t["content"]: t["id"] for t in tokenizer.get("added_tokens") or ()}
+    if name in added:
+        return added[name]
+    vocab = (tokenizer.get("model") or {}).get("vocab") or {}
+    return vocab.get(name) if isinstance(vocab, dict) else None
 
 
 def context_of(folder: Path) -> int:
@@ -97,12 +117,3 @@ def context_of(folder: Path) -> int:
             if isinstance(source.get(name), int):
                 return source[name]
     return 0
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty if there is none."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}

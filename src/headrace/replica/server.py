@@ -30,6 +30,7 @@ from headrace.replica.engine import Engine
 from headrace.replica.engines.hosted import Host
 from headrace.replica.frontend import FrontEnd, open_front_end
 from headrace.replica.opening import Opened, open_engine, prepare
+from headrace.replica.renderer import Renderer
 from headrace.replica.service import ReplicaServicer
 from headrace.replica.status import StatusBoard
 from headrace.replica.streams import Streams
@@ -158,7 +159,7 @@ class Replica:
         wanted = self._file.spec.adapters
         adapters = self._service.adapters = Adapters(engine, streams, self._board, self._cache, wanted)
         if self._board.now.phase is Phase.LOADING:
-            self._board.change(Phase.READY, activity="", progress=-1.0, model=engine.info)
+            self._board.change(Phase.READY, activity="", progress=-1.0, model=front_end.info)
         log.info("ready", engine=engine.info.engine, context_tokens=engine.info.context_tokens)
         await self._or_death(
             self._service.drained.wait(), streams.heartbeat(), adapters.run(), self._watch_steps(engine)
@@ -219,7 +220,7 @@ class Replica:
             opened = open_engine(spec.model, spec.resources, cache, report, adapters=adapters, host=self._host)
             cache.trim()
             e = opened.engine
-            return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids, e.parser)
+            return opened, open_front_end(spec.model, opened.model, e.info, e.defaults, e.eos_ids, e.parser, Renderer)
 
         try:
             return await _in_thread(load)
@@ -266,6 +267,8 @@ class Replica:
     async def stop(self) -> None:
         """End every stream, close the engine and stop listening."""
         await self._service.drain(0.0)
+        if streams := self._service.streams:
+            streams.stop_reading()
         if self._engine is not None:
             await _in_thread(self._engine.close)
         await self._server.stop(_FLUSH_S)

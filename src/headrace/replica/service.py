@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 _WATCH_S = 1.0
 _FLUSH_S = 1.0
+_AT_ONCE_S = 0.01
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -117,24 +118,33 @@ class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
         self, streams: Streams, session: Session, requests: AsyncIterator[replica_pb2.SessionRequest]
     ) -> None:
         """Do what the proxy says, until it ends the session."""
-        try:
-            async for first in requests:
-                for message in (first, *first.more):
-                    match message.WhichOneof("message"):
-                        case "submit":
-                            try:
-                                submit = convert_streams.submit_from_pb(message.submit)
-                            except errors.InvalidRequest as e:
-                                streams.refuse(session, message.submit.stream, e)
-                                continue
-                            await streams.submit(session, submit)
-                        case "abort":
-                            streams.abort(session, message.abort.stream)
-                        case _:
-                            session.end("A session has one hello.")
-                            return
-            session.end()
-        except grpc.RpcError:
+        clock = asyncio.get_running_loop().time
+        async with asyncio.TaskGroup() as beside:
+            try:
+                async for first in requests:
+                    begin = clock()
+                    for message in (first, *first.more):
+                        match message.WhichOneof("message"):
+                            case "submit":
+                                try:
+                                    submit = convert_streams.submit_from_pb(message.submit)
+                                except errors.InvalidRequest as e:
+                                    streams.refuse(session, message.submit.stream, e)
+                                    continue
+                                if submit.take_over is not None:
+                                    await streams.take_over(session, submit)
+                                # One message may bring a thousand prompts: what comes first is read at once.
+                                elif work := streams.submit(session, submit, at_once=clock() - begin < _AT_ONCE_S):
+                                    beside.create_task(work)
+                            case "abort":
+                                streams.abort(session, message.abort.stream)
+                            case _:
+                                session.end("A session has one hello.")
+                                return
+                    if clock() - begin >= _AT_ONCE_S:
+                        await asyncio.sleep(0)  # the next one may be there already
+            except grpc.RpcError:
+                pass
             session.end()
 
     async def _write(self, session: Session, context: Context) -> None:

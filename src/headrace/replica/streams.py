@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Coroutine, Mapping, Set
+from typing import Any
 
 import structlog
 
@@ -18,6 +19,7 @@ from headrace.replica.frontend import FrontEnd
 from headrace.replica.kept import Kept
 from headrace.replica.prefixes import Prefixes
 from headrace.replica.prepared import Prepared, PreparedEncoding, PreparedResult, Ready
+from headrace.replica.reading import Reading
 from headrace.replica.rows import Stream, put_parsed, put_text, read, take_more, take_values
 from headrace.replica.session import Session
 
@@ -44,6 +46,7 @@ class Streams:
         self._fresh: set[int] = set()  # at the engine, and no token yet: it takes their prompts in
         self._ids = itertools.count(1)
         self._loop = asyncio.get_running_loop()
+        self._reading = Reading(front_end.prepare)
         self._warmed: asyncio.Future[str] = self._loop.create_future()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -153,12 +156,12 @@ class Streams:
         self._engine.abort(stream.engine_id)
         self._forget(stream)
 
-    async def submit(self, session: Session, submit: Submit) -> None:
-        """Start a stream, or reject it. Returns when the front end is done with it."""
+    def submit(self, session: Session, submit: Submit, at_once: bool = True) -> Coroutine[Any, Any, None] | None:
+        """Start a stream, or reject it. Returns what is left to be done for that, beside other work; None: nothing.
+
+        `at_once`: read it here and now if that takes a moment only.
+        """
         stream = Stream(submit.stream, session, next(self._ids), adapter=submit.adapter)
-        if submit.take_over is not None:
-            await self._take_over(stream, submit)
-            return
         try:
             if submit.stream in session.streams:
                 raise errors.InvalidRequest(f"Stream {submit.stream} runs already in this session.")
@@ -166,12 +169,32 @@ class Streams:
             self._check_adapter(submit.adapter)
             session.streams[stream.number] = self._by_engine_id[stream.engine_id] = stream
             self._empty.clear()
-            prepared = await self._prepare(stream.engine_id, submit)
+            if not (at_once and self._front_end.quick(submit)):
+                return self._submit_later(stream, submit)
+            prepared = self._front_end.prepare(stream.engine_id, submit)
         except Exception as e:
             self._reject(stream, submit, e)
+            return None
+        self._start(stream, submit, prepared)
+        return None
+
+    async def _submit_later(self, stream: Stream, submit: Submit) -> None:
+        try:
+            prepared = await self._read(stream, submit)
+        except Exception as e:
+            if stream.session.streams.get(stream.number) is stream:
+                self._reject(stream, submit, e)
             return
-        if session.streams.get(stream.number) is not stream:
-            return  # aborted meanwhile, or the proxy is gone
+        # None, or another one: it was aborted meanwhile, or the proxy is gone.
+        if prepared is not None and stream.session.streams.get(stream.number) is stream:
+            self._start(stream, submit, prepared)
+
+    async def _read(self, stream: Stream, submit: Submit) -> Ready | None:
+        # Of who has no key a proxy does not say more.
+        return await self._reading.ready(stream.engine_id, submit, submit.owner or stream.session.proxy_id)
+
+    def _start(self, stream: Stream, submit: Submit, prepared: Ready) -> None:
+        session = stream.session
         if isinstance(prepared, Prepared):
             self._kept.begin(stream, submit, prepared.prompt_tokens)
             if self._prefixes:
@@ -183,14 +206,15 @@ class Streams:
         else:
             self._send(session)
 
-    async def _take_over(self, stream: Stream, submit: Submit) -> None:
+    async def take_over(self, session: Session, submit: Submit) -> None:
         """Go on, for another proxy, with a stream whose own was lost; its client has had a part of what there is."""
-        session, entry = stream.session, self._kept.find(submit)
+        stream = Stream(submit.stream, session, next(self._ids), adapter=submit.adapter)
+        entry = self._kept.find(submit)
         try:
             if entry is None or submit.stream in session.streams:
                 raise errors.NotHere("This replica does not keep that stream.")
             stream.engine_id = entry.stream.engine_id
-            prepared = await self._prepare(stream.engine_id, entry.submit_at(submit))
+            prepared = await self._read(stream, entry.submit_at(submit))
             if self._kept.find(submit) is not entry or not isinstance(prepared, Prepared):
                 raise errors.NotHere("This replica does not keep that stream any more.")
         except Exception as e:
@@ -247,15 +271,6 @@ class Streams:
             self._fresh.add(stream.engine_id)
             self._engine.submit(ready.request)
 
-    async def _prepare(self, engine_id: int, submit: Submit) -> Ready:
-        """Long prompts take long to encode: those are worked on beside the loop."""
-        p = submit.prompt
-        size = len(getattr(p, "text", "") or getattr(p, "messages_json", b"")) + len(submit.tools_json)
-        size += len(submit.document)
-        if size < 8_000:
-            return self._front_end.prepare(engine_id, submit)
-        return await asyncio.to_thread(self._front_end.prepare, engine_id, submit)
-
     def _check_room(self) -> None:
         if self.draining:
             raise errors.Draining("This replica is draining and takes nothing new.")
@@ -299,6 +314,7 @@ class Streams:
         if stream is None:
             return
         if stream.prepared is None:
+            self._reading.forget(stream.engine_id)
             self._finish(stream, Finished(number, "abort"))
             self._send(session)
         else:
@@ -335,6 +351,11 @@ class Streams:
     async def wait_empty(self) -> None:
         """Return when no stream is left."""
         await self._empty.wait()
+
+    def stop_reading(self) -> None:
+        """Read no more prompts."""
+        self._reading.close()
+        self._front_end.close()
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until all frames are written, or the time has passed."""

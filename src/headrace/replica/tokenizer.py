@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,8 @@ import tokenizers
 
 from headrace.core import simulated
 from headrace.errors import UserError
+from headrace.replica.control import Control, control_tokens, renamed
+from headrace.replica.longest import longest_token, prompt_bytes
 from headrace.replica.text import Detokenizer
 
 
@@ -20,13 +22,21 @@ class TextCodec(Protocol):
     """Text to token ids and back."""
 
     vocab_size: int
+    control: Control
 
-    def encode(self, text: str, special: bool) -> list[int]:
-        """Token ids. `special`: add what the tokenizer adds by itself (the beginning of sequence)."""
+    def encode(self, text: str, special: bool, plain: bool = False) -> list[int]:
+        """Token ids. `special`: add what the tokenizer adds by itself (the beginning of sequence).
+
+        `plain`: control tokens are those that go by the names of `control`; what spells one out is text.
+        """
         ...
 
-    def encode_pair(self, text: str, document: str) -> list[int]:
-        """Token ids of two texts that belong together, as the tokenizer joins them."""
+    def encode_pair(self, text: str, document: str) -> tuple[list[int], list[int]]:
+        """Token ids of two texts that belong together, as the tokenizer joins them, and their types; both plain."""
+        ...
+
+    def prompt_bytes(self, context_tokens: int) -> int:
+        """A text of more bytes has more tokens than the context."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -53,12 +63,17 @@ class SimulatedCodec:
     """The simulated model's."""
 
     vocab_size = simulated.VOCAB_SIZE
+    control = Control.of({})
 
-    def encode(self, text: str, special: bool) -> list[int]:
+    def encode(self, text: str, special: bool, plain: bool = False) -> list[int]:
         return simulated.encode(text)
 
-    def encode_pair(self, text: str, document: str) -> list[int]:
-        return [*simulated.encode(text), simulated.EOS_ID, *simulated.encode(document)]
+    def encode_pair(self, text: str, document: str) -> tuple[list[int], list[int]]:
+        first, second = simulated.encode(text), simulated.encode(document)
+        return [*first, simulated.EOS_ID, *second], [0] * (len(first) + 1) + [1] * len(second)
+
+    def prompt_bytes(self, context_tokens: int) -> int:
+        return context_tokens * max(len(word.encode()) for word in simulated.WORDS)
 
     def decode(self, ids: Sequence[int]) -> str:
         return simulated.decode(ids)
@@ -114,39 +129,69 @@ def _pieces(decoder: dict[str, Any] | None) -> _Pieces | None:
     return _Pieces(False, tuple(replace), byte_fallback, strip, drop)
 
 
+def _reader(text: str) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _found_in_texts(tokenizer: tokenizers.Tokenizer, tokens: Mapping[str, bool]) -> dict[str, bool]:
+    """Those tokens that it does find; of some a normalizer leaves nothing that looks like them."""
+    found = tokenizer.encode_batch_fast([f"a{t}b" for t in tokens], add_special_tokens=False)
+    pairs = zip(tokens.items(), found, strict=True)
+    return {t: special for (t, special), e in pairs if tokenizer.token_to_id(t) in e.ids}
+
+
+def _normalized(data: dict[str, Any], tokens: Mapping[str, bool]) -> bool:
+    """Whether one of the tokens is looked for in what a normalizer has made of a text."""
+    return data.get("normalizer") is not None and any(
+        t.get("normalized") for t in data["added_tokens"] if t["content"] in tokens
+    )
+
+
 class FileCodec:
     """tokenizer.json, through the `tokenizers` library."""
 
-    def __init__(self, folder: Path) -> None:
-        """UserError if the folder has no tokenizer.json, or one that cannot be read."""
+    def __init__(self, folder: Path, template: str = "") -> None:
+        """UserError if the folder has no tokenizer.json, or one that cannot be read. `template`: the chat template."""
         path = folder / "tokenizer.json"
         try:
-            text = path.read_text(encoding="utf-8")
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            text = path.read_text(encoding="utf-8-sig")
             data = json.loads(text)
+            self._tokenizer = _reader(text)
+            tokens = _found_in_texts(self._tokenizer, control_tokens(data.get("added_tokens") or (), template))
+            self.control = Control.of(tokens, _normalized(data, tokens))
+            self._plain = _reader(json.dumps(renamed(data, self.control.names))) if tokens else self._tokenizer
+            self._longest = longest_token(data)
         except FileNotFoundError as e:
             raise UserError(f"{folder} has no tokenizer.json; Headrace needs a fast tokenizer.") from e
         except Exception as e:  # the library raises bare Exception
             raise UserError(f"{path} cannot be read as a tokenizer: {e}") from e
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
         self._skipped = frozenset(i for i, token in added.items() if token.special)
         self._plan = _pieces(data.get("decoder"))
         self._known: dict[int, bytes] = {}
 
-    def encode(self, text: str, special: bool) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=special).ids
+    # The library lets go of the interpreter in what is made for batches only, and a megabyte takes a second.
 
-    def encode_pair(self, text: str, document: str) -> list[int]:
-        return self._tokenizer.encode(text, document).ids
+    def encode(self, text: str, special: bool, plain: bool = False) -> list[int]:
+        tokenizer = self._plain if plain else self._tokenizer
+        return tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids
+
+    def encode_pair(self, text: str, document: str) -> tuple[list[int], list[int]]:
+        encoded = self._plain.encode_batch_fast([(text, document)])[0]
+        return encoded.ids, encoded.type_ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return self._tokenizer.decode_batch([list(ids)], skip_special_tokens=False)[0]
 
     def name(self, token_id: int) -> str:
         return self._tokenizer.id_to_token(token_id) or ""
+
+    def prompt_bytes(self, context_tokens: int) -> int:
+        return prompt_bytes(*self._longest, context_tokens)
 
     def detokenizer(self, continued: bool, special: bool = False) -> Detokenizer:
         plan = self._plan

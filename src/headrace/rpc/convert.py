@@ -168,6 +168,7 @@ def replica_status_to_pb(s: t.ReplicaStatus) -> types_pb2.ReplicaStatus:
                 vocab_size=s.model.vocab_size,
                 features=sorted(s.model.features),
                 tasks=s.model.tasks,
+                prompt_bytes=s.model.prompt_bytes,
             )
         )
     return m
@@ -180,7 +181,7 @@ def replica_status_from_pb(m: types_pb2.ReplicaStatus) -> t.ReplicaStatus:
         features = frozenset(wire.words(i.features, "features", 256))
         engine, version = wire.word(i.engine, "engine"), wire.sentence(i.engine_version, wire.MAX_WORD)
         tasks = wire.words(i.tasks, "tasks", 16)
-        model = t.ModelInfo(engine, version, i.context_tokens, i.vocab_size, features, tasks)
+        model = t.ModelInfo(engine, version, i.context_tokens, i.vocab_size, features, tasks, i.prompt_bytes)
     return t.ReplicaStatus(
         replica_id=t.ReplicaId(wire.name(m.replica_id, "replica id")),
         deployment=wire.word(m.deployment, "deployment"),

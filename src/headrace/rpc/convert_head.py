@@ -56,6 +56,7 @@ def _route_to_pb(r: t.Route) -> head_pb2.Route:
         created_unix_s=r.created_unix_s,
         context_tokens=r.context_tokens,
         adapter=r.adapter,
+        prompt_bytes=r.prompt_bytes,
     )
 
 
@@ -68,6 +69,7 @@ def _route_from_pb(m: head_pb2.Route) -> t.Route:
         created_unix_s=m.created_unix_s,
         context_tokens=m.context_tokens,
         adapter=m.adapter,
+        prompt_bytes=m.prompt_bytes,
     )
 
 

@@ -23,8 +23,9 @@ import psutil
 from headrace.core.streams import Sampling
 from headrace.core.types import Load, ModelInfo, Resources
 from headrace.errors import HeadraceError, from_kind
-from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Step
+from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
 from headrace.replica.engines import pipe
+from headrace.replica.engines.guide_checker import GuideChecker
 from headrace.replica.engines.openvino_options import OpenVinoOptions
 from headrace.replica.engines.openvino_parsers import Parsers
 from headrace.replica.engines.pipe import Message, Pipe
@@ -100,7 +101,9 @@ class HostedEngine:
         self._host, self._parsers, self._on_cpu = host, parsers, options.device == "CPU"
         self._lock = threading.Lock()
         self._load = Load(max_running=options.max_running)
-        self._pending = 0  # requests without a last row
+        self._pending = 0  # requests without a last row, that the engine has
+        self._guides = GuideChecker(self._checked, options.guide_trial_s)
+        self._checking: set[int] = set()  # requests whose guide is being tried: not the engine's work yet
         self._closing = False
         self._out: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._adapters: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -114,15 +117,49 @@ class HostedEngine:
         self._out.put(("start",))
 
     def submit(self, request: EngineRequest) -> None:
+        if request.guide is None:
+            self._send(request)
+            return
+        with self._lock:
+            self._checking.add(request.id)
+        self._guides.check(request)
+
+    def _send(self, request: EngineRequest) -> None:
         with self._lock:
             self._pending += 1
         self._out.put(("submit", *pipe.from_request(request)))
+
+    def _checked(self, request: EngineRequest, why: str, kind: str) -> None:
+        """Called when the request's guide has been tried, by the thread that did so."""
+        with self._lock:
+            if request.id not in self._checking:
+                return  # aborted meanwhile
+            if not why:
+                # Whoever aborts it from now on does so after this.
+                self._checking.discard(request.id)
+                self._pending += 1
+                self._out.put(("submit", *pipe.from_request(request)))
+                return
+        self._end(Row(request.id, (), "error", error=why, kind=kind))
+
+    def _end(self, row: Row) -> None:
+        """Of a request that never came to the engine. Once."""
+        with self._lock:
+            if row.id not in self._checking:
+                return
+            self._checking.discard(row.id)
+        self._on_step(Step([row], self.load()))
 
     def encode(self, request: EncodeRequest) -> None:
         raise NotImplementedError  # `info.tasks` does not name it
 
     def abort(self, request_id: int) -> None:
-        self._out.put(("abort", request_id))
+        with self._lock:
+            if request_id not in self._checking:
+                self._out.put(("abort", request_id))
+                return
+        self._guides.cancel(request_id)
+        self._end(Row(request_id, (), "abort"))
 
     def parser(self, parsing: Parsing) -> OutputParser | None:
         return self._parsers.new(parsing)
@@ -137,6 +174,7 @@ class HostedEngine:
 
     def close(self) -> None:
         self._closing = True
+        self._guides.close()
         self._out.put(("close",))
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._host.process.wait(_CLOSE_S)

@@ -30,13 +30,13 @@ from headrace.core.streams import Sampling
 from headrace.core.types import Load, ModelInfo, Resources
 from headrace.errors import HeadraceError
 from headrace.replica import telemetry
+from headrace.replica.config_files import read_json
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
 from headrace.replica.engines import openvino_guides
-from headrace.replica.engines.openvino_guides import GuideChecker
 from headrace.replica.engines.openvino_lora import Pipelines
 from headrace.replica.engines.openvino_options import KV_BYTES, OpenVinoOptions
 from headrace.replica.engines.openvino_parsers import Parsers
-from headrace.replica.sampling import cannot_guide, context_of, continued, read_generation_config, read_json
+from headrace.replica.sampling import cannot_guide, context_of, continued, read_generation_config
 
 telemetry.forbid()
 import numpy as np  # noqa: E402
@@ -81,11 +81,10 @@ class _Live:
 class _Inbox:
     new: list[EngineRequest] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
-    ended: list[Row] = field(default_factory=list)  # of requests that never came to the pipeline
     closed: bool = False
 
     def anything(self) -> bool:
-        return bool(self.new or self.aborted or self.ended or self.closed)
+        return bool(self.new or self.aborted or self.closed)
 
 
 class OpenVinoEngine:
@@ -138,8 +137,6 @@ class OpenVinoEngine:
         self._live: dict[int, _Live] = {}
         self._load = Load(max_running=options.max_running)
         self._pending = 0  # requests without a last row
-        self._guides = GuideChecker(self._checked, options.guide_trial_s)
-        self._checking: set[int] = set()  # requests whose guide is being tried
         self._thread = threading.Thread(target=self._run, name="openvino-engine", daemon=True)
 
     def start(self, on_step: Callable[[Step], None], on_death: Callable[[str], None]) -> None:
@@ -147,25 +144,10 @@ class OpenVinoEngine:
         self._thread.start()
 
     def submit(self, request: EngineRequest) -> None:
+        """`request.guide`, if any, has been tried."""
         with self._changed:
             self._pending += 1
-            if request.guide is None:
-                self._inbox.new.append(request)
-            else:
-                self._checking.add(request.id)
-                self._guides.check(request)
-            self._changed.notify()
-
-    def _checked(self, request: EngineRequest, why: str) -> None:
-        """Called by the checker's thread."""
-        with self._changed:
-            if request.id not in self._checking:
-                return  # aborted meanwhile
-            self._checking.discard(request.id)
-            if why:
-                self._inbox.ended.append(Row(request.id, (), "error", error=why, kind="invalid_request"))
-            else:
-                self._inbox.new.append(request)
+            self._inbox.new.append(request)
             self._changed.notify()
 
     def encode(self, request: EncodeRequest) -> None:
@@ -179,11 +161,7 @@ class OpenVinoEngine:
 
     def abort(self, request_id: int) -> None:
         with self._changed:
-            if request_id in self._checking:
-                self._checking.discard(request_id)
-                self._inbox.ended.append(Row(request_id, (), "abort"))
-            else:
-                self._inbox.aborted.append(request_id)
+            self._inbox.aborted.append(request_id)
             self._changed.notify()
 
     def load(self) -> Load:
@@ -196,7 +174,6 @@ class OpenVinoEngine:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(5.0)
-        self._guides.close()
 
     def _now(self) -> Load:
         """The load as of the last step, with what has been submitted since. Hold the lock."""
@@ -218,7 +195,7 @@ class OpenVinoEngine:
             inbox, self._inbox = self._inbox, _Inbox()
         if inbox.closed:
             return False
-        rows = inbox.ended
+        rows: list[Row] = []
         for request in inbox.new:
             self._add(request, rows)
         for request_id in inbox.aborted:

@@ -19,14 +19,14 @@ from headrace.core.streams import Sampling, Task
 from headrace.core.types import Load, ModelInfo, Resources
 from headrace.errors import HeadraceError, UserError
 from headrace.replica import telemetry
+from headrace.replica.config_files import read_json
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
 from headrace.replica.engines.options import parse_options
-from headrace.replica.sampling import context_of, read_json
+from headrace.replica.sampling import context_of
 
 telemetry.forbid()
 import numpy as np  # noqa: E402
 import openvino  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
 
 POOLINGS = ("cls", "mean", "last")
 _OFFSET_MODELS = ("roberta", "xlm-roberta", "camembert")  # their first two positions are not a text's
@@ -101,10 +101,6 @@ class OpenVinoEncoder:
         self._pooling = (options.pooling or pooling_of(folder)) if task is Task.EMBED else ""
         self._task, self._normalize, self._max_batch = task, options.normalize, options.max_batch
         self._pad = int(config.get("pad_token_id") or 0)
-        self._pairs = Tokenizer.from_file(str(folder / "tokenizer.json")) if "token_type_ids" in self._inputs else None
-        if self._pairs:
-            self._pairs.no_padding()
-            self._pairs.no_truncation()
         own = context_of(folder) - (2 if config.get("model_type") in _OFFSET_MODELS else 0)
         context = min(n for n in (context_tokens, own, 2**20) if n > 0)
         self.info = ModelInfo(
@@ -211,9 +207,7 @@ class OpenVinoEncoder:
         ids, mask, types = np.full(shape, self._pad, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         for row, r in enumerate(batch):
             ids[row, : len(r.ids)], mask[row, : len(r.ids)] = r.ids, 1
-            if self._pairs and r.task is Task.SCORE:
-                of_pair = self._pairs.encode(r.text, r.document).type_ids[: len(r.ids)]
-                types[row, : len(of_pair)] = of_pair
+            types[row, : len(r.types)] = r.types
         given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         given["position_ids"] = np.maximum(mask.cumsum(1) - 1, 0)
         self._infer.infer({name: value for name, value in given.items() if name in self._inputs})

@@ -39,6 +39,11 @@ class Pipe:
         with self._sending:
             self._socket.sendall(_LENGTH.pack(len(data)) + data)
 
+    def close(self) -> None:
+        """Nothing is sent or received any more."""
+        self._file.close()
+        self._socket.close()
+
     def receive(self) -> Message | None:
         """The next message; None when the other end has gone."""
         try:

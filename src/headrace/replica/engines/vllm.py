@@ -18,16 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
 from headrace.core.streams import Task
 from headrace.core.types import Load, ModelInfo, ModelSpec, Resources
 from headrace.errors import HeadraceError, UserError
 from headrace.replica import telemetry
+from headrace.replica.config_files import read_json
 from headrace.replica.engine import EncodeRequest, EngineRequest, OutputParser, Parsing, Row, Step
 from headrace.replica.engines import vllm_args, vllm_processes
 from headrace.replica.engines.vllm_args import brief
-from headrace.replica.sampling import FEATURES, read_generation_config, read_json
+from headrace.replica.sampling import FEATURES, read_generation_config
 
 telemetry.forbid()
 os.environ["HF_HUB_OFFLINE"] = "1"  # what there is to download has been
@@ -109,9 +108,8 @@ class VllmEngine:
         self.info = ModelInfo(
             "vllm", vllm.__version__, int(model.max_model_len), int(model.get_vocab_size()), features, tasks
         )
-        # Models that tell a pair's two texts apart by types of tokens; the tokenizer's own file is sure to know them.
-        typed = spec.task == "score" and int(read_json(folder / "config.json").get("type_vocab_size") or 1) > 1
-        self._pairs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")) if typed else None
+        # Models that tell a pair's two texts apart by types of tokens.
+        self._typed = spec.task == "score" and int(read_json(folder / "config.json").get("type_vocab_size") or 1) > 1
         self._lock = threading.Lock()
         self._new: list[EngineRequest | EncodeRequest] = []
         self._aborted: list[int] = []
@@ -262,9 +260,8 @@ class VllmEngine:
         params = PoolingParams(task="embed" if request.task is Task.EMBED else "classify")
         if request.dimensions:
             params.dimensions = request.dimensions
-        if self._pairs and request.document:
-            pair = self._pairs.encode(request.text, request.document)
-            ids, second = pair.ids, next((i for i, kind in enumerate(pair.type_ids) if kind), len(pair.ids))
+        if self._typed and request.types:
+            second = next((i for i, kind in enumerate(request.types) if kind), len(ids))
             params.extra_kwargs = {"compressed_token_type_ids": second}  # where the second text begins
         lora = self._loras[request.adapter] if request.adapter else None
         live = Live(self, request.id, frozenset(), None, None)

@@ -412,6 +412,7 @@ class Route(_message.Message):
     CREATED_UNIX_S_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    PROMPT_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: Global___RouteState.ValueType
     reason: _builtins.str
@@ -421,6 +422,8 @@ class Route(_message.Message):
     """0 until a replica has loaded."""
     adapter: _builtins.str
     """The LoRA adapter that this name stands for, after the model's name and a colon; empty: a model itself."""
+    prompt_bytes: _builtins.int
+    """A text of more bytes fits no replica's context; 0: not known."""
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Endpoint]: ...
     def __init__(
@@ -433,10 +436,11 @@ class Route(_message.Message):
         created_unix_s: _builtins.int = ...,
         context_tokens: _builtins.int = ...,
         adapter: _builtins.str = ...,
+        prompt_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "context_tokens", b"context_tokens", "created_unix_s", b"created_unix_s", "endpoints", b"endpoints", "name", b"name", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "context_tokens", b"context_tokens", "created_unix_s", b"created_unix_s", "endpoints", b"endpoints", "name", b"name", "prompt_bytes", b"prompt_bytes", "reason", b"reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -333,11 +333,14 @@ class ModelInfo(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
+    PROMPT_BYTES_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     engine_version: _builtins.str
     """Version of the engine, for people."""
     context_tokens: _builtins.int
     vocab_size: _builtins.int
+    prompt_bytes: _builtins.int
+    """A text of more bytes has more tokens than the context, whatever it says; 0: not known."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of request parameters that the engine honours."""
@@ -355,10 +358,11 @@ class ModelInfo(_message.Message):
         vocab_size: _builtins.int = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
         tasks: _abc.Iterable[_builtins.str] | None = ...,
+        prompt_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "engine", b"engine", "engine_version", b"engine_version", "features", b"features", "tasks", b"tasks", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "engine", b"engine", "engine_version", b"engine_version", "features", b"features", "prompt_bytes", b"prompt_bytes", "tasks", b"tasks", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
