@@ -27,6 +27,7 @@ ALLOWED = {
     "node/folder.py": "the log's mark of a start, for people",
     "node/runner.py": "when a replica started, for people",
     "proxy/answering.py": "`created` of an answer",
+    "proxy/record.py": "when a request that failed had come, for people",
     "replica/frontend.py": "the date that chat templates show",
     "replica/server.py": "when it started, for people",
 }
