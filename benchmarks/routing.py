@@ -38,6 +38,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "integration")]
 
 import httpx
 import psutil
+from authority_fixtures import STATE
 from integration.proxy_fixtures import Head
 from integration.replica_fixtures import RunningReplica, a_spec, running
 from peers import environments
@@ -183,6 +184,7 @@ def proxy(
 ) -> tuple[subprocess.Popen[bytes], int, Path]:
     port, log = free_port(), folder / f"{name}.log"
     argv = [sys.executable, "-m", "headrace", "proxy", f"--head_address={head.address}", f"--http_port={port}"]
+    argv.append(f"--state_dir={STATE}")
     return stack.enter_context(logged([*argv, f"--routing={policy}", f"--proxy_id={name}"], log)), port, log
 
 

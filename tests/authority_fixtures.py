@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
 from functools import cache
@@ -14,8 +15,11 @@ from headrace.rpc.finding import from_state
 from headrace.rpc.roles import Role
 from headrace.settings import TlsSettings
 
-STATE = Path(tempfile.mkdtemp(prefix="headrace-authority-"))
-atexit.register(shutil.rmtree, STATE, ignore_errors=True)
+# Also the state folder of whatever is given none, so that no test comes near the user's own.
+_ROOT = Path(tempfile.mkdtemp(prefix="headrace-authority-"))
+os.environ["XDG_STATE_HOME"] = str(_ROOT)
+STATE = _ROOT / "headrace"
+atexit.register(shutil.rmtree, _ROOT, ignore_errors=True)
 
 
 @cache

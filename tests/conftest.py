@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import hypothesis
 import psutil
 import pytest
+from authority_fixtures import STATE
 from model_fixtures import small_encoders, small_models
 
-__all__ = ["small_encoders", "small_models"]  # a fixture for all levels
+__all__ = ["STATE", "small_encoders", "small_models"]  # a fixture for all levels
 
 # No test fails because the machine was busy; what CI finds can be found again.
 hypothesis.settings.register_profile(

@@ -80,6 +80,7 @@ class SchedulerDouble:
             ("openvino", "simulated"),
         )  # fmt: skip
         self.address = address
+        self.shows = credentials(Role.NODE, node_id)
         self.becomes: Callable[[ReplicaSpec], Phase] = lambda spec: Phase.READY
         self.refuses: Callable[[Adapter], str] = lambda adapter: ""  # why an adapter is not loaded
         self.replicas: dict[ReplicaId, ReplicaStatus] = {}
@@ -93,7 +94,7 @@ class SchedulerDouble:
         self._call: Any = None
 
     async def __aenter__(self) -> SchedulerDouble:
-        self._channel = open_channel(self.address, credentials(Role.NODE, self.info.node_id), Role.HEAD)
+        self._channel = open_channel(self.address, self.shows, Role.HEAD)
         self._call = node_pb2_grpc.NodeServiceStub(self._channel).Session()
         await self._call.write(node_pb2.NodeMessage(hello=convert.node_info_to_pb(self.info)))
         await self.report()

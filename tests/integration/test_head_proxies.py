@@ -135,8 +135,8 @@ async def test_a_slow_watcher_gets_one_delta_for_all_that_it_missed() -> None:
         overview.routes_changed.notify()
 
     show(1, "a", "b")
-    watch = service.Watch(head_pb2.WatchRoutesRequest(), cast("Any", None))
-    other = service.Watch(head_pb2.WatchRoutesRequest(), cast("Any", None))
+    watch = service.Watch(head_pb2.WatchRoutesRequest(proxy_id="p"), cast("Any", None))
+    other = service.Watch(head_pb2.WatchRoutesRequest(proxy_id="p"), cast("Any", None))
     assert len((await anext(watch)).changed) == len((await anext(other)).changed) == 2
     show(2, "a")
     assert convert_head.route_delta_from_pb(await anext(other)) == RouteDelta(1, 2, 1, (), ("b",))

@@ -11,6 +11,13 @@ SOURCE = Path(headrace.__file__).parent
 
 # Who may ask for the time of day, and what for.
 ALLOWED = {
+    "cli/token.py": "how much time is left, for people",
+    "head/joining.py": "certificates end at a time of day",
+    "head/tokens.py": "tokens end at a time of day, over restarts",
+    "rpc/authority.py": "certificates end at a time of day",
+    "rpc/credentials.py": "certificates end at a time of day",
+    "rpc/finding.py": "certificates end at a time of day",
+    "rpc/renewal.py": "certificates end at a time of day; it looks at that again every minute",
     "head/clock.py": "stamps; monotonic from the start on",
     "head/commands.py": "when a deployment was made, for people",
     "head/state_file.py": "the first epoch of a new state file; never below the last one",
@@ -20,6 +27,7 @@ ALLOWED = {
     "node/folder.py": "the log's mark of a start, for people",
     "node/runner.py": "when a replica started, for people",
     "proxy/answering.py": "`created` of an answer",
+    "proxy/record.py": "when a request that failed had come, for people",
     "replica/frontend.py": "the date that chat templates show",
     "replica/server.py": "when it started, for people",
 }

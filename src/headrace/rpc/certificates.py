@@ -14,7 +14,8 @@ from headrace.errors import InvalidRequest
 from headrace.rpc.roles import JOIN_NAME, Role, uri_of
 
 AUTHORITY_S = 10 * 365 * 86400.0
-_SKEW_S = 600.0  # clocks of machines differ
+SKEW_S = 600.0  # clocks of machines differ
+_AUTHORITY_SKEW_S = 365 * 86400.0  # one that is made before the clock is set must hold afterwards
 _SERVERS = (Role.HEAD, Role.NODE)
 _MAX_CSR_BYTES = 8192
 
@@ -43,7 +44,7 @@ def new_authority(key: ec.EllipticCurvePrivateKey, now: float) -> bytes:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Headrace {x509.random_serial_number():040x}"[:48])])
     usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
     builder = (
-        _builder(key.public_key(), name, now, AUTHORITY_S)
+        _builder(key.public_key(), name, now, AUTHORITY_S, _AUTHORITY_SKEW_S)
         .issuer_name(name)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
@@ -100,16 +101,16 @@ def sign(
 
 
 def _builder(
-    public_key: ec.EllipticCurvePublicKey, subject: x509.Name, now: float, life_s: float
+    public_key: ec.EllipticCurvePublicKey, subject: x509.Name, now: float, life_s: float, skew_s: float = SKEW_S
 ) -> x509.CertificateBuilder:
-    begin = datetime.fromtimestamp(now - _SKEW_S, UTC)
+    begin = datetime.fromtimestamp(now - skew_s, UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin)
-        .not_valid_after(begin + timedelta(seconds=_SKEW_S + life_s))
+        .not_valid_after(begin + timedelta(seconds=skew_s + life_s))
     )
 
 
@@ -139,7 +140,7 @@ def ends_at(pem: bytes) -> float:
 def life(pem: bytes) -> tuple[float, float]:
     """From when a certificate counts, leaving out what makes up for clocks, and when it ends."""
     certificate = x509.load_pem_x509_certificate(pem)
-    return certificate.not_valid_before_utc.timestamp() + _SKEW_S, certificate.not_valid_after_utc.timestamp()
+    return certificate.not_valid_before_utc.timestamp() + SKEW_S, certificate.not_valid_after_utc.timestamp()
 
 
 def belongs(pem: bytes, authority: bytes) -> bool:

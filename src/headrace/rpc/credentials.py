@@ -56,11 +56,12 @@ class Issued:
 
     def __init__(self, authority: Authority, role: Role, name: str, life_s: float) -> None:
         self._authority, self._role, self._name, self._life_s = authority, role, name, life_s
-        self._renew_at = 0.0
+        self._made_at = self._renew_at = 0.0
         self._material = self._issue()
 
     def current(self) -> Material:
-        if time.time() >= self._renew_at:
+        # A clock that was set back makes of it one that is not valid yet.
+        if not self._made_at <= time.time() < self._renew_at:
             self._material = self._issue()
         return self._material
 
@@ -68,7 +69,8 @@ class Issued:
         return role.dns_name
 
     def _issue(self) -> Material:
-        key, self._renew_at = certificates.new_key(), time.time() + RENEW_AT * self._life_s
+        key, self._made_at = certificates.new_key(), time.time()
+        self._renew_at = self._made_at + RENEW_AT * self._life_s
         pem = self._authority.issue(key.public_key(), self._role, self._name, self._life_s)
         return Material(certificates.key_pem(key), pem, self._authority.pem)
 

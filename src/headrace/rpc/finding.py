@@ -49,7 +49,7 @@ def from_state(state_dir: Path, role: Role, name: str, tls: TlsSettings) -> Cred
 
 def joined(path: Path) -> Kept | None:
     """What this machine got by joining, if it has joined. UserError if that has ended, or cannot be read."""
-    if not path.exists():
+    if not _there(path):
         return None
     kept = Kept(path)
     if kept.head is None:
@@ -67,10 +67,19 @@ def holds(kept: Kept) -> bool:
     return kept.ends_at > time.time()
 
 
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError as e:
+        raise UserError(
+            f"Cannot look into {path.parent}: run this as the user that runs the head, or give another --state_dir."
+        ) from e
+
+
 def uses_joined(path: Path, state_dir: Path, head_host: str) -> bool:
     """Whether to use what was got by joining, and not the state folder's authority, for a head at `head_host` ("": the
     one that was joined, if any)."""
-    return path.exists() and not (is_loopback(head_host) and has_authority(state_dir))
+    return _there(path) and not (is_loopback(head_host) and has_authority(state_dir))
 
 
 def find(role: Role, name: str, tls: TlsSettings, state_dir: Path, head_host: str) -> Credentials:

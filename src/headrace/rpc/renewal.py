@@ -23,8 +23,9 @@ async def until_renewed(kept: Kept, renew: Callable[[], Awaitable[None]]) -> Non
     """Wait until it is time to renew, then do so, again and again until it has worked or somebody else has done it."""
     while True:
         begin, end = certificates.life(kept.current().certificate)
-        wait_s = begin + RENEW_AT * (end - begin) - time.time()
-        if wait_s > 0:
+        now = time.time()
+        wait_s = begin + RENEW_AT * (end - begin) - now
+        if wait_s > 0 and now > begin - certificates.SKEW_S:  # a clock that was set back: it is not valid yet
             await asyncio.sleep(min(wait_s, _LOOK_S))
             continue
         try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import unquote
+
 # What the details of UNAVAILABLE hold → what is wrong with the peer's side, as the end of a sentence.
 _SAID = (
-    ("Hostname Verification Check failed", "{peer} has a certificate that does not name {expected}"),
+    ("Hostname Verification Check failed", "{peer} has a certificate that does not name {expected}{name}"),
     ("certificate has expired", "the certificate of {peer} has ended, or this machine's clock is wrong"),
     ("certificate is not yet valid", "the certificate of {peer} is not valid yet; compare the machines' clocks"),
     ("WRONG_VERSION_NUMBER", "{peer} does not speak TLS: something else listens there, or an older version"),
@@ -31,4 +34,13 @@ def told(details: str, peer: str, expected: str) -> str:
         # So a server ends it that does not like our certificate; or it has just died.
         found = "{peer} broke it off: it may not take this certificate ({mine})"
     mine = "has it ended, or is it from another authority?"
-    return f"TLS failed: {found.format(peer=peer, expected=expected or 'it', join=_JOIN, mine=mine)}." if found else ""
+    # An address was dialled, so the certificates are the user's own.
+    name = "" if expected else "; give the name that it has with --tls_name"
+    said = found.format(peer=peer, expected=expected or _host(details), name=name, join=_JOIN, mine=mine)
+    return f"TLS failed: {said}." if found else ""
+
+
+def _host(details: str) -> str:
+    """The address that was dialled last: "… last error: UNKNOWN: ipv4:127.0.0.1:80: …"."""
+    found = re.search(r"ipv[46]:(.+?):\d+: ", unquote(details))
+    return found[1] if found else "it"
