@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from typing import Any
 import psutil
 import structlog
 
+from headrace.core.types import Load
+
 log = structlog.get_logger()
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemostrecent")  # as the Prometheus client calls them
+_FILES = ("counter", "histogram", "gauge_livesum")  # as the Prometheus client calls them
 _FILE_BYTES = 2**18  # about a thousand series each
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 
@@ -133,11 +135,8 @@ class Metrics:
         self.success = counter("vllm:request_success", "Finished requests.", [*m, "finished_reason"])
         self.prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens.", m)
         self.generation_tokens = counter("vllm:generation_tokens", "Tokens generated.", m)
-        self.running = gauge("vllm:num_requests_running", "Running in a replica.", [*m, "replica"], "livemostrecent")
-        self.waiting = gauge("vllm:num_requests_waiting", "Queued in a replica.", [*m, "replica"], "livemostrecent")
-        self.kv_usage = gauge("vllm:kv_cache_usage_perc", "KV cache in use, 0..1.", [*m, "replica"], "livemostrecent")
-        text = "Its share of traffic beside sound replicas, 0..1; 0: only what others have no room for, or nothing."
-        self.weight = gauge("headrace_replica_weight", text, [*m, "replica"], "livemostrecent")
+        self._replicas = _Replicas()
+        self._own.register(self._replicas)
         self.in_flight = gauge("headrace_requests_in_flight", "Requests being answered.", [], "livesum")
         self.unplaced = gauge("headrace_requests_unplaced", "Requests that wait for a replica.", m, "livesum")
         self.failed = counter("headrace_requests_failed", "Requests ended by an error.", [*m, "kind"])
@@ -152,7 +151,6 @@ class Metrics:
         self.responses = counter("headrace_http_responses", "Responses begun.", ["path", "status"])
         text = "Connections closed for what their client did or did not do, or to make room."
         self.connections_closed = counter("headrace_connections_closed", text, ["reason"])
-        self._replicas: dict[str, set[str]] = {}
 
     def count(self, counter: Any, *labels: str) -> None:
         """One more of one of the counters here."""
@@ -165,17 +163,19 @@ class Metrics:
             tally = self._tallies[model] = Tally()
         return tally
 
-    def replicas(self, model: str, loads: Mapping[str, Any], weights: Mapping[Any, float]) -> None:
-        """Show the load of a model's replicas, and what they are given; those that are gone go to zero."""
-        for name in self._replicas.get(model, set()) - set(loads):
-            for gauge in (self.running, self.waiting, self.kv_usage, self.weight):
-                gauge.labels(model, name).set(0)
-        self._replicas[model] = set(loads)
-        for name, load in loads.items():
-            self.running.labels(model, name).set(load.running)
-            self.waiting.labels(model, name).set(load.waiting)
-            self.kv_usage.labels(model, name).set(load.kv_usage)
-            self.weight.labels(model, name).set(weights[name])
+    def show(self, replicas: Mapping[str, Mapping[str, tuple[Load, float]]], waiting: Mapping[str, int]) -> None:
+        """From now on show exactly these: by model the load of each replica and its weight, and the requests that wait.
+
+        What is gone is shown no more; what is there is shown from its beginning, with 0 if there is nothing to count.
+        """
+        gone = self._replicas.now.keys() - replicas.keys()
+        self._replicas.now = replicas
+        for model in replicas:
+            self.unplaced.labels(model).set(waiting.get(model, 0))
+        for model in gone:
+            self.unplaced.labels(model).set(0)
+            if self._folder is None:
+                self.unplaced.remove(model)
 
     def flush(self) -> None:
         """Carry over what was counted."""
@@ -213,7 +213,10 @@ class Metrics:
 
             self._forget_dead()
             registry = self._p.CollectorRegistry()
-            multiprocess.MultiProcessCollector(registry, path=str(self._folder))
+            shared = multiprocess.MultiProcessCollector(None, path=str(self._folder))
+            registry.register(_OfModels(shared, self.unplaced.describe()[0].name, self._replicas.now.keys()))
+            # Every proxy hears from every replica, so these need not be shared; and a file forgets nothing.
+            registry.register(self._replicas)
         return self._p.generate_latest(registry), self._p.CONTENT_TYPE_LATEST
 
     def _forget_dead(self) -> None:
@@ -223,6 +226,43 @@ class Metrics:
             pid = file.stem.rpartition("_")[2]
             if pid.isdigit() and not _lives(int(pid)):
                 file.unlink(missing_ok=True)
+
+
+class _Replicas:
+    """The gauges of replicas, of those in `now`: model → replica → load and weight."""
+
+    def __init__(self) -> None:
+        self.now: Mapping[str, Mapping[str, tuple[Load, float]]] = {}
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        share = "Its share of traffic beside sound replicas, 0..1; 0: only what others have no room for, or nothing."
+        shown: tuple[tuple[str, str, Callable[[Load, float], float]], ...] = (
+            ("vllm:num_requests_running", "Running in a replica.", lambda load, _: load.running),
+            ("vllm:num_requests_waiting", "Queued in a replica.", lambda load, _: load.waiting),
+            ("vllm:kv_cache_usage_perc", "KV cache in use, 0..1.", lambda load, _: load.kv_usage),
+            ("headrace_replica_weight", share, lambda _, weight: weight),
+        )
+        for name, text, value in shown:
+            family = GaugeMetricFamily(name, text, labels=["model_name", "replica"])
+            for model, replicas in self.now.items():
+                for replica, (load, weight) in replicas.items():
+                    family.add_metric([model, replica], value(load, weight))
+            yield family
+
+
+class _OfModels:
+    """What another collector has, without the zeros of a gauge for models that are gone, which its files keep."""
+
+    def __init__(self, inner: Any, gauge: str, models: Collection[str]) -> None:
+        self._inner, self._gauge, self._models = inner, gauge, models
+
+    def collect(self) -> Iterator[Any]:
+        for family in self._inner.collect():
+            if family.name == self._gauge:
+                family.samples = [s for s in family.samples if s.value or s.labels["model_name"] in self._models]
+            yield family
 
 
 def _add(labels: Any, model: str, counts: list[int], total: float) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from headrace.core.affinity import Policy
+from headrace.core.types import Load
 from headrace.errors import Unavailable, UserError
 from headrace.heartbeat import Beat, beat
 from headrace.metrics import Metrics
@@ -232,11 +233,11 @@ async def _report(metrics: Metrics, admission: Admission, routes: Routes, sessio
     while True:
         clients.report()
         metrics.flush()
-        for model, count in admission.waiting.items():
-            metrics.unplaced.labels(model).set(count)
         if routes.table is not None:
+            shown: dict[str, dict[str, tuple[Load, float]]] = {}
             for route in routes.table.routes.values():
-                ready = {e.replica_id: s for e, s in sessions.of(route) if s.ready}
                 weights = sessions.weights(route)
-                metrics.replicas(route.name, {i: s.load for i, s in ready.items()}, weights)
+                ready = {e.replica_id: s for e, s in sessions.of(route) if s.ready}
+                shown[route.name] = {i: (s.load, weights[i]) for i, s in ready.items()}
+            metrics.show(shown, admission.waiting)
         await asyncio.sleep(_FLUSH_S)
