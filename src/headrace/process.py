@@ -333,6 +333,8 @@ def explain_exit(code: int | None) -> str:
 
 
 LIFELINE_ENV = "HEADRACE_LIFELINE_FD"
+ENDPOINT_ENV = "HEADRACE_ENDPOINT_FD"
+"""Names the descriptor of a pipe in which a replica says where it listens, in one line."""
 PARENT_ENDED = "parent ended"
 
 

@@ -35,7 +35,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def fill(disk: Path) -> Path:
     """Take the last byte of a disk. The file to delete for room."""
     ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as f:
+    with ballast.open("ab", buffering=0) as f:
         for size in (65536, 4096, 1):
             try:
                 while True:

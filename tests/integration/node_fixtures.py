@@ -181,7 +181,8 @@ def spawn_scheduler(head: Head, state_dir: Path, *flags: str, node_id: str = "1"
     """A scheduler as a process of its own; its words go to scheduler.log in the state directory."""
     trusted(state_dir)
     argv = [sys.executable, str(HERE / "node_scheduler.py"), str(head.port), str(state_dir), node_id, *flags]
-    return Child.spawn(argv, env=child_env(), output=state_dir / "scheduler.log")
+    env = child_env(sources=True)  # its replicas fetch weights
+    return Child.spawn(argv, env=env, output=state_dir / "scheduler.log")
 
 
 def pids(statuses: Iterable[ReplicaStatus]) -> set[int]:

@@ -1,7 +1,8 @@
 """A replica that does what engine_args_json says, for faults that a real one cannot be asked to make.
 
 crash: exit with this code before listening       once: …but only in the first life
-failure: {"reason": …, "permanent": …} left behind, then exit 1
+failure: {"reason": …, "cause": …} left behind, then exit 1; until a file "mended" appears in the folder
+announces: say only through the pipe where it listens, as on a full disk
 never_listens, wrong_identity: no endpoint.json, or one that names another process
 hold: stay LOADING until a file "ready" appears in the folder
 break_watch: end each Watch stream after this many statuses
@@ -31,7 +32,7 @@ from headrace.core.phase import Phase
 from headrace.core.specfile import parse_spec
 from headrace.core.types import Load, ModelInfo, ReplicaStatus
 from headrace.errors import NotFound
-from headrace.process import ProcessRecord, write_atomic
+from headrace.process import ENDPOINT_ENV, ProcessRecord, write_atomic
 from headrace.rpc.channel import bind, new_server
 from headrace.rpc.convert import replica_status_to_pb
 from headrace.rpc.credentials import from_environment
@@ -104,7 +105,7 @@ async def main(folder: Path) -> int:
         sleeper = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
         children = [subprocess.Popen(sleeper, start_new_session=own) for own in (False, True)]  # noqa: ASYNC220
         write_atomic(folder / "children", " ".join(str(c.pid) for c in children))
-    if "failure" in told:
+    if "failure" in told and not (folder / "mended").exists():
         write_atomic(folder / "failure.json", json.dumps(told["failure"]))
         return 1
     if "crash" in told and not (told.get("once") and (folder / "lived").exists()):
@@ -120,7 +121,10 @@ async def main(folder: Path) -> int:
     me = ProcessRecord.of(os.getpid())
     assert me
     start_time = me.start_time + 1 if told.get("wrong_identity") else me.start_time
-    if not told.get("never_listens"):
+    if told.get("announces"):
+        endpoint = {"address": f"{replica.host}:{port}", "pid": me.pid, "start_time": start_time}
+        os.write(int(os.environ[ENDPOINT_ENV]), f"{json.dumps(endpoint)}\n".encode())
+    elif not told.get("never_listens"):
         endpoint = {"address": f"{replica.host}:{port}", "pid": me.pid, "start_time": start_time}
         write_atomic(folder / "endpoint.json", json.dumps(endpoint))
     await replica.end.wait()

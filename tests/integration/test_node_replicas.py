@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from integration.node_fixtures import Head, head_double, scheduler, spec
 
+from headrace.core.causes import Cause
 from headrace.core.phase import Phase
 from headrace.process import ProcessRecord, environment
 
@@ -74,11 +76,12 @@ async def test_a_crash_is_followed_by_a_new_life(head: Head) -> None:
     os.kill(first.pid, signal.SIGKILL)
     waiting = await head.phase("r-1", Phase.PENDING)
     assert "was killed by SIGKILL (out of memory, or by hand)" in waiting.reason
-    assert waiting.reason.startswith("starts again in ")
+    assert (waiting.cause, waiting.failures) == (Cause.CRASH, 1)
+    assert 0 < waiting.next_try - time.time() <= 1.0
     assert (waiting.pid, waiting.address, waiting.model) == (0, "", None)
     second = await head.phase("r-1", Phase.READY)
     assert second.pid != first.pid
-    assert (second.restarts, second.reason) == (1, "")
+    assert (second.restarts, second.reason, second.cause, second.next_try) == (1, "", None, 0.0)
 
 
 async def test_it_gives_up_after_three_failures_and_says_what_the_log_says(head: Head, tmp_path: Path) -> None:
@@ -86,8 +89,7 @@ async def test_it_gives_up_after_three_failures_and_says_what_the_log_says(head:
     failed = await head.phase("r-1", Phase.FAILED)
     assert "3 failures in a row" in failed.reason
     assert "exited with code 3: something is wrong with the weights" in failed.reason
-    assert not failed.permanent
-    assert failed.restarts == 2
+    assert (failed.cause, failed.permanent, failed.next_try, failed.restarts) == (Cause.CRASH, False, 0.0, 2)
     assert (folder(tmp_path, "r-1") / "replica.log").read_text().count("life of r-1") == 3
     await head.phase("r-2", Phase.READY)
     head.want(spec("r-2"))
@@ -101,7 +103,7 @@ async def test_one_failure_is_forgiven(head: Head) -> None:
 
 async def test_a_permanent_failure_is_not_retried(head: Head, tmp_path: Path) -> None:
     reason = "There is no folder /models/nothing."
-    head.want(spec("r-1", failure={"reason": reason, "permanent": True}))
+    head.want(spec("r-1", failure={"reason": reason, "cause": "unusable"}))
     failed = await head.phase("r-1", Phase.FAILED)
     assert (failed.reason, failed.permanent, failed.restarts) == (reason, True, 0)
     assert (folder(tmp_path, "r-1") / "replica.log").read_text().count("life of r-1") == 1

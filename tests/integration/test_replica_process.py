@@ -13,6 +13,7 @@ import pytest
 from replica_fixtures import ProxySide, RunningReplica, a_spec, chat, running, spawned
 
 from headrace.core import simulated
+from headrace.core.causes import Cause
 from headrace.core.phase import Phase
 from headrace.core.streams import Resume, Sampling, TokenPrompt
 from headrace.errors import Conflict, Overloaded, Unavailable
@@ -266,10 +267,11 @@ async def test_a_failed_load_is_told_twice(tmp_path: Path, permanent: bool) -> N
     options = {"fail_load": "No luck today.", "permanent": permanent, "load_s": 0.3}
     async with running(a_spec(options=options), tmp_path) as replica:
         status = await replica.status_when(lambda s: s.phase is Phase.FAILED)
-        assert (status.reason, status.permanent) == ("No luck today.", permanent)
+        cause = Cause.UNUSABLE if permanent else Cause.CRASH
+        assert (status.reason, status.cause, status.permanent) == ("No luck today.", cause, permanent)
         assert await replica.exit_code() == 1
         failure = json.loads((tmp_path / "failure.json").read_text())
-        assert failure == {"reason": "No luck today.", "permanent": permanent}
+        assert failure == {"reason": "No luck today.", "cause": cause}
 
 
 @pytest.mark.parametrize(
@@ -287,7 +289,7 @@ async def test_permanent_failures_are_sentences(tmp_path: Path, model: dict[str,
         async with asyncio.timeout(60):
             assert await child.wait() == 1
         failure = json.loads((tmp_path / "failure.json").read_text())
-        assert failure["permanent"] is True
+        assert failure["cause"] == "unusable"
         assert words in failure["reason"]
         assert "Traceback" not in failure["reason"]
 
@@ -297,7 +299,7 @@ async def test_a_spec_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / "spec.json").write_text("{")
         async with asyncio.timeout(60):
             await child.wait()
-        assert json.loads((tmp_path / "failure.json").read_text())["permanent"] is True
+        assert json.loads((tmp_path / "failure.json").read_text())["cause"] == "unusable"
 
 
 async def test_faults_on_demand(tmp_path: Path) -> None:
@@ -328,7 +330,7 @@ async def test_a_dead_engine_ends_its_replica(tmp_path: Path) -> None:
             status = await replica.status_when(lambda s: s.phase is Phase.FAILED)
             assert status.reason == "The simulated engine died at token 5."
         assert await replica.exit_code() == 1
-        assert json.loads((tmp_path / "failure.json").read_text())["permanent"] is False
+        assert json.loads((tmp_path / "failure.json").read_text())["cause"] == "crash"
 
 
 async def test_a_hanging_engine_stays_and_stops_stepping(tmp_path: Path) -> None:

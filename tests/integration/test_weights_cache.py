@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 from s3_fixtures import FakeS3, a_safetensors, fake_s3
 
-from headrace.errors import Unavailable, UserError
+from headrace.core.causes import Cause, of_error
+from headrace.errors import HeadraceError, Unavailable, UserError
 from headrace.replica import conversion
 from headrace.replica.conversion import converted
 from headrace.replica.weights import Cache, fetch
@@ -153,11 +155,11 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def says(script: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """A converter that fails with these words."""
+def says(script: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A converter that fails with these words, and this errno."""
 
-    def write(words: str) -> None:
-        script.write_text(f'#!/bin/sh\necho \'{{"error": "{words}"}}\'\nexit 1\n')
+    def write(words: str, errno: int = 0) -> None:
+        script.write_text(f'#!/bin/sh\necho \'{{"error": "{words}", "errno": {errno}}}\'\nexit 1\n')
         script.chmod(0o755)
         monkeypatch.setattr(conversion.sys, "executable", str(script))
 
@@ -169,12 +171,26 @@ def test_a_conversion_makes_room_and_tells_of_a_full_disk(
 ) -> None:
     cache, fail = tmp_path / "cache", says(tmp_path / "converter", monkeypatch)
     put(cache, "s3/old", 1000.0)
-    fail("OSError: [Errno 28] No space left on device")
+    fail("OSError: kein Platz mehr", errno.ENOSPC)
     with pytest.raises(Unavailable, match=r"The disk is full: the conversion of .* needs 20"):
         converted(source, "fp16", Cache(cache, 25 * KIB), quiet)
     assert left(cache) == set(), "the old one gave way, and nothing half made is left"
     with pytest.raises(UserError, match="more than --cache_limit=10KiB"):
         converted(source, "fp16", Cache(cache, 10 * KIB), quiet)
+
+
+def test_a_converter_that_fails_says_by_number_whether_that_may_pass(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail = says(tmp_path / "converter", monkeypatch)
+    for words, number, cause in (
+        ("ValueError: a layer called No space left on device", 0, Cause.CRASH),
+        ("OSError: too many", errno.EMFILE, Cause.BUSY),
+    ):
+        fail(words, number)
+        with pytest.raises(HeadraceError, match=words) as caught:
+            converted(source, "fp16", Cache(tmp_path / "cache"), quiet)
+        assert of_error(caught.value) is cause
 
 
 def test_code_that_is_needed_is_a_sentence(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,7 @@ def test_a_token_file(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_offline_without_a_copy(hub: FakeHub, tmp_path: Path) -> None:
     last = ask(hub, tmp_path, HF_HUB_OFFLINE="1")[-1]
-    assert last.startswith("Unavailable HF_HUB_OFFLINE is set, and hf://org/name is not in the cache")
+    assert last.startswith("UserError HF_HUB_OFFLINE is set, and hf://org/name is not in the cache")
     assert hub.tokens == set()
 
 
@@ -244,7 +244,9 @@ def test_offline_without_a_copy(hub: FakeHub, tmp_path: Path) -> None:
         (404, "RepoNotFound", "UserError hf://org/name (revision v1) does not exist, or needs an access token"),
         (404, "RevisionNotFound", "UserError hf://org/name has no revision 'v1'"),
         (403, "GatedRepo", "UserError hf://org/name (revision v1) needs permission"),
-        (400, "", "Unavailable Cannot download hf://org/name (revision v1)"),
+        (400, "", "UserError The hub refuses hf://org/name (revision v1) (HTTP 400)"),
+        (429, "", "Unavailable Cannot download hf://org/name (revision v1) (HTTP 429)"),
+        (501, "", "Unavailable Cannot download hf://org/name (revision v1) (HTTP 501)"),
     ],
 )
 def test_refusals(hub: FakeHub, tmp_path: Path, status: int, code: str, words: str) -> None:
@@ -343,7 +345,7 @@ def test_half_a_snapshot_does_not_count_as_downloaded(hub: FakeHub, tmp_path: Pa
     (folder / "model.safetensors").resolve().unlink()
     (folder / "model.safetensors").unlink()
     last = ask(hub, tmp_path, HF_HUB_OFFLINE="1")[-1]
-    assert last.startswith("Unavailable HF_HUB_OFFLINE is set, and hf://org/name is not in the cache")
+    assert last.startswith("UserError HF_HUB_OFFLINE is set, and hf://org/name is not in the cache")
 
 
 def test_a_full_disk(hub: FakeHub, tmp_path: Path) -> None:

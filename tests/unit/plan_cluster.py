@@ -58,7 +58,8 @@ class Sim:
     nodes: dict[NodeId, SimNode]
     state: State = field(default_factory=State)
     now: float = 1000.0
-    fails: Callable[[ReplicaStatus], bool] = lambda status: False
+    fails: Callable[[ReplicaStatus], bool] = lambda status: False  # for good
+    stumbles: Callable[[ReplicaStatus, NodeId], bool] = lambda status, node_id: False  # and is tried again
     counter: itertools.count[int] = field(default_factory=itertools.count)
     reasons: dict[str, str] = field(default_factory=dict)
     stuck: set[str] = field(default_factory=set)
@@ -146,17 +147,21 @@ class Sim:
                     spec = told[r]
                     n.replicas[r] = ReplicaStatus(r, spec.deployment, spec.revision, Phase.PENDING)
                 for r, s in n.replicas.items():
-                    n.replicas[r] = self.advance(s, wanted=r in told)
+                    n.replicas[r] = self.advance(s, k, wanted=r in told)
                 if n.seen != n.replicas:
                     n.seen = dict(n.replicas)
                 n.heard_at = n.reported_at = self.now
         self.plan()
 
-    def advance(self, s: ReplicaStatus, wanted: bool) -> ReplicaStatus:
+    def advance(self, s: ReplicaStatus, node_id: NodeId, wanted: bool) -> ReplicaStatus:
+        if not wanted and s.phase in (Phase.PENDING, Phase.FAILED):
+            return replace(s, phase=Phase.STOPPED)
         if not wanted:
             return replace(s, phase=Phase.STOPPED if s.phase is Phase.DRAINING else Phase.DRAINING)
         if s.phase in (Phase.PENDING, Phase.LOADING) and self.fails(s):
             return replace(s, phase=Phase.FAILED, reason="broken")
+        if s.phase is Phase.LOADING and self.stumbles(s, node_id):
+            return replace(s, phase=Phase.PENDING, reason="stumbled", failures=s.failures + 1)
         following = {Phase.PENDING: Phase.LOADING, Phase.LOADING: Phase.READY}
         return replace(s, phase=following.get(s.phase, s.phase), address=f"h:{s.replica_id}")
 
@@ -169,7 +174,8 @@ class Sim:
                 return
 
     def running(self, name: str = "d") -> list[Intent]:
-        return [i for i in self.state.intents.values() if i.deployment == name and i.goal is Goal.RUN]
+        """Those that are to run, also those that were given up."""
+        return [i for i in self.state.intents.values() if i.deployment == name and i.goal is not Goal.STOP]
 
     def ready(self, name: str = "d") -> list[tuple[int, NodeId]]:
         """(revision, node) of the replicas that run and are READY on nodes that are not lost."""

@@ -15,7 +15,7 @@ from headrace.cli.loading import PlainProgress
 from headrace.cli.part import backoff_s
 from headrace.cli.sources import resolve, resolve_source
 from headrace.cli.tables import Row, adapter_lines, model_lines, node_lines, revision_lines, status_lines, table
-from headrace.cli.waiting import Outcome, Standing, adapter_standing, standing
+from headrace.cli.waiting import Outcome, Standing, adapter_standing, doing, standing
 from headrace.cli.welcome import welcome_lines
 from headrace.cli.words import number, one_line, size, wrapped
 from headrace.core.phase import Phase
@@ -75,11 +75,7 @@ def cluster(deployments: list[DeploymentStatus], replicas: list[PlacedReplica]) 
         ([], Outcome.WAITING, "waiting for a place"),
         ([replica(Phase.PENDING)], Outcome.WAITING, "pending"),
         ([replica(Phase.LOADING, activity="loading", progress=0.4)], Outcome.WAITING, "loading 40 %"),
-        (
-            [replica(Phase.PENDING, reason="starts again in 2 s: was killed by SIGKILL")],
-            Outcome.WAITING,
-            "pending: starts again in 2 s: was killed by SIGKILL",
-        ),
+        ([replica(Phase.PENDING, reason="was killed by SIGKILL")], Outcome.WAITING, "pending: was killed by SIGKILL"),
         ([replica(Phase.READY)], Outcome.READY, "ready"),
         ([replica(Phase.FAILED, reason="No such folder.")], Outcome.FAILED, "No such folder."),
         ([replica(Phase.FAILED, reason="x"), replica(Phase.LOADING)], Outcome.WAITING, "loading"),
@@ -88,6 +84,20 @@ def cluster(deployments: list[DeploymentStatus], replicas: list[PlacedReplica]) 
 def test_standing_of_one_replica(replicas: list[PlacedReplica], outcome: Outcome, text: str) -> None:
     now = standing(cluster([deployment(state=RouteState.STARTING)], replicas), "demo", 1)
     assert (now.outcome, now.text) == (outcome, text)
+
+
+def test_the_time_of_the_next_try_is_told_with_the_reason() -> None:
+    waits = replace(replica(Phase.PENDING, reason="No room on the disk.").status, next_try=1000.0)
+    assert doing(waits, now=957.6) == "pending: No room on the disk; again in 42 s"
+    assert doing(waits, now=1001.0) == "pending: No room on the disk; again in 0 s"
+
+
+def test_what_was_given_up_says_how_to_try_it_again() -> None:
+    failed = replica(Phase.FAILED, reason="No such folder.")
+    shown = "\n".join(status_lines(cluster([deployment(state=RouteState.FAILED, reason="No such folder.")], [failed])))
+    assert "To try it again, say: headrace scale demo 1" in shown
+    starting = cluster([deployment(state=RouteState.STARTING)], [replica(Phase.LOADING)])
+    assert "try it again" not in "\n".join(status_lines(starting))
 
 
 def test_only_the_asked_revision_counts() -> None:

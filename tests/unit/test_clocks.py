@@ -14,6 +14,7 @@ ALLOWED = {
     "head/clock.py": "stamps; monotonic from the start on",
     "head/commands.py": "when a deployment was made, for people",
     "head/state_file.py": "the first epoch of a new state file; never below the last one",
+    "cli/waiting.py": "in how many seconds a replica is tried again, for people",
     "cli/revisions.py": "how long ago, for people",
     "node/agent.py": "incarnation; never below the last one",
     "node/folder.py": "the log's mark of a start, for people",

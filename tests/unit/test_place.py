@@ -173,7 +173,23 @@ def test_says_what_is_missing(need: Resources, nodes: list[NodeInfo], said: str)
 def test_says_what_is_free_of_what_there_is() -> None:
     full = Candidate(node(gpus=1), (Held("x", Resources(6, 0, 1), (0,)),))
     outcome = choose("d", Resources(4, 0, 1), "auto", [full])
-    assert outcome == NoPlace("needs 1 GPU and 4 CPUs; node 1 has 0 free of 1 GPUs and 2 free of 8 CPUs")
+    assert outcome == NoPlace(
+        "needs 1 GPU and 4 CPUs; node 1 has 0 free of 1 GPUs and 2 free of 8 CPUs (held by x: 1 GPU and 6 CPUs)"
+    )
+
+
+def test_says_who_holds_most_of_what_is_missing() -> None:
+    held = [
+        Held("a", Resources(1.0)),
+        Held("b", Resources(2.0)),
+        Held("a", Resources(1.5, GIB)),
+        Held("c", Resources()),
+    ]
+    outcome = choose("d", Resources(4.0), "auto", [Candidate(node(cpus=5), tuple(held))])
+    assert outcome == NoPlace("needs 4 CPUs; node 1 has 0.5 free of 5 (held by a: 2.5 CPUs, b: 2 CPUs)")
+    many = tuple(Held(str(i), Resources(1.0)) for i in range(6))
+    outcome = choose("d", Resources(1.0), "auto", [Candidate(node(cpus=6), many)])
+    assert outcome == NoPlace("needs 1 CPU; node 1 has 0 free of 6 (held by 0: 1 CPU, 1: 1 CPU, 2: 1 CPU and 3 more)")
 
 
 def test_an_engine_that_no_node_has_is_named() -> None:
@@ -202,4 +218,4 @@ def test_vllm_takes_a_gpu_of_a_node_that_has_some_and_the_cpu_of_one_that_has_no
     assert choose("d", Resources(1.0), "vllm", [Candidate(cpu)]) == Placement(NodeId("b"), (), Resources(1.0))
     taken = Candidate(gpu, (Held("x", Resources(gpus=1), (0,)),))
     outcome = choose("d", Resources(1.0), "vllm", [taken])
-    assert outcome == NoPlace("needs 1 GPU; node a has 0 free of 1")
+    assert outcome == NoPlace("needs 1 GPU; node a has 0 free of 1 (held by x: 1 GPU)")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from unit.plan_cluster import Sim, cluster
 
 from headrace.core.phase import Phase
-from headrace.core.state import Goal, desired_on
+from headrace.core.state import Goal, desired_on, status_of, unsaid
 from headrace.core.types import (
     NodeId,
     ReplicaId,
@@ -97,6 +97,104 @@ def test_failed_replicas_are_kept_and_not_replaced() -> None:
     for _ in range(20):
         sim.step()
     assert len(sim.state.intents) == 2
+    assert {i.goal for i in sim.state.intents.values()} == {Goal.GIVEN_UP}
+
+
+def test_what_was_given_up_holds_nothing_and_others_get_its_room() -> None:
+    sim = cluster(2, gpus=1)
+    sim.fails = lambda s: s.deployment in "ab"
+    sim.deploy("a", need=Resources(1.0, 2**40, 1))
+    sim.deploy("b", need=Resources(1.0))
+    sim.settle()
+    sim.deploy("good", need=Resources(2.0, 2**40, 1))
+    sim.settle()
+    assert len(sim.ready("good")) == 1
+    (kept,) = sim.running("a")
+    assert kept.reason == "broken"
+    assert status_of(kept, sim.views()) == unsaid(kept, Phase.FAILED, "broken")
+    sim.nodes[NodeId("1")].connected = False  # a head that does not hear of its node still knows
+    sim.step()
+    assert status_of(kept, {}) == unsaid(kept, Phase.FAILED, "broken")
+
+
+def test_what_was_given_up_needs_room_to_be_tried_again_by_another_scheduler() -> None:
+    sim = cluster(1)
+    sim.fails = lambda s: s.deployment == "a"
+    sim.deploy("a")
+    sim.settle()
+    sim.deploy("b")
+    sim.settle()
+    sim.fails = lambda s: False
+    node = sim.nodes[NodeId("1")]
+    node.info = replace(node.info, incarnation=2)
+    sim.settle()
+    assert (sim.ready("a"), len(sim.ready("b"))) == ([], 1)
+    assert sim.reasons == {"a": "needs 1 CPU; node 1 has 0 free of 1 (held by b: 1 CPU)"}
+    sim.delete("b")
+    sim.settle()
+    assert len(sim.ready("a")) == 1
+
+
+def test_one_that_was_given_up_before_its_revision_worked_elsewhere_is_tried_again_once_a_minute() -> None:
+    sim = cluster(1, 1)
+    sim.fails = lambda s: s.replica_id in sim.nodes[NodeId("1")].replicas
+    sim.deploy(replicas=2)
+    sim.settle()
+    assert sim.state.deployments["d"].proven
+    assert [n for _, n in sim.ready()] == ["2"]
+    tried = {i.replica_id for i in sim.running()}
+    for _ in range(50):
+        sim.step()
+    assert {i.replica_id for i in sim.running()} == tried
+    for _ in range(15):
+        sim.step()
+    assert len({i.replica_id for i in sim.running()} - tried) == 1
+    sim.fails = lambda s: False
+    for _ in range(65):
+        sim.step()
+    assert [n for _, n in sim.ready()] == ["1", "2"]
+
+
+def test_a_revision_proves_itself_by_serving_alone() -> None:
+    sim = cluster(4)
+    sim.deploy(replicas=2)
+    sim.step()
+    assert not sim.state.deployments["d"].proven
+    sim.settle()
+    assert sim.state.deployments["d"].proven
+    sim.deploy(replicas=2, tag="new")
+    assert not sim.state.deployments["d"].proven
+    while not any(r == 2 for r, _ in sim.ready()):
+        sim.step()
+    trials = [s for s in desired_on(sim.state, NodeId("1"), 0) if s.revision == 2]
+    assert all(s.on_trial and not s.proven for s in trials)
+    sim.settle()
+    assert all(s.proven and not s.on_trial for s in desired_on(sim.state, NodeId("1"), 0))
+
+
+def test_one_that_keeps_failing_is_made_up_for_elsewhere_and_goes_when_the_other_works() -> None:
+    sim = cluster(4, 4)
+    sim.deploy(replicas=1)
+    sim.settle()
+    sim.stumbles = lambda s, node_id: node_id == "1"
+    node = sim.nodes[NodeId("1")]
+    node.replicas = {r: replace(s, phase=Phase.LOADING, failures=1) for r, s in node.replicas.items()}
+    sim.settle(30)
+    assert [n for _, n in sim.ready()] == ["2"]
+    assert len(sim.state.intents) == 1
+
+
+def test_what_fails_everywhere_is_tried_on_no_more_nodes_than_twice_what_is_wanted() -> None:
+    sim = cluster(4, 4, 4, 4)
+    sim.deploy(replicas=1)
+    sim.stumbles = lambda s, node_id: True
+    for _ in range(60):
+        sim.step()
+    nodes = [i.node_id for i in sim.running()]
+    assert len(nodes) == len(set(nodes)) == 2
+    sim.stumbles = lambda s, node_id: False
+    sim.settle()
+    assert len(sim.ready()) == len(sim.state.intents) == 1
 
 
 def cut(sim: Sim, node_id: str, seconds: int) -> None:
@@ -224,6 +322,7 @@ def test_converges_whatever_happened_before(
     sim = cluster(8, 8, 8, gpus=2)
     if breaks:
         sim.fails = lambda s: random.Random(f"{seed}{s.replica_id}").random() < 0.2
+        sim.stumbles = lambda s, node_id: random.Random(f"{seed}{s.replica_id}{node_id}").random() < 0.3
     rng = random.Random(seed)
     if full_disk:
         sim.commit_fails = lambda: rng.random() < 0.3
@@ -247,18 +346,18 @@ def test_converges_whatever_happened_before(
                     node.reported_at, node.heard_at, node.seen = 0.0, sim.now, {}
         for _ in range(n if verb not in ("deploy", "scale") else 1):
             sim.step()
-    sim.fails, sim.commit_fails = lambda s: False, lambda: False
+    sim.fails, sim.stumbles, sim.commit_fails = lambda s: False, lambda s, n: False, lambda: False
     for node in sim.nodes.values():
         node.connected = True
     sim.settle(80)
 
-    assert all(i.goal is Goal.RUN for i in sim.state.intents.values()), "all that was to stop has gone"
+    assert all(i.goal is not Goal.STOP for i in sim.state.intents.values()), "all that was to stop has gone"
     for k, node in sim.nodes.items():
         told = {s.replica_id for s in desired_on(sim.state, k, 0)}
         assert {r for r, s in node.replicas.items() if s.phase is not Phase.STOPPED} == told
     for name, d in sim.state.deployments.items():
         current = [i for i in sim.running(name) if i.revision == d.revision]
-        failed = [i for i in current if sim.nodes[i.node_id].replicas[i.replica_id].phase is Phase.FAILED]
+        failed = [i for i in current if i.goal is Goal.GIVEN_UP]
         old = [i for i in sim.running(name) if i.revision != d.revision]
         assert len(current) + len(old) >= d.replicas
         if not failed:

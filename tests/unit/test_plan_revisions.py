@@ -79,7 +79,7 @@ def test_a_revision_that_can_fit_nowhere_displaces_nothing() -> None:
     sim.deploy(replicas=2, need=Resources(3.0))
     sim.settle()
     assert [r for r, _ in sim.ready()] == [1, 1]
-    assert sim.reasons == {"d": "needs 3 CPUs; node 1 has 0 free of 2"}
+    assert sim.reasons == {"d": "needs 3 CPUs; node 1 has 0 free of 2 (held by d: 2 CPUs)"}
 
 
 def test_a_name_used_again_never_gets_a_living_revision_number() -> None:

@@ -37,6 +37,9 @@ MODEL = ModelSpec("hf://a/b", "rev", "openvino", 128, "{{ 'ü' }}", "int8", '{"a
 DEPLOYMENT = Deployment(
     "d", 1, MODEL, Resources(0.1, 2**40, 2, 2**33), 1, 3, 2, 1_800_000_000, (Adapter("x", "/x", "main"),)
 )
+GIVEN_UP = Intent(
+    ReplicaId("d-1-fed"), "d", 1, NodeId("n"), Resources(), (), Goal.GIVEN_UP, 1.1, 2.2, reason="No.", incarnation=2**62
+)  # fmt: skip
 INTENT = Intent(
     ReplicaId("d-1-abc"), "d", 1, NodeId("n"), DEPLOYMENT.resources, (0, 3), Goal.RUN, 1.1, 2.2, "h:1", 99
 )  # fmt: skip
@@ -97,6 +100,12 @@ async def test_every_field_survives(tmp_path: Path) -> None:
     assert state.deployments == {"d": DEPLOYMENT}
     assert state.intents == {INTENT.replica_id: INTENT}
     assert state.entries == {"m": ENTRY}
+    given = replace(DEPLOYMENT, proven=True, on_demand=True), replace(ENTRY, on_demand=True)
+    await store.commit([PutDeployment(given[0]), PutIntent(GIVEN_UP), PutEntry(given[1])])
+    state = await store.load()
+    assert (state.deployments["d"], state.entries["m"]) == given
+    assert state.revisions["d", 1].proven
+    assert state.intents[GIVEN_UP.replica_id] == GIVEN_UP
     await store.close()
 
 

@@ -100,7 +100,7 @@ def deployment_lines(
         scale = str(low) if low == high else f"{low} to {high}"
         engine = chosen.get(d.name, "auto") if d.model.engine == "auto" else d.model.engine
         cells = (d.name, _state(s), f"{s.ready}/{d.replicas}", scale, str(d.revision), engine)
-        rows.append(Row((*cells, d.model.source), (s.reason, *_missing_adapters(s, replicas))))
+        rows.append(Row((*cells, d.model.source), (s.reason, _how_to_retry(s), *_missing_adapters(s, replicas))))
     return table(("DEPLOYMENT", "STATE", ">READY", ">REPLICAS", ">REV", "ENGINE", "SOURCE"), rows, width)
 
 
@@ -108,6 +108,15 @@ def _state(s: DeploymentStatus) -> str:
     """READY is said of all that are wanted; of fewer, which can be called all the same, PARTIAL."""
     fewer = s.state is RouteState.READY and s.ready < s.deployment.replicas
     return "PARTIAL" if fewer else s.state.upper()
+
+
+def _how_to_retry(s: DeploymentStatus) -> str:
+    """The command that tries again, as it is, what was given up."""
+    if s.state is not RouteState.FAILED or s.stuck:
+        return ""
+    low, high = s.deployment.min_replicas, s.deployment.max_replicas
+    how = str(low) if low == high else f"--min={low} --max={high}"
+    return f"To try it again, say: headrace scale {s.deployment.name} {how}"
 
 
 def _missing_adapters(s: DeploymentStatus, replicas: Sequence[PlacedReplica]) -> list[str]:

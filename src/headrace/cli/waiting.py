@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from enum import Enum
 
@@ -80,9 +81,15 @@ def adapter_standing(status: ClusterStatus, name: str, adapter: Adapter) -> Stan
     return Standing(public, Outcome.WAITING, "loading" if ready else found.reason or f"waiting for {name}")
 
 
-def doing(replica: ReplicaStatus) -> str:
-    """What a replica is doing, in a few words: "loading 40 %", "starting", "pending: starts again in 2 s"."""
+def doing(replica: ReplicaStatus, now: float | None = None) -> str:
+    """What a replica is doing, in a few words: "loading 40 %", "starting", "pending: was killed; again in 2 s".
+
+    now: Unix time; None: that of the clock.
+    """
     text = replica.activity or replica.phase.value.lower()
     if replica.progress >= 0:
         text += f" {replica.progress:.0%}".replace("%", " %")
+    if replica.next_try:
+        wait_s = max(0.0, replica.next_try - (time.time() if now is None else now))
+        return f"{text}: {replica.reason.rstrip('.')}; again in {wait_s:.0f} s"
     return f"{text}: {replica.reason}" if replica.reason else text

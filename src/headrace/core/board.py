@@ -43,9 +43,13 @@ class Board:
         return self._news[replica_id] is not None if replica_id in self._news else replica_id in self._intents
 
     def running(self, deployment: str) -> list[Intent]:
-        """Those that are to run, in the order of their ids."""
+        """Those that are to run, also those that were given up, in the order of their ids."""
         mine = self._mine(deployment)
-        return [mine[k] for k in sorted(mine) if mine[k].goal is Goal.RUN]
+        return [mine[k] for k in sorted(mine) if mine[k].goal is not Goal.STOP]
+
+    def revisions(self, deployment: str) -> set[int]:
+        """Those of which there are replicas, also some on their way out."""
+        return {i.revision for i in self._mine(deployment).values()}
 
     def stopping(self) -> list[Intent]:
         """Those on their way out that will free their place: their node is not lost."""

@@ -22,11 +22,16 @@ class Goal(StrEnum):
 
     RUN = "run"
     STOP = "stop"  # kept until its node says that it is gone
+    GIVEN_UP = "given up"  # it has failed and is not tried again: kept to say why, and holds nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """One replica on one node, as decided. `address` and `context_tokens`: as last seen READY, for after a restart."""
+    """One replica on one node, as decided.
+
+    address, context_tokens: as last seen READY, for after a restart.
+    reason, incarnation: of one that was given up, why, and by which start of its node's scheduler.
+    """
 
     replica_id: ReplicaId
     deployment: str
@@ -39,6 +44,8 @@ class Intent:
     changed: float  # when the goal was set
     address: str = ""
     context_tokens: int = 0
+    reason: str = ""
+    incarnation: int = 0
 
 
 class Intents(Mapping[ReplicaId, Intent]):

@@ -212,10 +212,32 @@ def _explain(need: Resources, engine: str, nodes: Sequence[Candidate]) -> str:
     for node, s in list(zip(nodes, short, strict=True))[:3]:
         has = [s[what] for what in wanted if what in s]
         words = [amount if len(wanted) == 1 else f"{amount} {unit}" for amount, unit in has]
-        told.append(f"node {node.info.node_id} has {' and '.join(words)}")
+        holders = _holders(node, [unit for _, unit in has])
+        told.append(f"node {node.info.node_id} has {' and '.join(words)}" + (f" ({holders})" if holders else ""))
     rest = len(nodes) - len(told)
     more = f" and {rest} more {'node has' if rest == 1 else 'nodes have'} no room" if rest else ""
     return f"needs {' and '.join(wanted)}; {', '.join(told)}{more}"
+
+
+def _holders(node: Candidate, units: Sequence[str]) -> str:
+    """Which deployments hold most of what a node is short of: "held by a: 2 CPUs, b: 1 CPU and 3 more"."""
+    sums: dict[str, Resources] = {}
+    for h in node.held:
+        had, r = sums.get(h.deployment, Resources()), h.resources
+        memory, gpus = had.memory_bytes + r.memory_bytes, had.gpus + max(r.gpus, len(h.gpu_indices))
+        sums[h.deployment] = Resources(had.cpus + r.cpus, memory, gpus)
+    words: dict[str, list[str]] = {}
+    for name, r in sorted(sums.items(), key=lambda x: (-x[1].gpus, -x[1].cpus, -x[1].memory_bytes, x[0])):
+        amounts = {
+            "GPUs": _count(r.gpus, "GPU") if r.gpus else "",
+            "CPUs": _count(r.cpus, "CPU") if r.cpus else "",
+            "of memory": _size(r.memory_bytes) if r.memory_bytes else "",
+        }
+        if held := [amounts[u] for u in units if amounts.get(u)]:
+            words[name] = held
+    told = [f"{name}: {' and '.join(held)}" for name, held in list(words.items())[:3]]
+    more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+    return f"held by {', '.join(told)}{more}" if told else ""
 
 
 def _of(left: str, total: str) -> str:

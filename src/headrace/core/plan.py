@@ -1,8 +1,10 @@
 """The reconcile step: from what is wanted and what is seen to what is to change. Level-triggered and idempotent.
 
-Replicas are only ever created (RUN), told to go (STOP), and forgotten once their node says that they are gone. A FAILED
-replica of the newest revision keeps its place, so that a broken deployment does not eat the cluster; one on a LOST node
-is made up for elsewhere, and when the node returns the surplus goes, those that are not ready first, then the newest.
+Replicas are only ever created (RUN), told to go (STOP), and forgotten once their node says that they are gone; or they
+are given up (GIVEN_UP). Such a one of the newest revision is not replaced, so that a broken deployment does not eat the
+cluster, and holds no room. It is placed anew when its node's scheduler was started again, which may have mended it, and
+when its revision works elsewhere. One on a LOST node, and one that keeps failing where it is, is made up for elsewhere;
+when it is back the surplus goes, those that are not ready first, then the newest.
 A new revision comes up beside the old one, a few replicas at a time; an old replica goes when a new one is READY. One
 that had to be started again is not trusted with that until it has run for PROVEN_S, so that a revision which crashes at
 work does not use up the old one.
@@ -18,12 +20,16 @@ from headrace.core import touched
 from headrace.core.board import Board
 from headrace.core.phase import Phase
 from headrace.core.place import Choice, NoPlace, fits
-from headrace.core.state import Change, Goal, Intent, Nodes, State, Unplaced, phase_of, status_of
-from headrace.core.types import Deployment, ReplicaId
+from headrace.core.state import Change, Goal, Intent, Nodes, PutDeployment, State, Unplaced, phase_of, status_of
+from headrace.core.types import Deployment, NodeId, ReplicaId, Resources
 
 PROVEN_S = 60.0
+RETRY_S = 60.0  # one that was given up is placed anew so long afterwards, if its revision works elsewhere
+MOVE_AFTER = 3  # failures in a row, after which one that waits for its next try is made up for on another node
 REPORT_S = 1.0  # after which to look whether a node that was told of a stop has reported since
 FORGET_S = 3600.0  # a node that is silent for so long does not come back with anything worth keeping
+
+_COMING = (Phase.PENDING, Phase.STARTING, Phase.LOADING)
 
 NewId = Callable[[str, int], ReplicaId]
 
@@ -57,21 +63,24 @@ def plan(
     names = _to_look_at(state, nodes, now, last)
     step.forget_gone()
     step.remember_addresses(names)
+    step.give_up(names)
     for name in sorted(names - state.deployments.keys()):
         step.stop(step.running(name))
     wanted = sorted((state.deployments[n] for n in names if n in state.deployments), key=_order)
     for d in wanted:
         step.stop(_surplus(d, step))
+        step.stop(i for i in step.running(d.name) if i.revision == d.revision and step.worth_another_try(d, i))
+    proven = [d for d in wanted if _proves_itself(d, step)]
     short = [d for d in wanted if not _fill(d, step)]
     due = {name: t for name, t in last.due.items() if name not in names} if last else {}
     due |= {d.name: t for d in wanted if (t := step.next_at(d)) is not None}
     pauses = [max(0.0, t - now) for t in due.values()] + [REPORT_S] * step.awaits_report
     return Plan(
-        step.board.changes(),
+        (*(PutDeployment(replace(d, proven=True)) for d in proven), *step.board.changes()),
         {d.name: _why(d, step) for d in short},
         min(pauses, default=None),
         (state, nodes),
-        frozenset(d.name for d in short) | step.changed,
+        frozenset(d.name for d in short) | step.changed | step.moving,
         due,
     )
 
@@ -99,6 +108,7 @@ class _Step:
         self.nodes = nodes
         self.board = Board(state, nodes)
         self.changed: set[str] = set()  # deployments
+        self.moving: set[str] = set()  # those that would have a replica on another node, and there is no room yet
         self.awaits_report = False
         self._now, self._new_id, self._forget_s = now, new_id, forget_s
 
@@ -121,16 +131,31 @@ class _Step:
 
     def is_lost(self, intent: Intent) -> bool:
         node = self.nodes.get(intent.node_id)
-        return node is not None and node.lost
+        return node is not None and node.lost and intent.goal is not Goal.GIVEN_UP
 
     def long_lost(self, intent: Intent) -> bool:
         node = self.nodes.get(intent.node_id)
-        return node is not None and node.lost and self._now - node.heard_at > self._forget_s
+        return node is not None and self.is_lost(intent) and self._now - node.heard_at > self._forget_s
+
+    def keeps_failing(self, intent: Intent) -> bool:
+        """Whether it waits for another try, or is at it, after several that failed."""
+        said = status_of(intent, self.nodes)
+        return said is not None and said.phase in _COMING and said.failures >= MOVE_AFTER
+
+    def worth_another_try(self, d: Deployment, intent: Intent) -> bool:
+        """Whether one that was given up is to be placed anew."""
+        if intent.goal is not Goal.GIVEN_UP:
+            return False
+        if d.proven and self._now >= intent.changed + RETRY_S:
+            return True
+        node = self.nodes.get(intent.node_id)
+        return node is not None and bool(node.reported_at) and node.info.incarnation != intent.incarnation
 
     def next_at(self, d: Deployment) -> float | None:
         """When time alone makes a difference to `d`: a new replica has proven itself, a lost node is given up."""
         mine = self.running(d.name)
         times = [self.nodes[i.node_id].heard_at + self._forget_s for i in mine if self.is_lost(i)]
+        times += [i.changed + RETRY_S for i in mine if d.proven and i.goal is Goal.GIVEN_UP]
         if any(i.revision != d.revision for i in mine):
             times += [self._now + s for i in mine if i.revision == d.revision and (s := self.unproven_s(i))]
         return min((t for t in times if t >= self._now), default=None)
@@ -144,10 +169,28 @@ class _Step:
     def stop(self, intents: Iterable[Intent]) -> None:
         for intent in intents:
             self.changed.add(intent.deployment)
-            if self.long_lost(intent):
+            if self.long_lost(intent) or intent.goal is Goal.GIVEN_UP:
                 self.board.drop(intent)
             else:
                 self.board.put(replace(intent, goal=Goal.STOP, changed=self._now))
+
+    def give_up(self, deployments: Iterable[str]) -> None:
+        """Take their room from those that their nodes have given up; the reason stays."""
+        for intent in (i for name in deployments for i in self.running(name) if i.goal is Goal.RUN):
+            said = status_of(intent, self.nodes)
+            if said is None or said.phase is not Phase.FAILED:
+                continue
+            self.changed.add(intent.deployment)
+            given_up = replace(
+                intent,
+                goal=Goal.GIVEN_UP,
+                resources=Resources(),
+                gpu_indices=(),
+                changed=self._now,
+                reason=said.reason or "failed without a reason",
+                incarnation=self.nodes[intent.node_id].info.incarnation,
+            )
+            self.board.put(given_up)
 
     def create(self, d: Deployment, choice: Choice) -> NoPlace | None:
         """One more replica of `d` at the next place; NoPlace if there is none."""
@@ -203,17 +246,25 @@ def _surplus(d: Deployment, step: _Step) -> list[Intent]:
     current = [i for i in mine if i.revision == d.revision]
     old = sorted(_old(d, step), key=step.stop_order)
     lost = sorted((i for i in current if step.is_lost(i)), key=step.stop_order)
-    here = sorted((i for i in current if not step.is_lost(i)), key=step.stop_order)
+    failing = sorted((i for i in current if step.keeps_failing(i)), key=step.stop_order)
+    here = sorted((i for i in current if not (step.is_lost(i) or step.keeps_failing(i))), key=step.stop_order)
     ready = sum(step.phase(i) is Phase.READY for i in here)
 
     go = here[: max(0, len(here) - d.replicas)]
     go += lost[: max(0, len(lost) - d.replicas)]
+    go += failing if ready >= d.replicas else failing[: max(0, len(failing) - d.replicas)]
     if ready >= d.replicas:
         go += [i for i in lost if step.long_lost(i) and i not in go]
     go += [i for i in old if step.phase(i) is Phase.FAILED]
     old = [i for i in old if step.phase(i) is not Phase.FAILED]
     go += old[: max(0, len(old) - max(0, d.replicas - sum(map(step.works, here))))]
     return go
+
+
+def _proves_itself(d: Deployment, step: _Step) -> bool:
+    """Whether the newest revision serves, and serves alone: beside an older one it is on trial."""
+    alone = step.board.revisions(d.name) == {d.revision}
+    return not d.proven and alone and any(step.phase(i) is Phase.READY for i in step.running(d.name))
 
 
 def _old(d: Deployment, step: _Step) -> list[Intent]:
@@ -230,12 +281,34 @@ def _fill(d: Deployment, step: _Step) -> bool:
         missing = min(missing, d.replicas + surge(d.replicas) - len(here) - len(old))
     # One at a time: nobody gives way to a new replica while another new one has yet to show that it works.
     may_displace = all(map(step.works, here)) and all(step.phase(i) for i in old)
+    filled = missing <= 0
     if missing > 0 and step.board.fits(d):
         choice = Choice(d.name, d.resources, d.model.engine, step.board.rooms().values())
-        return not any(step.create(d, choice) for _ in range(missing))
-    if missing > 0 and may_displace and not step.board.would_fit(d):
+        filled = not any(step.create(d, choice) for _ in range(missing))
+    elif missing > 0 and may_displace and not step.board.would_fit(d):
         step.stop(_in_the_way(d, old, step))
-    return missing <= 0
+    _make_up(d, step)
+    return filled
+
+
+def _make_up(d: Deployment, step: _Step) -> None:
+    """For those that keep failing, create others on other nodes, at most as many again as are wanted.
+
+    Those that fail stay meanwhile: they remember where it was tried, and may be the first that work.
+    """
+    mine = [i for i in step.running(d.name) if not step.is_lost(i)]
+    here = [i for i in mine if i.revision == d.revision]
+    old = [i for i in mine if i.revision != d.revision]
+    failing = [i for i in here if step.keeps_failing(i)]
+    most = d.replicas + surge(d.replicas) - len(old) if old else 2 * d.replicas
+    missing = min(d.replicas - (len(here) - len(failing)), most - len(here))
+    if missing <= 0 or not failing:
+        return
+    tried: set[NodeId] = {i.node_id for i in failing}
+    rooms = [room for node_id, room in step.board.rooms().items() if node_id not in tried]
+    choice = Choice(d.name, d.resources, d.model.engine, rooms)
+    if any(step.create(d, choice) for _ in range(missing)):
+        step.moving.add(d.name)
 
 
 def _in_the_way(d: Deployment, old: Sequence[Intent], step: _Step) -> list[Intent]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from headrace.core.state import Revision, State, next_revision
+from headrace.core.state import Revision, State, next_revision, renewed
 from headrace.core.types import Deployment
 from headrace.errors import InvalidRequest, NotFound
 
@@ -22,14 +22,8 @@ def rolled_back(state: State, d: Deployment, to: int, now: int) -> Deployment:
     The range of replicas and the adapters stay. NotFound, or InvalidRequest where nothing would change.
     """
     target = _target(history(state, d), d, to)
-    return replace(
-        d,
-        revision=next_revision(state, d.name),
-        model=target.model,
-        resources=target.resources,
-        revised_unix_s=now,
-        repeats=target.revision,
-    )
+    new = renewed(d, next_revision(state, d.name), now, repeats=target.revision)
+    return replace(new, model=target.model, resources=target.resources)
 
 
 def _target(kept: Sequence[Revision], d: Deployment, to: int) -> Revision:

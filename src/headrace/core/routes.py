@@ -68,7 +68,7 @@ def standing(state: State, nodes: Nodes, reasons: Mapping[str, Unplaced], before
             statuses.pop(name, None)
             routes.pop(name, None)
             continue
-        mine = _see((i for i in state.intents.of(name) if i.goal is Goal.RUN), nodes)
+        mine = _see((i for i in state.intents.of(name) if i.goal is not Goal.STOP), nodes)
         statuses[name] = _stand(d, mine, reasons.get(name))
         routes[name] = _same(_routes(d, mine, statuses[name]), had)
     return Standing(seen, reasons, dict(sorted(statuses.items())), routes)
@@ -212,4 +212,6 @@ def _progress(current: Sequence[ReplicaStatus]) -> str:
     """What the replica that has come furthest is doing: "loading, 40 %"."""
     if (s := _furthest(current)) is None:
         return ""
-    return s.reason or _part_of(s.activity or s.phase.value.lower(), s.progress)
+    if s.reason:
+        return f"{s.reason.rstrip('.')}; it is tried again" if s.next_try else s.reason
+    return _part_of(s.activity or s.phase.value.lower(), s.progress)

@@ -42,6 +42,8 @@ def parse_spec(text: str) -> SpecFile:
             gpu_indices=tuple(int(i) for i in fields["gpu_indices"]),
             drain_s=float(fields["drain_s"]),
             adapters=tuple(Adapter(**a) for a in fields.get("adapters", ())),
+            proven=fields.get("proven") is True,
+            on_trial=fields.get("on_trial") is True,
         )
         # Not in what an older scheduler wrote.
         limit = int(fields.get("cache_limit_bytes", 0))

@@ -28,6 +28,7 @@ class Revision:
     """One version of a deployment. Kept while a replica of it exists, and among the HISTORY newest to go back to.
 
     created_unix_s: 0 if that was not recorded. repeats: the revision that a rollback took its contents from; 0: none.
+    proven: it has served, so that its replicas are started again for ever.
     """
 
     deployment: str
@@ -36,6 +37,7 @@ class Revision:
     resources: Resources
     created_unix_s: int = 0
     repeats: int = 0
+    proven: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ def kept(
 
 def revision_of(d: Deployment) -> Revision:
     """The newest revision of a deployment."""
-    return Revision(d.name, d.revision, d.model, d.resources, d.revised_unix_s, d.repeats)
+    return Revision(d.name, d.revision, d.model, d.resources, d.revised_unix_s, d.repeats, d.proven)
 
 
 def next_revision(state: State, name: str) -> int:
@@ -163,10 +165,17 @@ def desired_on(state: State, node_id: NodeId, drain_s: float) -> tuple[ReplicaSp
             gpu_indices=i.gpu_indices,
             drain_s=drain_s,
             adapters=d.adapters if (d := state.deployments.get(i.deployment)) else (),
+            proven=state.revisions[i.deployment, i.revision].proven,
+            on_trial=any(o.revision < i.revision and o.goal is Goal.RUN for o in state.intents.of(i.deployment)),
         )
         for i in state.intents.on(node_id)
         if i.goal is Goal.RUN
     )
+
+
+def renewed(d: Deployment, revision: int, now: int, repeats: int = 0) -> Deployment:
+    """`d` with a newest revision, made `now` (Unix time), that has yet to prove itself."""
+    return replace(d, revision=revision, revised_unix_s=now, repeats=repeats, proven=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +202,11 @@ Nodes = Mapping[NodeId, NodeView]
 def status_of(intent: Intent, nodes: Nodes) -> ReplicaStatus | None:
     """What its node last said of a replica, with the phase as the head sees it; None: not known yet.
 
-    LOST when the node's lease ran out; PENDING when the node has reported and does not know the replica yet.
+    LOST when the node's lease ran out; PENDING when the node has reported and does not know the replica yet; FAILED
+    when it was given up, whatever became of the node.
     """
+    if intent.goal is Goal.GIVEN_UP:
+        return unsaid(intent, Phase.FAILED, intent.reason)
     node = nodes.get(intent.node_id)
     if node is None:
         return None
@@ -216,6 +228,8 @@ def unsaid(intent: Intent, phase: Phase = Phase.PENDING, reason: str = "") -> Re
 
 def phase_of(intent: Intent, nodes: Nodes) -> Phase | None:
     """The phase of `status_of`; None: not known yet."""
+    if intent.goal is Goal.GIVEN_UP:
+        return Phase.FAILED
     node = nodes.get(intent.node_id)
     if node is None:
         return None

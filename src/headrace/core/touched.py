@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from headrace.core.state import Nodes, State
+from headrace.core.state import Nodes, NodeView, State
 from headrace.core.types import NodeId
 
 Seen = tuple[State, Nodes]
@@ -27,7 +27,7 @@ def deployments(old: Seen, new: Seen) -> set[str]:
         if before is node:
             continue
         there = state.intents.on(node_id)
-        if before is None or (before.lost, not before.reported_at) != (node.lost, not node.reported_at):
+        if before is None or _circumstances(before) != _circumstances(node):
             names.update(i.deployment for i in there)
         elif before.statuses is not node.statuses:
             had, has = before.statuses, node.statuses
@@ -36,10 +36,18 @@ def deployments(old: Seen, new: Seen) -> set[str]:
     return names
 
 
+def _circumstances(node: NodeView) -> tuple[bool, bool, int]:
+    return node.lost, not node.reported_at, node.info.incarnation
+
+
 def nodes_to_tell(old: State, new: State) -> set[NodeId]:
     """The nodes that may have something else to run."""
     found = {n for n in new.intents.nodes | old.intents.nodes if new.intents.on(n) is not old.intents.on(n)}
     changed = _differ(old.deployments, new.deployments)
+    # Whether an older revision is still there matters to the replicas of the newer one, on any node.
+    for name in _differing_groups(old, new):
+        if len({i.revision for state in (old, new) for i in state.intents.of(name)}) > 1:
+            changed.add(name)
     return found | {i.node_id for name in changed for i in new.intents.of(name)}
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType
 
+from headrace.core.causes import TABLE, Again, Cause
 from headrace.core.phase import Phase
 from headrace.errors import InvalidRequest
 
@@ -115,7 +116,11 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """A replica as its scheduler sees it. `permanent`: trying again cannot help."""
+    """A replica as its scheduler sees it.
+
+    cause: of its last failure; None while all is well. failures: how many there were in a row, until it has run for a
+    while. next_try: Unix time at which it is started again; 0: that is not waited for.
+    """
 
     replica_id: ReplicaId
     deployment: str
@@ -130,14 +135,25 @@ class ReplicaStatus:
     load: Load = field(default_factory=Load)
     model: ModelInfo | None = None
     gpu_indices: tuple[int, ...] = ()
-    permanent: bool = False
     started_at: float = 0.0
     adapters: tuple[AdapterStatus, ...] = ()
+    cause: Cause | None = None
+    failures: int = 0
+    next_try: float = 0.0
+
+    @property
+    def permanent(self) -> bool:
+        """Trying again cannot help."""
+        return self.cause is not None and TABLE[self.cause].again is Again.NEVER
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """A replica that the head wants to run on a node."""
+    """A replica that the head wants to run on a node.
+
+    proven: its revision has served, so it is started again for ever. on_trial: an older revision is there beside it, so
+    that to have been READY proves nothing yet.
+    """
 
     replica_id: ReplicaId
     deployment: str
@@ -146,7 +162,10 @@ class ReplicaSpec:
     resources: Resources
     gpu_indices: tuple[int, ...] = ()
     drain_s: float = 30.0
-    adapters: tuple[Adapter, ...] = ()  # may change while the replica runs
+    # These may change while the replica runs.
+    adapters: tuple[Adapter, ...] = ()
+    proven: bool = False
+    on_trial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +234,7 @@ class CatalogEntry:
     description: str = ""
     origin: str = "built-in"
     adapters: tuple[Adapter, ...] = ()
+    on_demand: bool = False  # a request may start it where only listed models are started so
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +252,8 @@ class Deployment:
     adapters: tuple[Adapter, ...] = ()  # by name; not part of a revision
     revised_unix_s: int = 0  # when its newest revision was made
     repeats: int = 0  # the revision that the newest one has its contents from, by a rollback; 0: none
+    proven: bool = False  # its newest revision has served
+    on_demand: bool = False  # a request made it, and nobody has asked for it by a command since
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from headrace import __version__
-from headrace.core.restart import Restart, RestartPolicy, after_failure
+from headrace.core.restart import NONE, Restart, RestartPolicy, after_failure
 from headrace.core.types import ProxyStatus
 from headrace.head.hearing import until_silent
 from headrace.head.http_port import HttpPort, reserve
@@ -31,7 +31,7 @@ from headrace.settings import HeadSettings
 log = structlog.get_logger()
 
 PROGRAM = (sys.executable, "-P", "-m", "headrace", "proxy")
-_POLICY = RestartPolicy(first_delay_s=0.1, max_delay_s=5.0, steady_s=10.0, max_failures=sys.maxsize)
+_POLICY = RestartPolicy(first_delay_s=0.1, max_delay_s=5.0, steady_s=10.0)
 _STOP_S = 4.0
 _SPARE_S = 5.0  # a start of the system has better things to do first
 
@@ -147,13 +147,13 @@ class ProxyFleet:
         return ProxyStatus(slot.proxy_id, slot.child.pid, state, slot.restarts, reason, slot.beat.requests)
 
     async def _keep(self, slot: _Slot) -> None:
-        failures = 0
+        failures = NONE
         while True:
             started = time.monotonic()
             why = await self._run_once(slot)
             slot.restarts += 1
             slot.ended, slot.beat = why, Beat()
-            step = after_failure(failures, started, time.monotonic(), random.random(), why, policy=_POLICY)
+            step = after_failure(failures, started, time.monotonic(), random.random(), why, proven=True, policy=_POLICY)
             assert isinstance(step, Restart)
             failures = step.failures
             log.warning("proxy_ended", proxy=slot.proxy_id, why=why, again_in_s=round(step.delay_s, 2))

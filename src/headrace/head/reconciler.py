@@ -100,6 +100,8 @@ def _log_change(change: Change, state: State) -> None:
             log.info("replica_placed", replica=i.replica_id, node=i.node_id, gpus=i.gpu_indices)
         case PutIntent(i) if i.goal is Goal.STOP and state.intents[i.replica_id].goal is Goal.RUN:
             log.info("replica_to_stop", replica=i.replica_id, node=i.node_id)
+        case PutIntent(i) if i.goal is Goal.GIVEN_UP:
+            log.warning("replica_given_up", replica=i.replica_id, node=i.node_id, reason=i.reason)
         case DropIntent(replica_id):
             log.info("replica_forgotten", replica=replica_id)
         case _:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from headrace.core.state import Goal, Intent, Revision
 from headrace.core.types import Adapter, CatalogEntry, Deployment, ModelSpec, NodeId, ReplicaId, Resources
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 metadata = sa.MetaData()
 
@@ -35,6 +35,7 @@ deployments = sa.Table(
     sa.Column("replicas", sa.Integer, nullable=False),
     sa.Column("created_unix_s", sa.BigInteger, nullable=False),
     sa.Column("adapters", sa.Text, nullable=False),
+    sa.Column("on_demand", sa.Integer, nullable=False),
     sa.Column("seal", sa.Text, nullable=False),
 )
 revisions = sa.Table(
@@ -46,6 +47,7 @@ revisions = sa.Table(
     sa.Column("resources", sa.Text, nullable=False),
     sa.Column("created_unix_s", sa.BigInteger, nullable=False),
     sa.Column("repeats", sa.BigInteger, nullable=False),
+    sa.Column("proven", sa.Integer, nullable=False),
     sa.Column("seal", sa.Text, nullable=False),
 )
 intents = sa.Table(
@@ -62,6 +64,8 @@ intents = sa.Table(
     sa.Column("changed", sa.Float(53), nullable=False),
     sa.Column("address", sa.Text, nullable=False),
     sa.Column("context_tokens", sa.BigInteger, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("incarnation", sa.BigInteger, nullable=False),
     sa.Column("seal", sa.Text, nullable=False),
 )
 entries = sa.Table(
@@ -72,6 +76,7 @@ entries = sa.Table(
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("resources", sa.Text, nullable=False),
     sa.Column("adapters", sa.Text, nullable=False),
+    sa.Column("on_demand", sa.Integer, nullable=False),
     sa.Column("seal", sa.Text, nullable=False),
 )
 
@@ -79,6 +84,13 @@ entries = sa.Table(
 ADDED: Mapping[int, Sequence[tuple[str, str, str | int]]] = {
     2: (("deployments", "adapters", "[]"), ("entries", "adapters", "[]")),
     3: (("revisions", "created_unix_s", 0), ("revisions", "repeats", 0)),
+    4: (
+        ("deployments", "on_demand", 0),
+        ("entries", "on_demand", 0),
+        ("revisions", "proven", 0),
+        ("intents", "reason", ""),
+        ("intents", "incarnation", 0),
+    ),
 }
 
 Row = Mapping[str, Any]
@@ -123,6 +135,7 @@ def row_of_deployment(d: Deployment) -> dict[str, Any]:
         "replicas": d.replicas,
         "created_unix_s": d.created_unix_s,
         "adapters": _adapters_json(d.adapters),
+        "on_demand": int(d.on_demand),
     }
 
 
@@ -131,11 +144,12 @@ def deployment_of_row(row: Row, known: Mapping[tuple[str, int], Revision]) -> De
     if made is None:
         raise Damaged(f"revision {row['revision']} of {row['name']} is missing")
     return Deployment(
-        **{**row, "adapters": _adapters(row)},
+        **{**row, "adapters": _adapters(row), "on_demand": bool(row["on_demand"])},
         model=made.model,
         resources=made.resources,
         revised_unix_s=made.created_unix_s,
         repeats=made.repeats,
+        proven=made.proven,
     )
 
 
@@ -147,12 +161,14 @@ def row_of_revision(r: Revision) -> dict[str, Any]:
         "resources": _json(asdict(r.resources)),
         "created_unix_s": r.created_unix_s,
         "repeats": r.repeats,
+        "proven": int(r.proven),
     }
 
 
 def revision_of_row(row: Row) -> Revision:
     model, resources = _model_and_resources(row)
-    return Revision(row["deployment"], row["revision"], model, resources, row["created_unix_s"], row["repeats"])
+    created, repeats, proven = row["created_unix_s"], row["repeats"], bool(row["proven"])
+    return Revision(row["deployment"], row["revision"], model, resources, created, repeats, proven)
 
 
 _INTENT = tuple(f.name for f in fields(Intent))
@@ -190,12 +206,15 @@ def row_of_entry(e: CatalogEntry) -> dict[str, Any]:
         "model": _json(asdict(e.model)),
         "resources": _json(asdict(e.resources)),
         "adapters": _adapters_json(e.adapters),
+        "on_demand": int(e.on_demand),
     }
 
 
 def entry_of_row(row: Row) -> CatalogEntry:
     model, resources = _model_and_resources(row)
-    return CatalogEntry(row["name"], model, resources, row["description"], "added", _adapters(row))
+    return CatalogEntry(
+        row["name"], model, resources, row["description"], "added", _adapters(row), bool(row["on_demand"])
+    )
 
 
 def _adapters_json(adapters: Sequence[Adapter]) -> str:

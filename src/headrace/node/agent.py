@@ -100,7 +100,7 @@ async def _serve(
         )
         await node.adopt()
         linked = tasks.create_task(link.run())
-        background = [tasks.create_task(node.care_for_logs())]
+        background = [tasks.create_task(node.care_for_folders())]
         if isinstance(conditions.credentials, Kept):
             background.append(tasks.create_task(keep_fresh(conditions.credentials, settings)))
         await asyncio.wait({stop, linked}, return_when=asyncio.FIRST_COMPLETED)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from headrace.core.restart import DEFAULT_POLICY, RestartPolicy
 from headrace.core.types import ReplicaSpec
+from headrace.node.announcement import Announcement
 from headrace.node.folder import LifeRecord, ReplicaFolder
-from headrace.process import Child, ProcessRecord, child_env, environment, processes_with_env
+from headrace.process import ENDPOINT_ENV, Child, ProcessRecord, child_env, environment, processes_with_env
 from headrace.rpc.credentials import Credentials
 
 # Every process of a replica carries these, so that the next scheduler knows its own, wherever they have gone.
@@ -41,8 +42,9 @@ class Conditions:
     def folder(self, replica_id: str) -> ReplicaFolder:
         return ReplicaFolder(self.node_dir / "replicas" / replica_id)
 
-    def spawn(self, spec: ReplicaSpec) -> Child:
-        """Start the replica's process in its folder. OSError if that cannot be done."""
+    def spawn(self, spec: ReplicaSpec) -> tuple[Child, Announcement]:
+        """Start the replica's process in its folder; it says through the pipe where it listens. OSError if that cannot
+        be done."""
         folder = self.folder(spec.replica_id)
         folder.prepare(spec, host=self.host, cache_dir=self.cache_dir, cache_limit_bytes=self.cache_limit_bytes)
         extra = {
@@ -54,8 +56,17 @@ class Conditions:
             "PYTHONSAFEPATH": "1",  # where we were started from must not decide what a replica imports
             "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "NONE"),  # its core logs every peer that goes away
         }
-        env = child_env(extra | dict(self.env), sources=True)
-        return Child.spawn([*self.command, str(folder.path)], env=env, output=folder.log)
+        announcement = Announcement()
+        try:
+            extra[ENDPOINT_ENV] = str(announcement.writes)
+            env = child_env(extra | dict(self.env), sources=True)
+            argv = [*self.command, str(folder.path)]
+            child = Child.spawn(argv, env=env, output=folder.log, pass_fds=[announcement.writes])
+        except BaseException:
+            announcement.close()
+            raise
+        announcement.close_writes()
+        return child, announcement
 
     def keep(self, spec: ReplicaSpec) -> None:
         """Write down what changed of a running replica's spec."""

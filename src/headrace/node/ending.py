@@ -5,16 +5,17 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, replace
 
+from headrace.core.causes import Cause
 from headrace.node.folder import ReplicaFolder
 from headrace.process import explain_exit
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """`reason` reads on from "the replica"; `permanent`: trying again cannot help."""
+    """`reason` reads on from "the replica"."""
 
     reason: str
-    permanent: bool = False
+    cause: Cause = Cause.CRASH
 
 
 def why_ended(said: Failure | None, code: int | None, folder: ReplicaFolder, out_of_memory: str = "") -> Failure:
@@ -26,7 +27,7 @@ def why_ended(said: Failure | None, code: int | None, folder: ReplicaFolder, out
     if said:
         return replace(said, reason=f"{said.reason} ({out_of_memory})") if out_of_memory else said
     if out_of_memory and code in (None, -signal.SIGKILL):
-        return Failure(f"was {out_of_memory}")
+        return Failure(f"was {out_of_memory}", Cause.OUT_OF_MEMORY)
     how = explain_exit(code)
     if code == -signal.SIGKILL:
         how += _UNKNOWN_KILLER

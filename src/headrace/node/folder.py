@@ -2,20 +2,24 @@
 
 spec.json      what to run (scheduler → replica)
 process.json   which process runs it (scheduler → next scheduler)
-endpoint.json  where it listens (replica → scheduler)
+endpoint.json  where it listens (replica → this scheduler, which hears it through a pipe as well, and the next)
 failure.json   why it ended (replica → scheduler)
 replica.log    what it printed, with its rotated predecessors (see logs.py)
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from headrace.core.causes import Cause, named
 from headrace.core.phase import Phase
+from headrace.core.restart import NONE, Failures
 from headrace.core.specfile import dump_spec, parse_spec
 from headrace.core.types import ReplicaSpec
 from headrace.process import ProcessRecord, write_atomic
@@ -28,14 +32,15 @@ _LAST_LINE_CHARS = 300
 @dataclass(frozen=True, slots=True)
 class LifeRecord:
     """What the next scheduler must know of a running replica. `ready_since`: time.monotonic(), which on one boot of a
-    machine is the same for all processes."""
+    machine is the same for all processes. `served`: it has been READY, in this life or in one before."""
 
     process: ProcessRecord
     phase: Phase
     restarts: int = 0
-    failures: int = 0
+    failures: Failures = NONE
     started_at: float = 0.0
     ready_since: float | None = None
+    served: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +52,21 @@ class ReplicaFolder:
         return self.path / "replica.log"
 
     def prepare(self, spec: ReplicaSpec, *, host: str, cache_dir: Path, cache_limit_bytes: int = 0) -> None:
-        """Write spec.json and clear away what a former life left."""
+        """Write spec.json and clear away what a former life left. Takes no room on the disk where a life was before."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.end_life()
         (self.path / "failure.json").unlink(missing_ok=True)
         self.write_spec(spec, host=host, cache_dir=cache_dir, cache_limit_bytes=cache_limit_bytes)
-        with self.log.open("ab") as f:
+        with contextlib.suppress(OSError), self.log.open("ab") as f:
             f.write(f"{_START_MARK} {spec.replica_id} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
 
     def write_spec(self, spec: ReplicaSpec, *, host: str, cache_dir: Path, cache_limit_bytes: int = 0) -> None:
         text = dump_spec(spec, host=host, cache_dir=str(cache_dir), cache_limit_bytes=cache_limit_bytes)
-        write_atomic(self.path / "spec.json", text)
+        path = self.path / "spec.json"
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if path.read_text() == text:
+                return
+        write_atomic(path, text)
 
     def end_life(self) -> None:
         """Forget the process; log, spec and failure stay."""
@@ -77,7 +86,8 @@ class ReplicaFolder:
             "start_time": life.process.start_time,
             "phase": life.phase.value,
             "restarts": life.restarts,
-            "failures": life.failures,
+            "failures": [life.failures.all, life.failures.counted],
+            "served": life.served,
             "started_at": life.started_at,
             "ready_since": life.ready_since,
             "boot": _boot(),
@@ -97,28 +107,25 @@ class ReplicaFolder:
                 process,
                 Phase(data["phase"]),
                 int(data["restarts"]),
-                int(data["failures"]),
+                Failures(*map(int, data["failures"])),
                 float(data["started_at"]),
                 None if since is None else float(since),
+                data["served"] is True,
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def address(self, process: ProcessRecord) -> str | None:
         """Where exactly this process says it listens; None if nobody says so yet, or another process does."""
-        data = self._json("endpoint.json")
-        try:
-            if (int(data["pid"]), float(data["start_time"])) == (process.pid, process.start_time):
-                return str(data["address"])
-        except (ValueError, KeyError, TypeError):
-            pass
-        return None
+        return address_in(self._json("endpoint.json"), process)
 
-    def failure(self) -> tuple[str, bool] | None:
-        """(reason, permanent) that the replica left behind, if it did."""
+    def failure(self) -> tuple[str, Cause] | None:
+        """(reason, cause) that the replica left behind, if it did."""
         data = self._json("failure.json")
         reason = data.get("reason")
-        return (reason, data.get("permanent") is True) if isinstance(reason, str) and reason else None
+        if not isinstance(reason, str) or not reason:
+            return None
+        return reason, named(str(data.get("cause", ""))) or Cause.CRASH
 
     def last_line(self) -> str:
         """The last line that says something of what the last process printed, cut to a readable length."""
@@ -137,6 +144,16 @@ class ReplicaFolder:
         except (OSError, ValueError):
             return {}
         return data if isinstance(data, dict) else {}
+
+
+def address_in(endpoint: Mapping[str, Any], process: ProcessRecord) -> str | None:
+    """The address in what a replica says of where it listens, if it is exactly this process."""
+    try:
+        if (int(endpoint["pid"]), float(endpoint["start_time"])) == (process.pid, process.start_time):
+            return str(endpoint["address"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
 def _boot() -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from headrace.core.causes import Cause
 from headrace.core.phase import Phase
 from headrace.core.types import ReplicaId, ReplicaSpec, ReplicaStatus
 from headrace.log_files import CARE_S, rotate
@@ -100,7 +101,7 @@ class Node:
                 runner.go(runner.spec.drain_s)
         for replica_id, spec in self._wanted.items():
             if runner := self._runners.get(replica_id):
-                runner.adapt(spec.adapters)
+                runner.update(spec)
                 continue
             if not _ID.fullmatch(replica_id):
                 self._refuse(spec)
@@ -112,7 +113,7 @@ class Node:
         reason = "its id cannot be the name of a folder"
         log.error("replica_refused", replica=spec.replica_id, reason=reason)
         self._gone[spec.replica_id] = ReplicaStatus(
-            spec.replica_id, spec.deployment, spec.revision, Phase.FAILED, reason, permanent=True
+            spec.replica_id, spec.deployment, spec.revision, Phase.FAILED, reason, cause=Cause.UNUSABLE
         )
         self._changed()
 
@@ -166,10 +167,11 @@ class Node:
 
     # --- folders ---
 
-    async def care_for_logs(self) -> None:
-        """Rotate logs that have grown too large, for ever."""
+    async def care_for_folders(self) -> None:
+        """Rotate logs that have grown too large, and write what there was no room for; for ever."""
         while True:
-            for replica_id in list(self._runners):
+            for replica_id, runner in list(self._runners.items()):
+                runner.remember_again()
                 try:
                     rotate(self._on.folder(replica_id).log)
                 except OSError as e:

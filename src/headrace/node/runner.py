@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from headrace.core.causes import Cause, of_error
 from headrace.core.phase import InvalidMove, Phase
 from headrace.core.restart import GiveUp, after_failure
-from headrace.core.types import Adapter, ReplicaSpec, ReplicaStatus
+from headrace.core.types import ReplicaSpec, ReplicaStatus
+from headrace.node.announcement import Announcement
 from headrace.node.conditions import Conditions
 from headrace.node.ending import Failure, why_ended
 from headrace.node.folder import LifeRecord
@@ -55,11 +57,11 @@ class _Leave:
 
 
 @dataclass(frozen=True, slots=True)
-class _Adapt:
-    adapters: tuple[Adapter, ...]
+class _Told:
+    spec: ReplicaSpec
 
 
-_Message = _Listening | _Ended | _Go | _Drained | _Leave | _Adapt | ReplicaStatus
+_Message = _Listening | _Ended | _Go | _Drained | _Leave | _Told | ReplicaStatus
 
 
 @dataclass(slots=True)
@@ -91,6 +93,7 @@ class Runner:
         self._going: _Go | None = None
         self._leaving = False
         self._child = Child.adopt(found.process) if found else None
+        self._announcement: Announcement | None = None
         if found and self._child:
             self._standing.resume(found)
         self._log = log.bind(replica=spec.replica_id)
@@ -106,13 +109,17 @@ class Runner:
         self.told_to_go = True
         self._inbox.put_nowait(_Go(drain_s, self._on.term_s if term_s is None else term_s))
 
-    def adapt(self, adapters: tuple[Adapter, ...]) -> None:
-        """The adapters to have from now on, also after the next start."""
-        self._inbox.put_nowait(_Adapt(adapters))
+    def update(self, spec: ReplicaSpec) -> None:
+        """What of the spec may change while it runs: its adapters, also after the next start, and how it stands."""
+        self._inbox.put_nowait(_Told(spec))
 
     def leave(self) -> None:
         """End `run` and leave the process running."""
         self._inbox.put_nowait(_Leave())
+
+    def remember_again(self) -> None:
+        """Write down for the next scheduler what the disk had no room for when it was new."""
+        self._standing.remember_again()
 
     # --- the task ---
 
@@ -127,6 +134,7 @@ class Runner:
             self.heard.set()
             if self._child:
                 self._child.leave()
+            self._close_announcement()
         if not self._leaving:
             self._standing.say(Phase.STOPPED, reason="")
 
@@ -141,6 +149,7 @@ class Runner:
                 if self._leaving:
                     return
                 self._child = None
+                self._close_announcement()
                 self._standing.ended()
             if self._standing.phase is Phase.DRAINING or failure is None:
                 return
@@ -151,12 +160,17 @@ class Runner:
     def _start(self, again: bool) -> Failure | None:
         """Spawn the process; what is wrong if that cannot be done."""
         try:
-            self._child = self._on.spawn(self.spec)
+            self._child, self._announcement = self._on.spawn(self.spec)
         except OSError as e:
             self.heard.set()
-            return Failure(f"cannot be started: {e}")
+            return Failure(f"cannot be started: {e}", of_error(e))
         self._standing.started(self._child.record, time.time(), again=again)
         return None
+
+    def _close_announcement(self) -> None:
+        if self._announcement:
+            self._announcement.close()
+            self._announcement = None
 
     async def _recover(self, failure: Failure) -> None:
         """Return when it is time to start again, or when told to go; FAILED meanwhile if it is never time."""
@@ -166,16 +180,23 @@ class Runner:
             time.monotonic(),
             random.random(),
             failure.reason,
-            permanent=failure.permanent,
+            cause=failure.cause,
+            proven=self.spec.proven or (self._standing.served and not self.spec.on_trial),
             policy=self._on.restart,
         )
         if isinstance(verdict, GiveUp):
-            self._log.error("replica_failed", reason=verdict.reason)
-            self._standing.say(Phase.FAILED, reason=verdict.reason, permanent=failure.permanent)
+            self._log.error("replica_failed", reason=verdict.reason, cause=failure.cause.value)
+            self._standing.say(Phase.FAILED, reason=verdict.reason, cause=failure.cause)
             await self._until(None)
             return
         self._standing.failures = verdict.failures
-        self._standing.say(Phase.PENDING, reason=f"starts again in {verdict.delay_s:.2g} s: {failure.reason}")
+        self._standing.say(
+            Phase.PENDING,
+            reason=failure.reason,
+            cause=failure.cause,
+            failures=verdict.failures.all,
+            next_try=time.time() + verdict.delay_s,
+        )
         await self._until(time.monotonic() + verdict.delay_s)
 
     async def _until(self, deadline: float | None) -> None:
@@ -189,7 +210,9 @@ class Runner:
             await self._clear_away(self._child)
             self._child = None
         self._standing.ended()
-        self._standing.note(phase=Phase.FAILED, reason=f"internal error of its scheduler: {e!r}")
+        self._standing.note(
+            phase=Phase.FAILED, reason=f"internal error of its scheduler: {e!r}", cause=Cause.CRASH, next_try=0.0
+        )
         await self._until(None)
 
     async def _message(self, deadline: float | None) -> _Message | None:
@@ -202,9 +225,12 @@ class Runner:
             return None
         if isinstance(message, _Go):
             self._going = message
-        if isinstance(message, _Adapt) and message.adapters != self.spec.adapters:
-            self.spec = replace(self.spec, adapters=message.adapters)
-            self._remember_spec()
+        if isinstance(message, _Told):
+            told = message.spec
+            spec = replace(self.spec, adapters=told.adapters, proven=told.proven, on_trial=told.on_trial)
+            if spec != self.spec:
+                self.spec = spec
+                self._remember_spec()
         self._leaving = self._leaving or isinstance(message, _Leave)
         return message
 
@@ -247,10 +273,15 @@ class Runner:
         self._inbox.put_nowait(_Ended(await child.wait()))
 
     async def _tell_status(self, child: Child) -> None:
-        while (address := self._folder.address(child.record)) is None:  # noqa: ASYNC110
+        while (address := self._address(child)) is None:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
         self._inbox.put_nowait(_Listening(address))
         await watch(address, self.spec.replica_id, child.pid, self._on.credentials, self._inbox.put_nowait)
+
+    def _address(self, child: Child) -> str | None:
+        """Where it listens, by its own word: from the pipe, or (adopted) from the file."""
+        announced = self._announcement.address(child.record) if self._announcement else None
+        return announced or self._folder.address(child.record)
 
     async def _attend(self, life: _Life) -> int | None:
         """Act on each message until the process has ended (its exit code), or is to be left."""
@@ -268,7 +299,7 @@ class Runner:
                     self._take(life, seen)
                     self._tell_adapters(life)
                     self.heard.set()
-                case _Adapt():
+                case _Told():
                     self._tell_adapters(life)
                 case _Go() as go:
                     self._begin_to_go(life, go)
@@ -287,7 +318,7 @@ class Runner:
         if self._standing.phase is Phase.DRAINING:
             self._standing.note(load=seen.load, model=seen.model)
         elif seen.phase is Phase.FAILED:
-            life.failure = life.failure or Failure(seen.reason or "failed without a reason", seen.permanent)
+            life.failure = life.failure or Failure(seen.reason or "failed without a reason", seen.cause or Cause.CRASH)
             life.deadline = time.monotonic() + _LEAVING_S
         elif seen.phase in (Phase.STARTING, Phase.LOADING, Phase.READY):
             before = self.status
@@ -334,7 +365,8 @@ class Runner:
         life.deadline = None
         if not self._going and life.failure is None:
             phase = self._standing.phase.lower()
-            life.failure = Failure(f"made no progress while {phase} and was stopped; its log may say more")
+            reason = f"made no progress while {phase} and was stopped; its log may say more"
+            life.failure = Failure(reason, Cause.STALLED)
         try:
             await life.child.stop(self._going.term_s if self._going else self._on.term_s)
         except TimeoutError as e:  # stuck in the kernel, as with a driver that hangs
@@ -343,5 +375,5 @@ class Runner:
             life.deadline = time.monotonic() + 1.0
 
 
-def _said(left: tuple[str, bool] | None) -> Failure | None:
+def _said(left: tuple[str, Cause] | None) -> Failure | None:
     return Failure(*left) if left else None

@@ -9,6 +9,7 @@ from dataclasses import replace
 import structlog
 
 from headrace.core.phase import Phase, move
+from headrace.core.restart import NONE
 from headrace.core.types import Load, ReplicaSpec, ReplicaStatus
 from headrace.node.folder import LifeRecord, ReplicaFolder
 from headrace.process import ProcessRecord
@@ -24,8 +25,10 @@ class Standing:
             spec.replica_id, spec.deployment, spec.revision, Phase.PENDING, gpu_indices=spec.gpu_indices
         )
         self.process: ProcessRecord | None = None
-        self.failures = 0
+        self.failures = NONE
         self.ready_since: float | None = None  # of this process, by time.monotonic()
+        self.served = False  # it has been READY, in this life or in one before
+        self._unwritten = False
         self._folder = folder
         self._changed = changed
 
@@ -36,12 +39,14 @@ class Standing:
     def resume(self, found: LifeRecord) -> None:
         """Take over where the last scheduler stood."""
         self.process, self.failures, self.ready_since = found.process, found.failures, found.ready_since
+        self.served = found.served
         self.status = replace(
             self.status,
             phase=found.phase,
             pid=found.process.pid,
             restarts=found.restarts,
             started_at=found.started_at,
+            failures=found.failures.all,
             address=self._folder.address(found.process) or "",
         )
 
@@ -49,7 +54,9 @@ class Standing:
         """A new process runs, since `now` (Unix time)."""
         self.process, self.ready_since = process, None
         restarts = self.status.restarts + again
-        self.say(Phase.STARTING, pid=process.pid, reason="", restarts=restarts, started_at=now)
+        self.say(
+            Phase.STARTING, pid=process.pid, reason="", restarts=restarts, started_at=now, cause=None, next_try=0.0
+        )
 
     def ended(self) -> None:
         """There is no process any more. The phase stays: what comes next decides it."""
@@ -67,6 +74,12 @@ class Standing:
         if moved is not before:
             s = self.status
             log.info("replica_phase", replica=s.replica_id, phase=s.phase.value, reason=s.reason, process=s.pid)
+            self.served = self.served or s.phase is Phase.READY
+            self._remember()
+
+    def remember_again(self) -> None:
+        """Write down for the next scheduler what the disk had no room for when it was new."""
+        if self._unwritten:
             self._remember()
 
     def note(self, **changes: object) -> None:
@@ -79,9 +92,12 @@ class Standing:
         if self.process is None:
             return
         s = self.status
+        life = LifeRecord(self.process, s.phase, s.restarts, self.failures, s.started_at, self.ready_since, self.served)
         try:
-            self._folder.write_life(
-                LifeRecord(self.process, s.phase, s.restarts, self.failures, s.started_at, self.ready_since)
-            )
+            self._folder.write_life(life)
         except OSError as e:  # a full disk must not take a good replica down
-            log.error("process_file_unwritten", replica=s.replica_id, error=str(e))
+            if not self._unwritten:
+                log.error("process_file_unwritten", replica=s.replica_id, error=str(e))
+            self._unwritten = True
+        else:
+            self._unwritten = False

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from headrace.core.causes import of_errno
 from headrace.errors import HeadraceError, UserError
 from headrace.process import explain_exit
 from headrace.replica.remote_code import remote_code_said
@@ -25,6 +26,14 @@ log = structlog.get_logger()
 FORMATS = ("fp32", "fp16", "int8", "int4")
 _VERSION = 2  # of what the converter makes
 _DONE = "openvino_model.xml"
+
+
+class _Failed(HeadraceError):
+    """`errno`: what the system said to the converter; 0: nothing."""
+
+    def __init__(self, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 def converted(
@@ -59,10 +68,10 @@ def converted(
         try:
             with remote_code_said(folder):
                 _run_converter(folder, partial, form, task or "generate", report, remote_code)
-        except HeadraceError as e:
-            if any(os.strerror(code) in e.message for code in FULL):
+        except _Failed as e:
+            if e.errno in FULL:
                 raise cache.full(what, size) from e
-            raise
+            raise HeadraceError(e.message, code=of_errno(e.errno)) from e
         if target.exists():
             shutil.rmtree(target)
         os.replace(partial, target)
@@ -96,19 +105,18 @@ def _run_converter(source: Path, target: Path, form: str, task: str, report: Rep
         text=True,
     )
     assert child.stdout
-    error = ""
+    error, code = "", 0
     with child:
         for line in child.stdout:
             try:
                 news = json.loads(line)
-                error = str(news.get("error", error))
+                error, code = str(news.get("error", error)), int(news.get("errno", code))
                 if "activity" in news:
                     report(f"converting to OpenVINO: {news['activity']}", float(news["progress"]))
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, TypeError):
                 log.info("converter", line=line.rstrip()[:300])
         child.wait()  # it still ends: closing its input now, as the block's end does, would kill it
     if child.returncode != 0:
         shutil.rmtree(target, ignore_errors=True)
-        raise HeadraceError(
-            f"Converting {source} failed: {error or 'the converter ' + explain_exit(child.returncode)}."
-        )
+        why = error or "the converter " + explain_exit(child.returncode)
+        raise _Failed(f"Converting {source} failed: {why}.", code)

@@ -1,12 +1,14 @@
 """The converter's process: `python -m headrace.replica.convert SOURCE TARGET --weight-format FORMAT [--task TASK]`.
 
-Prints one JSON object per line: {"activity", "progress"}, and {"error"} before it ends with code 1. Ends when its
-standard input does, so that it never outlives who asked for it.
+Prints one JSON object per line: {"activity", "progress"}, and {"error", "errno"} before it ends with code 1 (errno 0:
+the system said nothing). Ends when its standard input does, so that it never outlives who asked for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -20,6 +22,7 @@ from headrace.replica import telemetry
 _KEPT = ("tokenizer", "modules", "special_tokens_map", "added_tokens", "chat_template", "generation_config")
 _POOLING = Path("1_Pooling") / "config.json"
 _TASKS = {"generate": "text-generation-with-past", "embed": "feature-extraction", "score": "text-classification"}
+_FULL_BYTES = 2**20
 _BITS = {"int8": 8, "int4": 4}
 
 
@@ -46,8 +49,21 @@ def main() -> None:
         import traceback
 
         traceback.print_exc()
-        say(error=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}")
+        say(error=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}", errno=_errno(e, args.target))
         sys.exit(1)
+
+
+def _errno(error: BaseException | None, target: Path) -> int:
+    """What the system said, if that is why it failed; 0: it said nothing."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    # Writers that are not Python do not say why they stopped; what they have written still takes its room.
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(target if target.exists() else target.parent).free < _FULL_BYTES:
+            return errno.ENOSPC
+    return 0
 
 
 def _end_with_input() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import hashlib
 import json
@@ -16,13 +17,14 @@ from typing import Any, TypeVar
 
 import structlog
 
+from headrace.core.causes import Cause, of_error
 from headrace.core.phase import Phase
 from headrace.core.specfile import SpecFile, parse_spec
 from headrace.core.steps import Steps
 from headrace.core.streams import Failure
 from headrace.core.types import ModelSpec, ReplicaStatus
 from headrace.errors import HeadraceError, ReplicaGone, UserError
-from headrace.process import ProcessRecord, told_to_stop, write_atomic
+from headrace.process import ENDPOINT_ENV, ProcessRecord, told_to_stop, write_atomic
 from headrace.replica.adapters import Adapters
 from headrace.replica.engine import Engine
 from headrace.replica.engines.hosted import Host
@@ -42,6 +44,7 @@ log = structlog.get_logger()
 MAX_WAITING = 1024
 _TELL_S = 0.5  # how long a failed replica stays to say so
 _FLUSH_S = 0.3
+_WRITE_AGAIN_S = 1.0
 
 T = TypeVar("T")
 
@@ -51,34 +54,45 @@ def _alone_s() -> float:
     return float(os.environ.get("HEADRACE_ALONE_S") or ALONE_S)
 
 
-class Failed(Exception):
-    """The replica cannot serve. The message is for people; `permanent`: trying again cannot help."""
+def _endpoint_pipe() -> int | None:
+    """The descriptor that the scheduler gave us to say where we listen. Ours alone: what we start does not get it."""
+    number = os.environ.pop(ENDPOINT_ENV, None)
+    if number is None:
+        return None
+    os.set_inheritable(int(number), False)
+    return int(number)
 
-    def __init__(self, reason: str, permanent: bool) -> None:
+
+class Failed(Exception):
+    """The replica cannot serve. The message is for people."""
+
+    def __init__(self, reason: str, cause: Cause = Cause.CRASH) -> None:
         super().__init__(reason)
-        self.reason, self.permanent = reason, permanent
+        self.reason, self.cause = reason, cause
 
 
 async def run(directory: Path) -> int:
     """Be the replica that `directory`/spec.json describes, until told to end; the exit code. For the main task."""
+    pipe = _endpoint_pipe()
     try:
         spec_file = parse_spec((directory / "spec.json").read_text())
     except (OSError, ValueError) as e:
-        return _write_failure(directory, Failed(f"Cannot read {directory / 'spec.json'}: {e}", True))
+        return _write_failure(directory, Failed(f"Cannot read {directory / 'spec.json'}: {e}", Cause.UNUSABLE))
     host = prepare(spec_file.spec.model, spec_file.spec.resources)
-    replica = Replica(spec_file, directory, host)
+    replica = Replica(spec_file, directory, host, pipe)
     async with asyncio.TaskGroup() as tasks:
         life = tasks.create_task(replica.live())
         ends = [tasks.create_task(told_to_stop()), tasks.create_task(replica.alone(_alone_s()))]
+        record = tasks.create_task(replica.record_endpoint())
         await asyncio.wait({life, *ends}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (life, *ends):
+        for task in (life, *ends, record):
             task.cancel()
     failed = None if life.cancelled() else life.result()
     if failed is None:
         log.info("stopping", why=next((e.result() for e in ends if not e.cancelled()), "drained"))
         await replica.stop()
         return 0
-    log.error("replica_failed", reason=failed.reason, permanent=failed.permanent)
+    log.error("replica_failed", reason=failed.reason, cause=failed.cause.value)
     await replica.tell(failed)
     return _write_failure(directory, failed)
 
@@ -86,8 +100,11 @@ async def run(directory: Path) -> int:
 class Replica:
     """The parts of one replica process."""
 
-    def __init__(self, spec_file: SpecFile, directory: Path, host: Host | None) -> None:
+    def __init__(self, spec_file: SpecFile, directory: Path, host: Host | None, pipe: int | None = None) -> None:
+        """`pipe`: a descriptor to say into where it listens, to the scheduler that started it."""
         self._file, self._directory, self._host = spec_file, directory, host
+        self._pipe = pipe
+        self._endpoint: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         spec = spec_file.spec
         self._record = ProcessRecord.of(os.getpid())
         self._board = StatusBoard(
@@ -122,7 +139,7 @@ class Replica:
             return e
         except Exception as e:
             log.exception("replica_crashed")
-            return Failed(f"The replica failed: {_one_line(e)}", False)
+            return Failed(f"The replica failed: {_one_line(e)}", of_error(e))
         return None
 
     async def _serve(self, engine: Engine, front_end: FrontEnd) -> None:
@@ -132,7 +149,7 @@ class Replica:
         engine.start(streams.on_step, lambda why: _hand_over(loop, self._died, why))
         self._board.change(activity="warming up", progress=-1.0)
         if why := await self._or_death(streams.warm_up()):
-            raise Failed(why, False)
+            raise Failed(why)
         self._board.load = engine.load
         # Much has been loaded, and all of it stays: the collector need not look at it again while tokens wait.
         gc.collect()
@@ -163,14 +180,31 @@ class Replica:
         try:
             port = bind(self._server, spec_file.host, 0, from_environment(), "--host")
         except UserError as e:
-            raise Failed(e.message, False) from e
+            raise Failed(e.message, Cause.BUSY) from e
         await self._server.start()
         host = f"[{spec_file.host}]" if ":" in spec_file.host else spec_file.host
         address = f"{host}:{port}"
         start_time = self._record.start_time if self._record else 0.0
-        endpoint = {"address": address, "pid": os.getpid(), "start_time": start_time}
-        write_atomic(self._directory / "endpoint.json", json.dumps(endpoint))
+        endpoint = json.dumps({"address": address, "pid": os.getpid(), "start_time": start_time})
+        if self._pipe is not None:
+            with contextlib.suppress(OSError):  # a scheduler that is gone; the next reads the file
+                os.write(self._pipe, f"{endpoint}\n".encode())
+            os.close(self._pipe)
+        self._endpoint.set_result(endpoint)
         self._board.change(Phase.LOADING, address=address, activity="starting the engine")
+
+    async def record_endpoint(self) -> None:
+        """Once it listens, write where to endpoint.json for whoever adopts it; on a full disk when there is room."""
+        endpoint, told = await self._endpoint, False
+        while True:
+            try:
+                write_atomic(self._directory / "endpoint.json", endpoint)
+                return
+            except OSError as e:
+                if not told:
+                    log.error("endpoint_unwritten", error=str(e))
+                told = True
+            await asyncio.sleep(_WRITE_AGAIN_S)
 
     async def _load(self) -> tuple[Opened, FrontEnd]:
         loop, spec = asyncio.get_running_loop(), self._file.spec
@@ -189,13 +223,11 @@ class Replica:
 
         try:
             return await _in_thread(load)
-        except UserError as e:
-            raise Failed(e.message, True) from e
         except HeadraceError as e:
-            raise Failed(e.message, False) from e
+            raise Failed(e.message, of_error(e)) from e
         except Exception as e:
             log.exception("load_failed")
-            raise Failed(f"Loading the model failed: {_one_line(e)}", False) from e
+            raise Failed(f"Loading the model failed: {_one_line(e)}", of_error(e)) from e
 
     def _activity(self, activity: str, progress: float) -> None:
         now = self._board.now
@@ -216,12 +248,12 @@ class Replica:
             for other in (task, *others):
                 other.cancel()
         if self._death.done():
-            raise Failed(self._death.result(), False)
+            raise Failed(self._death.result())
         return task.result()
 
     async def tell(self, failed: Failed) -> None:
         """Say through the watch, and to every stream, that this replica has failed."""
-        self._board.change(Phase.FAILED, reason=failed.reason, permanent=failed.permanent, activity="", progress=-1.0)
+        self._board.change(Phase.FAILED, reason=failed.reason, cause=failed.cause, activity="", progress=-1.0)
         if streams := self._service.streams:
             streams.drain()
             streams.fail_all(
@@ -248,7 +280,7 @@ def _fingerprint(model: ModelSpec, engine: str) -> str:
 def _write_failure(directory: Path, failed: Failed) -> int:
     """failure.json, for a scheduler that was not watching; the exit code."""
     try:
-        write_atomic(directory / "failure.json", json.dumps({"reason": failed.reason, "permanent": failed.permanent}))
+        write_atomic(directory / "failure.json", json.dumps({"reason": failed.reason, "cause": failed.cause}))
     except OSError as e:
         log.error("cannot_write_failure", error=str(e), reason=failed.reason)
     return 1

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from headrace.core import types as t
 from headrace.core.catalog import MAX_ADAPTERS
+from headrace.core.causes import named
 from headrace.core.phase import Phase
 from headrace.errors import InvalidRequest
 from headrace.rpc import wire
@@ -149,8 +150,10 @@ def replica_status_to_pb(s: t.ReplicaStatus) -> types_pb2.ReplicaStatus:
         restarts=s.restarts,
         load=load_to_pb(s.load),
         gpu_indices=s.gpu_indices,
-        permanent=s.permanent,
         started_at=s.started_at,
+        cause=s.cause or "",
+        failures=s.failures,
+        next_try_unix_s=s.next_try,
         adapters=[
             types_pb2.AdapterStatus(adapter=adapter_to_pb(a.adapter), loaded=a.loaded, reason=a.reason)
             for a in s.adapters
@@ -192,8 +195,10 @@ def replica_status_from_pb(m: types_pb2.ReplicaStatus) -> t.ReplicaStatus:
         load=load_from_pb(m.load),
         model=model,
         gpu_indices=tuple(wire.few(m.gpu_indices, "gpu_indices", wire.MAX_GPUS)),
-        permanent=m.permanent,
         started_at=wire.seconds(m.started_at, "started_at"),
+        cause=named(m.cause),
+        failures=m.failures,
+        next_try=wire.seconds(m.next_try_unix_s, "next_try_unix_s"),
         adapters=tuple(
             t.AdapterStatus(adapter_from_pb(a.adapter), a.loaded, wire.sentence(a.reason))
             for a in wire.few(m.adapters, "adapters", MAX_ADAPTERS)
@@ -211,6 +216,8 @@ def replica_spec_to_pb(s: t.ReplicaSpec) -> types_pb2.ReplicaSpec:
         gpu_indices=s.gpu_indices,
         drain_s=s.drain_s,
         adapters=[adapter_to_pb(a) for a in s.adapters],
+        proven=s.proven,
+        on_trial=s.on_trial,
     )
 
 
@@ -225,6 +232,8 @@ def replica_spec_from_pb(m: types_pb2.ReplicaSpec) -> t.ReplicaSpec:
         gpu_indices=tuple(wire.few(m.gpu_indices, "gpu_indices", wire.MAX_GPUS)),
         drain_s=wire.seconds(m.drain_s, "drain_s"),
         adapters=adapters_from_pb(m.adapters),
+        proven=m.proven,
+        on_trial=m.on_trial,
     )
 
 

@@ -135,6 +135,8 @@ def deployment_status_to_pb(s: t.DeploymentStatus) -> head_pb2.Deployment:
         adapters=[adapter_to_pb(a) for a in d.adapters],
         revised_unix_s=d.revised_unix_s,
         repeats=d.repeats,
+        proven=d.proven,
+        on_demand=d.on_demand,
     )
 
 
@@ -152,6 +154,8 @@ def deployment_status_from_pb(m: head_pb2.Deployment) -> t.DeploymentStatus:
             adapters=adapters_from_pb(m.adapters),
             revised_unix_s=m.revised_unix_s,
             repeats=m.repeats,
+            proven=m.proven,
+            on_demand=m.on_demand,
         ),
         ready=m.ready,
         state=_ROUTE_STATES_BACK[m.state],
@@ -236,6 +240,7 @@ def catalog_entry_to_pb(e: t.CatalogEntry) -> head_pb2.CatalogEntry:
         resources=resources_to_pb(e.resources),
         origin=e.origin,
         adapters=[adapter_to_pb(a) for a in e.adapters],
+        on_demand=e.on_demand,
     )
 
 
@@ -247,4 +252,5 @@ def catalog_entry_from_pb(m: head_pb2.CatalogEntry) -> t.CatalogEntry:
         resources=resources_from_pb(m.resources),
         origin=wire.word(m.origin, "origin"),
         adapters=adapters_from_pb(m.adapters),
+        on_demand=m.on_demand,
     )

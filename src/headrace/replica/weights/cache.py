@@ -22,8 +22,9 @@ from pathlib import Path
 
 import structlog
 
+from headrace.core.causes import Cause, of_errno
 from headrace.core.evict import CacheEntry, choose
-from headrace.errors import Unavailable, UserError
+from headrace.errors import HeadraceError, Unavailable, UserError
 from headrace.replica.weights.folder import Report
 
 log = structlog.get_logger()
@@ -106,8 +107,17 @@ class Cache:
         """The sentence for a disk that is full."""
         free = shutil.disk_usage(self.folder).free if free_bytes is None else free_bytes
         return Unavailable(
-            f"The disk is full: {what} needs {_size(missing_bytes)} more in {self.folder}, and {_size(free)} are free."
+            f"The disk is full: {what} needs {_size(missing_bytes)} more in {self.folder}, and {_size(free)} are free.",
+            code=Cause.DISK_FULL,
         )
+
+    def unusable(self, error: OSError) -> HeadraceError:
+        """The sentence for a cache that cannot be written to."""
+        text = f"Cannot use the cache {self.folder}: {error.strerror}"
+        cause = of_errno(error.errno)
+        if cause is Cause.CRASH:
+            return UserError(f"{text}; choose another --cache_dir.")
+        return Unavailable(f"{text}.", code=cause)
 
     def _entries(self) -> list[CacheEntry]:
         found: list[CacheEntry] = []
@@ -164,7 +174,7 @@ class Cache:
             self._locks.mkdir(parents=True, exist_ok=True)
             return os.open(self._locks / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as e:
-            raise UserError(f"Cannot use the cache {self.folder}: {e.strerror}; choose another --cache_dir.") from e
+            raise self.unusable(e) from e
 
 
 def size_of(folder: Path) -> int:

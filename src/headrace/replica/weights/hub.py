@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from headrace.core.causes import Cause, of_status
 from headrace.errors import HeadraceError, Unavailable, UserError
 from headrace.process import write_atomic
 from headrace.replica.weights import checksums
@@ -57,11 +58,13 @@ def download(repo: str, revision: str, cache: Cache, report: Report, remote_code
             " again, and if that does not help, look at what is between here and the hub."
         ) from error
     except e.GatedRepoError as error:
-        raise UserError(f"{where} needs permission: accept its terms on the hub and set HF_TOKEN.") from error
+        text = f"{where} needs permission: accept its terms on the hub and set HF_TOKEN."
+        raise UserError(text, code=Cause.REFUSED) from error
     except e.RevisionNotFoundError as error:
-        raise UserError(f"hf://{repo} has no revision {revision!r}.") from error
+        raise UserError(f"hf://{repo} has no revision {revision!r}.", code=Cause.REFUSED) from error
     except (e.RepositoryNotFoundError, e.HFValidationError) as error:
-        raise UserError(f"{where} does not exist, or needs an access token (HF_TOKEN).") from error
+        text = f"{where} does not exist, or needs an access token (HF_TOKEN)."
+        raise UserError(text, code=Cause.REFUSED) from error
     except HeadraceError:
         raise
     except Exception as error:  # the client's network errors come from several libraries
@@ -72,14 +75,29 @@ def download(repo: str, revision: str, cache: Cache, report: Report, remote_code
             raise cache.full(where, 0) from error
         if folder := _downloaded_before(entry, common["revision"] or "main"):
             return folder
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise Unavailable(
-                f"HF_HUB_OFFLINE is set, and {where} is not in the cache: unset it, or deploy from a folder."
-            ) from error
-        raise Unavailable(
-            f"Cannot download {where} ({type(error).__name__}), and it is not in the cache."
-            " Check the network, or deploy from a folder."
-        ) from error
+        raise _told(error, where) from error
+
+
+def _told(error: Exception, where: str) -> HeadraceError:
+    """The sentence for what the hub's client raised, where the files are not in the cache either."""
+    from huggingface_hub import errors as e
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return UserError(f"HF_HUB_OFFLINE is set, and {where} is not in the cache: unset it, or deploy from a folder.")
+    status = error.response.status_code if isinstance(error, e.HfHubHTTPError) else 0
+    if status and of_status(status) is Cause.REFUSED:
+        text = f"The hub refuses {where} (HTTP {status}); check HF_TOKEN and HF_ENDPOINT."
+        return UserError(text, code=Cause.REFUSED)
+    if isinstance(error, _FAULTS):
+        return HeadraceError(f"Cannot download {where} ({type(error).__name__}: {error}).")
+    said = f"HTTP {status}" if status else type(error).__name__
+    return Unavailable(
+        f"Cannot download {where} ({said}), and it is not in the cache. Check the network, or deploy from a folder.",
+        code=Cause.REMOTE if status else Cause.NETWORK,
+    )
+
+
+_FAULTS = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)  # of a program, not of a network
 
 
 def _fetch_large(

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from headrace.core.causes import Cause
 from headrace.errors import HeadraceError, Unavailable
 from headrace.replica.weights import checksums
 from headrace.replica.weights.partial import PartialFile
@@ -91,19 +92,22 @@ class _Remote:
             ) as answer:
                 if answer.status_code in (401, 403) and location != self._url:
                     self._forget(location)
-                    raise Unavailable(f"The hub's address of {self._name} is refused ({answer.status_code}).")
+                    text = f"The hub's address of {self._name} is refused ({answer.status_code})."
+                    raise Unavailable(text, code=Cause.REMOTE)  # it has run out; a new one may do
                 hf_raise_for_status(answer)
                 if answer.status_code != 206:
                     raise NoRanges
                 if not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-{end - 1}/"):
-                    raise Unavailable(f"The hub does not answer with the part of {self._name} that it was asked for.")
+                    text = f"The hub does not answer with the part of {self._name} that it was asked for."
+                    raise Unavailable(text, code=Cause.REMOTE)
                 yield from answer.iter_raw(_CHUNK)
         except (HeadraceError, NoRanges, HfHubHTTPError):
             raise
         except Exception as e:  # the client's network errors come from several libraries
             raise Unavailable(
                 f"Cannot read {self._name} from {urlsplit(self._url).netloc} ({type(e).__name__}); check the network."
-                " What has come is kept."
+                " What has come is kept.",
+                code=Cause.NETWORK,
             ) from e
 
     def _look(self) -> tuple[str, dict[str, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.core.causes import Cause
 from headrace.errors import Unavailable
 from headrace.replica.weights.parallel import for_all
 from headrace.replica.weights.partial import Part, PartialFile
@@ -86,7 +87,8 @@ def _load_part(fetch: Fetch, part: Part, count: Count) -> None:
                 start += len(data)
                 count.add(len(data))
             if start < part.end:
-                raise Unavailable(f"{fetch.name} ended {part.end - start} bytes too early. What has come is kept.")
+                text = f"{fetch.name} ended {part.end - start} bytes too early. What has come is kept."
+                raise Unavailable(text, code=Cause.NETWORK)
         except Unavailable:
             tries = _TRIES if start > before else tries - 1
             if tries <= 0:

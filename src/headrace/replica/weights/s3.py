@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from headrace.core.causes import Cause
 from headrace.errors import Unavailable, UserError
 from headrace.replica.weights import checksums
 from headrace.replica.weights.cache import FULL, Cache, written_of
@@ -31,7 +32,7 @@ def download(source: str, cache: Cache, report: Report, remote_code: bool, prefe
     for _ in range(_LOOKS):
         with contextlib.suppress(Changed):
             return job.run()
-    raise Unavailable(f"{source} changes while it is downloaded; try again when it is complete.")
+    raise Unavailable(f"{source} changes while it is downloaded; try again when it is complete.", code=Cause.REMOTE)
 
 
 class _Job:
@@ -96,7 +97,7 @@ class _Job:
             ) from e
         except OSError as e:
             if e.errno not in FULL:
-                raise Unavailable(f"Cannot write to the cache {self._cache.folder}: {e.strerror}.") from e
+                raise self._cache.unusable(e) from e
             missing = total - written_of(partial)
             shutil.rmtree(partial, ignore_errors=True)  # it is of no use on a full disk
             raise self._cache.full(self._source, missing) from e

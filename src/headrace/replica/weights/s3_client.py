@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from headrace.core.causes import Cause, of_status
 from headrace.errors import Unavailable, UserError
 
 _CHUNK = 1024 * 1024
@@ -16,6 +17,7 @@ _FORBIDDEN = {
     "403", "AccessDenied", "AllAccessDisabled", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch",
     "ExpiredToken", "InvalidToken", "TokenRefreshRequired",
 }  # fmt: skip
+_LATER = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed"}  # S3 tells some of these with a 4xx
 _CHANGED = {"404", "NoSuchKey", "412", "PreconditionFailed", "416", "InvalidRange"}
 
 
@@ -84,7 +86,8 @@ class Bucket:
             )
             with contextlib.closing(answer["Body"]) as body:
                 if answer["ContentLength"] != end - start:
-                    raise Unavailable(f"{self.endpoint} answers with another part of {f.key} than it was asked for.")
+                    text = f"{self.endpoint} answers with another part of {f.key} than it was asked for."
+                    raise Unavailable(text, code=Cause.REMOTE)
                 yield from iter(lambda: body.read(_CHUNK), b"")
 
     @contextlib.contextmanager
@@ -99,31 +102,35 @@ class Bucket:
         except (e.NoCredentialsError, e.PartialCredentialsError, e.ProfileNotFound) as error:
             raise UserError(
                 f"There are no credentials for {self._source}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
-                " AWS_PROFILE, where the scheduler is started."
+                " AWS_PROFILE, where the scheduler is started.",
+                code=Cause.REFUSED,
             ) from error
         except (e.ParamValidationError, e.InvalidRegionError) as error:
             raise UserError(f"{self._source} cannot be asked for: {_brief(error)}.") from error
         except (e.BotoCoreError, HTTPError) as error:
             raise Unavailable(
                 f"Cannot read {self._source} from {self.endpoint} ({type(error).__name__}); check the network. What has"
-                " come is kept."
+                " come is kept.",
+                code=Cause.NETWORK,
             ) from error
 
     def _told(self, error: Any) -> Exception:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code == "NoSuchBucket":
-            return UserError(f"There is no bucket {self.name} on {self.endpoint}.")
+            return UserError(f"There is no bucket {self.name} on {self.endpoint}.", code=Cause.REFUSED)
         if code in _FORBIDDEN or status in (401, 403):
             return UserError(
                 f"{self.endpoint} refuses access to {self._source} ({code}): check the AWS_* variables where the"
-                " scheduler is started, and the bucket's policy (s3:ListBucket, s3:GetObject)."
+                " scheduler is started, and the bucket's policy (s3:ListBucket, s3:GetObject).",
+                code=Cause.REFUSED,
             )
         if code in _CHANGED and error.operation_name != "ListObjectsV2":
             return Changed(code)
-        if status >= 500 or status == 429 or code == "SlowDown":
-            return Unavailable(f"{self.endpoint} cannot answer for {self._source} now ({code}). What has come is kept.")
-        return UserError(f"{self.endpoint} refuses {self._source}: {_brief(error)}.")
+        if of_status(status) is Cause.REMOTE or code in _LATER:
+            text = f"{self.endpoint} cannot answer for {self._source} now ({code}). What has come is kept."
+            return Unavailable(text, code=Cause.REMOTE)
+        return UserError(f"{self.endpoint} refuses {self._source}: {_brief(error)}.", code=Cause.REFUSED)
 
 
 def _is_file(name: str) -> bool:

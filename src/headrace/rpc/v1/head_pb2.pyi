@@ -928,6 +928,8 @@ class Deployment(_message.Message):
     STUCK_FIELD_NUMBER: _builtins.int
     REVISED_UNIX_S_FIELD_NUMBER: _builtins.int
     REPEATS_FIELD_NUMBER: _builtins.int
+    ON_DEMAND_FIELD_NUMBER: _builtins.int
+    PROVEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     revision: _builtins.int
     min_replicas: _builtins.int
@@ -943,6 +945,10 @@ class Deployment(_message.Message):
     revised_unix_s: _builtins.int
     """When the newest revision was made (0: not recorded), and the one that a rollback took its contents from (0: none)."""
     repeats: _builtins.int
+    on_demand: _builtins.bool
+    """A request made it, and nobody has asked for it by a command since: it may be taken away when nobody uses it."""
+    proven: _builtins.bool
+    """Its newest revision has served."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelSpec: ...
     @_builtins.property
@@ -967,10 +973,12 @@ class Deployment(_message.Message):
         stuck: _builtins.bool = ...,
         revised_unix_s: _builtins.int = ...,
         repeats: _builtins.int = ...,
+        on_demand: _builtins.bool = ...,
+        proven: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "created_unix_s", b"created_unix_s", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "model", b"model", "name", b"name", "ready", b"ready", "reason", b"reason", "repeats", b"repeats", "replicas", b"replicas", "resources", b"resources", "revised_unix_s", b"revised_unix_s", "revision", b"revision", "state", b"state", "stuck", b"stuck"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "created_unix_s", b"created_unix_s", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "model", b"model", "name", b"name", "on_demand", b"on_demand", "proven", b"proven", "ready", b"ready", "reason", b"reason", "repeats", b"repeats", "replicas", b"replicas", "resources", b"resources", "revised_unix_s", b"revised_unix_s", "revision", b"revision", "state", b"state", "stuck", b"stuck"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1141,10 +1149,13 @@ class CatalogEntry(_message.Message):
     RESOURCES_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    ON_DEMAND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     description: _builtins.str
     origin: _builtins.str
     """"built-in", "file" or "added"."""
+    on_demand: _builtins.bool
+    """A request may start it where only listed models are started so (--on_demand=listed)."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelSpec: ...
     @_builtins.property
@@ -1160,10 +1171,11 @@ class CatalogEntry(_message.Message):
         resources: _types_pb2.Resources | None = ...,
         origin: _builtins.str = ...,
         adapters: _abc.Iterable[_types_pb2.Adapter] | None = ...,
+        on_demand: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "description", b"description", "model", b"model", "name", b"name", "origin", b"origin", "resources", b"resources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "description", b"description", "model", b"model", "name", b"name", "on_demand", b"on_demand", "origin", b"origin", "resources", b"resources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

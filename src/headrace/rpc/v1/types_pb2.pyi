@@ -383,9 +383,11 @@ class ReplicaStatus(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     GPU_INDICES_FIELD_NUMBER: _builtins.int
-    PERMANENT_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    NEXT_TRY_UNIX_S_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     deployment: _builtins.str
     revision: _builtins.int
@@ -401,10 +403,14 @@ class ReplicaStatus(_message.Message):
     pid: _builtins.int
     restarts: _builtins.int
     """Starts after the first."""
-    permanent: _builtins.bool
-    """True where trying again cannot help (no such model, a missing extra)."""
     started_at: _builtins.float
     """Unix time at which the process was started."""
+    cause: _builtins.str
+    """Of its last failure, as core/causes.py names them; empty while all is well."""
+    failures: _builtins.int
+    """Failures in a row, until it has run for a while."""
+    next_try_unix_s: _builtins.float
+    """Unix time at which it is started again; 0: that is not waited for."""
     @_builtins.property
     def load(self) -> Global___Load: ...
     @_builtins.property
@@ -431,13 +437,15 @@ class ReplicaStatus(_message.Message):
         load: Global___Load | None = ...,
         model: Global___ModelInfo | None = ...,
         gpu_indices: _abc.Iterable[_builtins.int] | None = ...,
-        permanent: _builtins.bool = ...,
         started_at: _builtins.float = ...,
         adapters: _abc.Iterable[Global___AdapterStatus] | None = ...,
+        cause: _builtins.str = ...,
+        failures: _builtins.int = ...,
+        next_try_unix_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "adapters", b"adapters", "address", b"address", "deployment", b"deployment", "gpu_indices", b"gpu_indices", "load", b"load", "model", b"model", "permanent", b"permanent", "phase", b"phase", "pid", b"pid", "progress", b"progress", "reason", b"reason", "replica_id", b"replica_id", "restarts", b"restarts", "revision", b"revision", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "adapters", b"adapters", "address", b"address", "cause", b"cause", "deployment", b"deployment", "failures", b"failures", "gpu_indices", b"gpu_indices", "load", b"load", "model", b"model", "next_try_unix_s", b"next_try_unix_s", "phase", b"phase", "pid", b"pid", "progress", b"progress", "reason", b"reason", "replica_id", b"replica_id", "restarts", b"restarts", "revision", b"revision", "started_at", b"started_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -457,11 +465,17 @@ class ReplicaSpec(_message.Message):
     GPU_INDICES_FIELD_NUMBER: _builtins.int
     DRAIN_S_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    PROVEN_FIELD_NUMBER: _builtins.int
+    ON_TRIAL_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     deployment: _builtins.str
     revision: _builtins.int
     drain_s: _builtins.float
     """How long running streams may take when it is told to go."""
+    proven: _builtins.bool
+    """Its revision has served: it is started again for ever."""
+    on_trial: _builtins.bool
+    """An older revision is there beside it: to have been READY proves nothing yet."""
     @_builtins.property
     def model(self) -> Global___ModelSpec: ...
     @_builtins.property
@@ -470,7 +484,7 @@ class ReplicaSpec(_message.Message):
     def gpu_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
-        """May change while the replica runs."""
+        """These may change while the replica runs."""
 
     def __init__(
         self,
@@ -483,10 +497,12 @@ class ReplicaSpec(_message.Message):
         gpu_indices: _abc.Iterable[_builtins.int] | None = ...,
         drain_s: _builtins.float = ...,
         adapters: _abc.Iterable[Global___Adapter] | None = ...,
+        proven: _builtins.bool = ...,
+        on_trial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "deployment", b"deployment", "drain_s", b"drain_s", "gpu_indices", b"gpu_indices", "model", b"model", "replica_id", b"replica_id", "resources", b"resources", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "deployment", b"deployment", "drain_s", b"drain_s", "gpu_indices", b"gpu_indices", "model", b"model", "on_trial", b"on_trial", "proven", b"proven", "replica_id", b"replica_id", "resources", b"resources", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
