@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ALONE_S = 30.0
+MOST_ON_DEMAND = 8
 JOIN_PORT = 50053
 
 
@@ -52,6 +53,9 @@ class HeadSettings:
     cors_origins: tuple[str, ...] = ()  # web pages that may use it; "*": all, which needs API keys
     allow_insecure: bool = False
     forbid_remote_code: bool = False  # refuse models that are to run code of their own
+    on_demand: str | None = None  # which models of the catalog a request starts; None: see `on_demand_rule`
+    on_demand_max: int = MOST_ON_DEMAND  # of those, how many run at once
+    on_demand_idle_s: float = 3600.0  # one that nobody has used for so long goes; 0: never
     routing: str = "auto"  # how the proxies choose replicas; the others are for comparison
     tls: TlsSettings = field(default_factory=TlsSettings)
     lease_s: float = 10.0
@@ -61,6 +65,11 @@ class HeadSettings:
     @property
     def head_dir(self) -> Path:
         return self.state_dir / "head"
+
+    def on_demand_rule(self, local: bool) -> str:
+        """What --on_demand says; without it all models where only this machine's own user calls them (`local`, and
+        without API keys), else those that are listed: others should not decide what is downloaded here."""
+        return self.on_demand or ("all" if local and self.api_keys_file is None else "listed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +155,9 @@ class UpSettings:
     cors_origins: tuple[str, ...] = ()  # web pages that may use it; "*": all, which needs API keys
     allow_insecure: bool = False
     forbid_remote_code: bool = False
+    on_demand: str | None = None
+    on_demand_max: int = MOST_ON_DEMAND
+    on_demand_idle_s: float = 3600.0
     routing: str = "auto"
     tls: TlsSettings = field(default_factory=TlsSettings)
     log_level: str = "INFO"

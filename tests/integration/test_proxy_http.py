@@ -16,7 +16,7 @@ from integration.proxy_fixtures import PATIENCE, World, answer, eventually, raw_
 from integration.proxy_requests import CHAT, TEXT, error
 
 from headrace.core.streams import Failure
-from headrace.core.types import RouteState
+from headrace.core.types import Route, RouteState
 from headrace.errors import UserError
 from headrace.proxy.app import serving
 from headrace.settings import ProxySettings
@@ -250,6 +250,43 @@ async def test_api_keys(tmp_path: Path):
         for key in ("secret-one", "secret-two"):
             r = await w.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
             assert r.status_code == 200
+
+
+async def test_a_key_may_be_for_some_models_only(tmp_path: Path):
+    file = tmp_path / "keys"
+    file.write_text("all-of-them\nonly-demo models=demo,other\nnone-of-them models=other\n")
+    async with world(settings={"api_keys_file": file}) as w:
+        w.head.show(
+            Route("cat", RouteState.AVAILABLE), Route("demo:x", RouteState.STARTING, adapter="x", reason="loading")
+        )
+
+        def by(key: str) -> dict[str, str]:
+            return {"Authorization": f"Bearer {key}"}
+
+        async def listed(key: str) -> set[str]:
+            return {m["id"] for m in (await w.client.get("/v1/models", headers=by(key))).json()["data"]}
+
+        await eventually(lambda: w.proxy.routes.table and "cat" in w.proxy.routes.table.routes)
+        assert await listed("all-of-them") == {"demo", "cat", "demo:x"}
+        assert await listed("only-demo") == {"demo", "demo:x"}
+        assert await listed("none-of-them") == set()
+        assert (await w.client.post("/v1/chat/completions", json=CHAT, headers=by("only-demo"))).status_code == 200
+        bodies = {
+            "/v1/chat/completions": CHAT,
+            "/v1/chat/demo": {"messages": CHAT["messages"]},
+            "/v1/completions": {"model": "demo", "prompt": "x"},
+            "/v1/embeddings": {"model": "demo", "input": "x"},
+            "/tokenize": {"model": "demo", "prompt": "x"},
+        }
+        for path, body in bodies.items():
+            told = error(
+                await w.client.post(path, json=body, headers=by("none-of-them")), 404, "model", "model_not_found"
+            )
+            assert "There is none yet" in told, "what others may call is not named"
+        assert (await w.client.get("/v1/models/demo", headers=by("none-of-them"))).status_code == 404
+        error(
+            await w.client.post("/v1/chat/cat", content="x", headers=by("only-demo")), 404, "model", "model_not_found"
+        )
 
 
 async def test_who_may_be_refused_to_start(tmp_path: Path):

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from headrace.core.affinity import Policy
 from headrace.core.catalog import ENGINES, parse_size
+from headrace.core.on_demand import Rule
 
 
 class _Size(click.ParamType):
@@ -69,6 +70,7 @@ AT_LEAST_ONE = _called(click.IntRange(min=1), "n")
 AMOUNT = _called(_Amount(min=0), "x")
 LEVEL = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False)
 ENGINE = click.Choice(ENGINES)
+ON_DEMAND = click.Choice([r.value for r in Rule])
 ROUTING = click.Choice([p.value for p in Policy])
 
 

@@ -48,9 +48,10 @@ def list_(params: dict[str, Any], as_json: bool) -> None:
     "--source", cls=Option, required=True, help="A folder (on the node), hf://org/name or s3://bucket/prefix."
 )
 @click.option("--description", default="", help="A few words for `headrace models`.")
+@click.option("--on_demand", is_flag=True, help="A request may start it where only listed models are started so.")
 @model_options
 @click.pass_obj
-def add(params: dict[str, Any], name: str, source: str, description: str, **options: Any) -> None:
+def add(params: dict[str, Any], name: str, source: str, description: str, on_demand: bool, **options: Any) -> None:
     """Add a model to the catalog, or change one."""
     model = ModelSpec(
         source=resolve_source(source),
@@ -71,9 +72,8 @@ def add(params: dict[str, Any], name: str, source: str, description: str, **opti
         gpus=options["num_gpus"] or 0,
         gpu_memory_bytes=options["gpu_memory"] or 0,
     )
-    entry = CatalogEntry(
-        check_name(name), model, resources, description, "added", read_adapters(options["adapter"]) or ()
-    )
+    adapters = read_adapters(options["adapter"]) or ()
+    entry = CatalogEntry(check_name(name), model, resources, description, "added", adapters, on_demand)
     call_head(params, lambda admin: admin.add_model(entry))
     click.echo(f"{name} is in the catalog; `headrace deploy {name}` or a request for it starts it.")
 

@@ -22,6 +22,7 @@ from headrace.cli.kinds import (
     HOLD,
     LEVEL,
     LIFE,
+    ON_DEMAND,
     PORT,
     ROUTING,
     SECONDS,
@@ -74,6 +75,15 @@ FLAGS: dict[str, Flag] = {
     ),
     "allow_insecure": Flag("Allow HTTP on a wide port without API keys.", switch=True),
     "forbid_remote_code": Flag("Refuse models that are to run code of their own.", switch=True),
+    "on_demand": Flag(
+        "Which models of the catalog the first request starts; without it, all where only this machine calls them"
+        " without API keys, else those listed (on_demand: true).",
+        ON_DEMAND,
+    ),
+    "on_demand_max": Flag("Models that requests have started which may run at once.", COUNT),
+    "on_demand_idle_s": Flag(
+        "Seconds after which a model that a request has started goes if nobody uses it; 0: never.", SECONDS
+    ),
     "routing": Flag("How proxies choose replicas; all but auto are for comparison.", ROUTING),
     "tls_cert": Flag("PEM certificate of this process, for gRPC.", FILE),
     "tls_key": Flag("PEM key of that certificate.", FILE),

@@ -42,7 +42,7 @@ _UNITS = (
 _ENTRY_KEYS = (
     "source", "revision", "description", "engine", "context_tokens", "chat_template", "weight_format", "engine_args",
     "task", "tool_parser", "reasoning_parser", "trust_remote_code", "resources", "adapters",
-    "openvino",
+    "openvino", "on_demand",
 )  # fmt: skip
 _RESOURCE_KEYS = ("cpus", "memory", "gpus", "gpu_memory")
 
@@ -340,6 +340,7 @@ def _entry(name: str, value: object, where: str, origin: str) -> CatalogEntry:
             description=_text(said, "description", where),
             origin=origin,
             adapters=_adapters(said.get("adapters"), f"{where}: adapters"),
+            on_demand=_flag(said, "on_demand", where),
         )
         return replace(check_entry(entry), model=check_model(entry.model))
     except (HeadraceError, ValueError, TypeError) as e:

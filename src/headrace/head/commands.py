@@ -10,6 +10,7 @@ import structlog
 
 from headrace.core import catalog as core_catalog
 from headrace.core.adapters import Known, check_clash, model_of
+from headrace.core.on_demand import Rule, startable, started
 from headrace.core.revisions import history, rolled_back
 from headrace.core.state import (
     Change,
@@ -20,11 +21,13 @@ from headrace.core.state import (
     Revision,
     State,
     next_revision,
+    renewed,
 )
 from headrace.core.types import Adapter, CatalogEntry, Deployment, DeploymentStatus, DeployRequest
-from headrace.errors import InvalidRequest, NotFound, Unavailable
+from headrace.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from headrace.head.ledger import Ledger
 from headrace.head.overview import Overview
+from headrace.settings import MOST_ON_DEMAND
 
 log = structlog.get_logger()
 
@@ -32,9 +35,20 @@ RETRY_FAILED_S = 30.0  # a model that failed so long ago is tried again when som
 
 
 class Commands:
-    def __init__(self, ledger: Ledger, overview: Overview, *, forbid_remote_code: bool = False) -> None:
+    """`rule`, `most_on_demand`: which models of the catalog a request may start, and how many of those run at once."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        overview: Overview,
+        *,
+        forbid_remote_code: bool = False,
+        rule: Rule = Rule.ALL,
+        most_on_demand: int = MOST_ON_DEMAND,
+    ) -> None:
         self._ledger, self._overview = ledger, overview
         self._no_code = forbid_remote_code
+        self._rule, self._most = rule, most_on_demand
 
     async def deploy(self, request: DeployRequest) -> DeploymentStatus:
         """Create or change a deployment. An equal one changes its range alone, unless its newest revision failed:
@@ -60,7 +74,7 @@ class Commands:
             check_clash(name, {**self._known(state), name: new.adapters})
             equal = existing and (existing.model, existing.resources) == (new.model, new.resources)
             if existing and equal and not self._overview.newest_failed(name):
-                same = {k: getattr(existing, k) for k in ("revision", "revised_unix_s", "repeats")}
+                same = {k: getattr(existing, k) for k in ("revision", "revised_unix_s", "repeats", "proven")}
                 new = replace(new, **same)
             return [PutDeployment(new)] if new != existing else []
 
@@ -81,11 +95,13 @@ class Commands:
                 raise NotFound(_unknown(asked, set(known)), code="model_not_found")
             d = state.deployments.get(model)
             if d is None:
+                self._check_on_demand(state, model)
                 request = DeployRequest(model, min_replicas=1, max_replicas=1)
                 w = core_catalog.resolve(request, self._overview.catalog())
                 core_catalog.check_remote_code(w.model, self._no_code)
                 revision, now = next_revision(state, model), int(time.time())
-                return [PutDeployment(Deployment(model, revision, w.model, w.resources, 1, 1, 1, now, w.adapters, now))]
+                new = Deployment(model, revision, w.model, w.resources, 1, 1, 1, now, w.adapters, now, on_demand=True)
+                return [PutDeployment(new)]
             core_catalog.check_remote_code(d.model, self._no_code)
             if d.replicas == 0:
                 if d.max_replicas == 0:
@@ -93,11 +109,39 @@ class Commands:
                 return [PutDeployment(replace(d, replicas=1))]
             failed_s = self._overview.failed_for_s(model)
             if failed_s is not None and failed_s > RETRY_FAILED_S and self._overview.newest_failed(model):
-                revision = next_revision(state, model)
-                return [PutDeployment(replace(d, revision=revision, revised_unix_s=int(time.time())))]
+                return [PutDeployment(renewed(d, next_revision(state, model), int(time.time())))]
             return []
 
         await self._ledger.transact(decide)
+
+    def _check_on_demand(self, state: State, model: str) -> None:
+        """NotFound if a request may not start `model`; Overloaded if as many as may are running."""
+        catalog = self._overview.catalog()
+        if model not in startable(self._rule, catalog):
+            raise NotFound(
+                f"The model {model} is not deployed, and requests do not start it here (--on_demand={self._rule}):"
+                f" deploy it with: headrace deploy {model}",
+                code="model_not_found",
+            )
+        failed = {d.name for d in state.deployments.values() if self._overview.failed_for_s(d.name) is not None}
+        running = sorted(d.name for d in started(state.deployments.values()) if d.name not in failed)
+        if len(running) >= self._most:
+            raise Overloaded(
+                f"{model} is not started: {len(running)} models that requests have started run already, which is the"
+                " most that there may be (--on_demand_max); try again when one of them was idle for a while.",
+                code="too_many_models",
+                retry_after_s=30.0,
+            )
+
+    async def unload(self, name: str) -> bool:
+        """Take away what a request has started, unless somebody has asked for it by a command; whether it was there."""
+
+        def decide(state: State) -> Sequence[Change]:
+            d = state.deployments.get(name)
+            return [DropDeployment(name)] if d and d.on_demand else []
+
+        before = self._ledger.state.deployments
+        return name in before and name not in (await self._ledger.transact(decide)).deployments
 
     async def delete(self, name: str) -> None:
         """The name is as the catalog has it, if at all; the replicas finish what they have and go."""
@@ -110,13 +154,16 @@ class Commands:
         log.info("deployment_deleted", deployment=name)
 
     async def scale(self, name: str, low: int, high: int) -> DeploymentStatus:
+        """Another range of replicas. One whose newest revision failed is tried again as a new one."""
         core_catalog.check_range(low, high)
 
         def decide(state: State) -> Sequence[Change]:
             d = _existing(state, name)
             if high:
                 core_catalog.check_remote_code(d.model, self._no_code)
-            new = replace(d, min_replicas=low, max_replicas=high, replicas=low)
+            new = replace(d, min_replicas=low, max_replicas=high, replicas=low, on_demand=False)
+            if high and self._overview.newest_failed(name):
+                new = renewed(new, next_revision(state, name), int(time.time()))
             return [PutDeployment(new)] if new != d else []
 
         await self._ledger.transact(decide)
@@ -128,7 +175,7 @@ class Commands:
         def decide(state: State) -> Sequence[Change]:
             new = rolled_back(state, _existing(state, name), to, int(time.time()))
             core_catalog.check_remote_code(new.model, self._no_code)
-            return [PutDeployment(new)]
+            return [PutDeployment(replace(new, on_demand=False))]
 
         after = await self._ledger.transact(decide)
         log.info("deployment_rolled_back", deployment=name, to=after.deployments[name].repeats)
@@ -145,7 +192,7 @@ class Commands:
         def decide(state: State) -> Sequence[Change]:
             d = _existing(state, name)
             others = [a for a in d.adapters if a.name != adapter.name]
-            new = replace(d, adapters=core_catalog.check_adapters([*others, adapter]))
+            new = replace(d, adapters=core_catalog.check_adapters([*others, adapter]), on_demand=False)
             check_clash(name, {**self._known(state), name: new.adapters})
             return [PutDeployment(new)] if new != d else []
 
@@ -162,7 +209,7 @@ class Commands:
             if len(left) == len(d.adapters):
                 there = ", ".join(a.name for a in d.adapters) or "none"
                 raise NotFound(f"{name} has no adapter {adapter[:100]!r}; it has: {there}.", param="adapter")
-            return [PutDeployment(replace(d, adapters=left))]
+            return [PutDeployment(replace(d, adapters=left, on_demand=False))]
 
         await self._ledger.transact(decide)
         log.info("adapter_removed", deployment=name, adapter=adapter)

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import structlog
 
+from headrace.core.on_demand import Rule
 from headrace.core.origins import unusable
 from headrace.core.types import NodeId
 from headrace.errors import UserError
@@ -20,6 +21,7 @@ from headrace.head.catalog import load_catalog
 from headrace.head.clock import steady_clock
 from headrace.head.cluster import Cluster
 from headrace.head.commands import Commands
+from headrace.head.idle import Idle
 from headrace.head.joining import CertificateService, Issuer, JoinService, command, new_join_server, new_line
 from headrace.head.ledger import Ledger
 from headrace.head.overview import Overview
@@ -106,8 +108,16 @@ async def serving(
         ledger = Ledger(store, state, changed)
         cluster = Cluster(clock, settings.lease_s, changed)
         cluster.expect(i.node_id for i in state.intents.values())
-        overview = Overview(ledger, cluster, files, clock, settings.lease_s)
-        commands = Commands(ledger, overview, forbid_remote_code=settings.forbid_remote_code)
+        rule = Rule(settings.on_demand_rule(is_loopback(settings.http_host)))
+        overview = Overview(ledger, cluster, files, clock, settings.lease_s, rule)
+        commands = Commands(
+            ledger,
+            overview,
+            forbid_remote_code=settings.forbid_remote_code,
+            rule=rule,
+            most_on_demand=settings.on_demand_max,
+        )
+        idle = Idle(ledger, cluster, commands, clock, settings.on_demand_idle_s)
         questions = Questions()
         reconciler = Reconciler(ledger, cluster, overview, clock, changed, settings.drain_s)
 
@@ -149,6 +159,7 @@ async def serving(
                 tasks.create_task(cluster.run_leases(), name="leases"),
                 tasks.create_task(reconciler.run(), name="reconciler"),
                 tasks.create_task(overview.run(changed), name="overview"),
+                tasks.create_task(idle.run(), name="idle"),
             ]
             await nodes.start()
             await others.start()

@@ -14,6 +14,7 @@ from headrace import __version__
 from headrace.core import catalog as core_catalog
 from headrace.core import routes as core_routes
 from headrace.core.board import candidate
+from headrace.core.on_demand import Rule, startable
 from headrace.core.phase import Phase
 from headrace.core.routes import Standing
 from headrace.core.state import Unplaced, phase_of, status_of, unsaid
@@ -46,12 +47,20 @@ class Proxies(Protocol):
 class Overview:
     """Reads everything, changes nothing.
 
+    `rule`: which models of the catalog have a route before they are deployed.
     `routes_changed` is notified with each new table; `reasons` are the planner's, by deployment.
     """
 
     def __init__(
-        self, ledger: Ledger, cluster: Cluster, files: Mapping[str, CatalogEntry], clock: Clock, lease_s: float
+        self,
+        ledger: Ledger,
+        cluster: Cluster,
+        files: Mapping[str, CatalogEntry],
+        clock: Clock,
+        lease_s: float,
+        rule: Rule = Rule.ALL,
     ) -> None:
+        self._rule = rule
         self._ledger, self._cluster, self._files, self._clock, self._lease_s = ledger, cluster, files, clock, lease_s
         self._started = clock()
         self._failed_since: dict[tuple[str, int], float] = {}
@@ -156,7 +165,7 @@ class Overview:
         self._failed_since = {k: self._failed_since.get(k, now) for k in keys}
         if self.table is None and not core_routes.settled(*stand.made_of, now, self._started, self._lease_s):
             return
-        catalogued = {name: e.adapters for name, e in self.catalog().items()}
+        catalogued = {name: e.adapters for name, e in startable(self._rule, self.catalog()).items()}
         routes = core_routes.table(stand, catalogued)
         if self.table is not None and self.table.routes == routes:
             return

@@ -17,7 +17,7 @@ from headrace.proxy.queue import Entry, Queue
 from headrace.proxy.routes import Routes
 from headrace.proxy.session import Session
 from headrace.proxy.sessions import Sessions
-from headrace.proxy.ticket import Ticket
+from headrace.proxy.ticket import ANYONE, Caller, Ticket
 
 log = structlog.get_logger()
 
@@ -86,14 +86,17 @@ class Admission:
         finally:
             self._streams[caller.name] -= ticket.streams
 
-    def route(self, model: str) -> Route | None:
-        """The route of a name; None while no table has come. NotFound, naming what exists, if the table lacks it."""
+    def route(self, model: str, caller: Caller = ANYONE) -> Route | None:
+        """The route of a name; None while no table has come.
+
+        NotFound, naming what the caller may call, if that is not among it: whether it exists is not told.
+        """
         table = self._routes.table
         if table is None:
             return None
-        if route := table.routes.get(model):
+        if (route := table.routes.get(model)) and caller.may_call(model):
             return route
-        names = sorted(table.routes)
+        names = sorted(filter(caller.may_call, table.routes))
         known = ", ".join(names[:_MAX_NAMES]) + (", …" if len(names) > _MAX_NAMES else "")
         raise NotFound(
             f"There is no model {model[:100]!r} here. " + (f"There are: {known}." if names else "There is none yet."),

@@ -104,7 +104,7 @@ class Answering(Response):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         serving, settings = self._serving, self._serving.settings
         count = min(len(self._submits) * self._n, WINDOW)
-        route = serving.admission.route(self._model)  # NotFound before anything else
+        route = serving.admission.route(self._model, scope.get(CALLER, ANYONE))  # NotFound before anything else
         label = self._model if route else ""  # a metric's label is never just what a client says
         if serving.moves.running + count > settings.max_streams:
             running, most = serving.moves.running, settings.max_streams

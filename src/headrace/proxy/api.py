@@ -16,7 +16,7 @@ from headrace import __version__
 from headrace.core.types import Route, RouteState
 from headrace.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
 from headrace.proxy import api_tasks, docs
-from headrace.proxy.answering import REQUEST_ID, STARTED, Answering, Serving, asked, unix_now
+from headrace.proxy.answering import CALLER, REQUEST_ID, STARTED, Answering, Serving, asked, unix_now
 from headrace.proxy.body import content_type, header, read_body
 from headrace.proxy.chat_shape import ChatShape
 from headrace.proxy.completion_shape import CompletionShape
@@ -28,6 +28,7 @@ from headrace.proxy.place import Place
 from headrace.proxy.routes import Routes
 from headrace.proxy.shapes import Shape
 from headrace.proxy.sinks import Answer, Collected, Events, Text
+from headrace.proxy.ticket import ANYONE
 from headrace.proxy.writer import Headers, Writer
 
 log = structlog.get_logger()
@@ -222,13 +223,14 @@ class _Endpoints:
 
     async def models(self, request: Request) -> Response:
         """All models that can be called."""
-        table = self._table()
-        return JSONResponse({"object": "list", "data": [_model(r) for r in table.routes.values()]})
+        may_call = request.scope.get(CALLER, ANYONE).may_call
+        found = [_model(r) for r in self._table().routes.values() if may_call(r.name)]
+        return JSONResponse({"object": "list", "data": found})
 
     async def model(self, request: Request) -> Response:
         """One model."""
         self._table()
-        route = self._serving.admission.route(request.path_params["name"])
+        route = self._serving.admission.route(request.path_params["name"], request.scope.get(CALLER, ANYONE))
         assert route is not None
         return JSONResponse(_model(route))
 

@@ -25,7 +25,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS_READ = stat.S_IRGRP | stat.S_IROTH
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 _HASHED = "sha256:"
-_SETTINGS = ("name", "weight", "priority", "max_streams")
+_SETTINGS = ("name", "weight", "priority", "max_streams", "models")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -130,6 +130,7 @@ def _caller(settings: Sequence[str], name: str, where: str) -> Caller:
         weight=number("weight", float, 1.0, 0.01, 1000),
         priority=number("priority", int, 0, *PRIORITIES),
         max_streams=number("max_streams", int, 0, 0, 10**6),
+        models=frozenset(filter(None, given["models"].split(","))) if "models" in given else None,
     )
 
 

@@ -24,6 +24,11 @@ class Caller:
     weight: float = 1.0
     priority: int = 0
     max_streams: int = 0
+    models: frozenset[str] | None = None  # names that it may call, and those of their adapters; None: all
+
+    def may_call(self, name: str) -> bool:
+        """Whether a public name is one of its models, or of an adapter of one."""
+        return self.models is None or name in self.models or name.rpartition(":")[0] in self.models
 
     @property
     def owner(self) -> str:
