@@ -46,7 +46,11 @@ async def test_a_model_is_deployed_placed_served_and_deleted(tmp_path: Path) -> 
                 ("2", True, 7.0),
             ]
             assert [(d.ready, d.reason) for d in status.deployments] == [
-                (0, "needs 100 CPUs; node 1 has 7 free of 8, node 2 has 7 free of 8"),
+                (
+                    0,
+                    "needs 100 CPUs; node 1 has 7 free of 8 (held by gpt2: 1 CPU),"
+                    " node 2 has 7 free of 8 (held by gpt2: 1 CPU)",
+                ),
                 (2, ""),
             ]
 
@@ -127,7 +131,8 @@ async def test_gpus_are_given_out_by_index(tmp_path: Path) -> None:
         await until(lambda: len(node.replicas) == 2)
         assert sorted(s.gpu_indices for s in node.replicas.values()) == [(0, 1), (2,)]
         await admin.deploy("demo", name="c", gpus=1)
-        await admin.status_when(lambda s: s.deployments[-1].reason == "needs 1 GPU; node 1 has 0 free of 3")
+        missing = "needs 1 GPU; node 1 has 0 free of 3 (held by a: 2 GPUs, b: 1 GPU)"
+        await admin.status_when(lambda s: s.deployments[-1].reason == missing)
 
 
 async def test_a_lost_node_keeps_its_endpoints_until_others_are_ready(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ async def test_no_more_than_so_many_run_at_once_and_those_that_failed_do_not_cou
 
 
 async def test_what_nobody_uses_goes_and_what_a_person_deployed_stays(tmp_path: Path) -> None:
-    async with head(tmp_path, on_demand_idle_s=2.0) as (admin, node):
+    async with head(tmp_path, on_demand_idle_s=4.0) as (admin, node):
         await admin.ensure("one")
         await admin.ensure("two")
         await admin.deploy("three")

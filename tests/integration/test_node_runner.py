@@ -199,7 +199,7 @@ async def test_what_is_transient_is_tried_until_it_is_over(tmp_path: Path) -> No
 
 
 async def test_the_next_scheduler_knows_that_it_has_served(tmp_path: Path) -> None:
-    on = Conditions(node_dir=tmp_path, cache_dir=tmp_path, command=STAND_IN, restart=QUICK)
+    on = conditions(tmp_path, command=STAND_IN, restart=QUICK)
     watched = Watched(spec("r-1"), on)
     async with asyncio.timeout(100), asyncio.TaskGroup() as tasks:
         tasks.create_task(watched.runner.run())

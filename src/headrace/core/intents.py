@@ -51,12 +51,13 @@ class Intent:
 class Intents(Mapping[ReplicaId, Intent]):
     """Intents by replica id. A group is a tuple in the order of those ids."""
 
-    __slots__ = ("_all", "_of", "_on", "_stopping")
+    __slots__ = ("_all", "_of", "_oldest", "_on", "_stopping")
 
     def __init__(self, intents: Iterable[Intent] = ()) -> None:
         self._all: dict[ReplicaId, Intent] = {}
         self._of: dict[str, Group] = {}
         self._on: dict[NodeId, Group] = {}
+        self._oldest: dict[str, int] = {}
         self._stopping: dict[ReplicaId, Intent] = {}
         self._change({i.replica_id: i for i in intents})
 
@@ -98,13 +99,17 @@ class Intents(Mapping[ReplicaId, Intent]):
     def on(self, node_id: NodeId) -> Group:
         return self._on.get(node_id, ())
 
+    def oldest(self, deployment: str) -> int:
+        """The lowest revision of which a replica is to run; 0: there is none."""
+        return self._oldest.get(deployment, 0)
+
     def changed(self, news: Mapping[ReplicaId, Intent | None]) -> Intents:
         """With these put in their places; None: dropped. Groups without one of them stay the same objects."""
         if not news:
             return self
         made = Intents()
         made._all, made._of, made._on = dict(self._all), dict(self._of), dict(self._on)
-        made._stopping = dict(self._stopping)
+        made._stopping, made._oldest = dict(self._stopping), dict(self._oldest)
         made._change(news)
         return made
 
@@ -134,6 +139,9 @@ class Intents(Mapping[ReplicaId, Intent]):
                 self._stopping[key] = intent
         for name, group in of.items():
             _put(self._of, name, group)
+            self._oldest[name] = min((i.revision for i in group.values() if i.goal is Goal.RUN), default=0)
+            if not group:
+                del self._oldest[name]
         for node_id, group in on.items():
             _put(self._on, node_id, group)
 

@@ -263,8 +263,9 @@ def _surplus(d: Deployment, step: _Step) -> list[Intent]:
 
 def _proves_itself(d: Deployment, step: _Step) -> bool:
     """Whether the newest revision serves, and serves alone: beside an older one it is on trial."""
-    alone = step.board.revisions(d.name) == {d.revision}
-    return not d.proven and alone and any(step.phase(i) is Phase.READY for i in step.running(d.name))
+    if d.proven or step.board.revisions(d.name) != {d.revision}:
+        return False
+    return any(step.phase(i) is Phase.READY for i in step.running(d.name))
 
 
 def _old(d: Deployment, step: _Step) -> list[Intent]:

@@ -166,7 +166,7 @@ def desired_on(state: State, node_id: NodeId, drain_s: float) -> tuple[ReplicaSp
             drain_s=drain_s,
             adapters=d.adapters if (d := state.deployments.get(i.deployment)) else (),
             proven=state.revisions[i.deployment, i.revision].proven,
-            on_trial=any(o.revision < i.revision and o.goal is Goal.RUN for o in state.intents.of(i.deployment)),
+            on_trial=state.intents.oldest(i.deployment) < i.revision,
         )
         for i in state.intents.on(node_id)
         if i.goal is Goal.RUN

@@ -45,9 +45,7 @@ def nodes_to_tell(old: State, new: State) -> set[NodeId]:
     found = {n for n in new.intents.nodes | old.intents.nodes if new.intents.on(n) is not old.intents.on(n)}
     changed = _differ(old.deployments, new.deployments)
     # Whether an older revision is still there matters to the replicas of the newer one, on any node.
-    for name in _differing_groups(old, new):
-        if len({i.revision for state in (old, new) for i in state.intents.of(name)}) > 1:
-            changed.add(name)
+    changed |= {n for n in _differing_groups(old, new) if old.intents.oldest(n) != new.intents.oldest(n)}
     return found | {i.node_id for name in changed for i in new.intents.of(name)}
 
 
