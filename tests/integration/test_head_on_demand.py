@@ -13,7 +13,7 @@ import pytest
 from head_fixtures import Admin, SchedulerDouble, head_settings, until
 
 from headrace.core.phase import Phase
-from headrace.core.types import Load, RouteState
+from headrace.core.types import Load, RouteState, RouteTable
 from headrace.errors import NotFound, Overloaded
 from headrace.head.controller import serving
 
@@ -35,6 +35,12 @@ async def head(tmp_path: Path, **more: Any) -> AsyncIterator[tuple[Admin, Schedu
 
 async def names(admin: Admin) -> set[str]:
     return {d.deployment.name for d in (await admin.status()).deployments}
+
+
+def state_in(table: RouteTable, name: str) -> RouteState | None:
+    """How a route stands; None while the table lacks it."""
+    route = table.routes.get(name)
+    return route.state if route else None
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ async def test_only_what_may_be_started_is_offered_and_started(
                     await admin.ensure(name)
         assert await names(admin) == startable
         await admin.deploy("three")
-        await admin.table_when(lambda t: (r := t.routes.get("three")) and r.state is RouteState.READY)
+        await admin.table_when(lambda t: state_in(t, "three") is RouteState.READY)
         await admin.ensure("three")  # what a person has deployed is there for all
 
 
@@ -70,7 +76,7 @@ async def test_no_more_than_so_many_run_at_once_and_those_that_failed_do_not_cou
     async with head(tmp_path, on_demand_max=1) as (admin, node):
         node.becomes = lambda spec: Phase.FAILED if spec.deployment == "one" else Phase.READY
         await admin.ensure("one")
-        await admin.table_when(lambda t: t.routes["one"].state is RouteState.FAILED)
+        await admin.table_when(lambda t: state_in(t, "one") is RouteState.FAILED)
         await admin.ensure("two")
         with pytest.raises(Overloaded, match="--on_demand_max"):
             await admin.ensure("three")

@@ -29,6 +29,7 @@ async def test_kill_and_restart_gives_the_same_deployments_intents_and_desired(t
         await admin.deploy("mine")
         async with SchedulerDouble(first.endpoint.node) as node:
             await admin.table_when(lambda t: len(t.routes["demo"].endpoints) == 2 and t.routes["mine"].endpoints)
+            await until(lambda: all(s.proven for s in node.desired or ()))
             before, table, told = await admin.status(), await admin.table_when(lambda t: True), node.desired
             await first.kill()
 

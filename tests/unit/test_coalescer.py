@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any, cast
@@ -14,7 +15,7 @@ from headrace.core.streams import Parsed
 from headrace.proxy.chat_shape import ChatShape
 from headrace.proxy.coalescer import Coalescer, Held
 from headrace.proxy.generation import Usage
-from headrace.proxy.place import Place
+from headrace.proxy.place import Place, new_nonce
 from headrace.proxy.sinks import Events
 from headrace.proxy.writer import Writer
 
@@ -68,8 +69,8 @@ STEPS = st.lists(st.sampled_from(["text", "text", "text", "flush", "on", "off", 
 
 @given(STEPS, st.booleans())
 def test_held_texts_come_in_order_with_true_ids(steps, fails):
-    page, hold = Page(), ByHand()
-    sink = Events(cast("Writer", page), ChatShape("c", "m", 1, 1), 1, False, [], coalescer=hold)
+    page, hold, nonce = Page(), ByHand(), new_nonce()
+    sink = Events(cast("Writer", page), ChatShape("c", "m", 1, 1), 1, False, [], coalescer=hold, nonce=nonce)
     text = thought = ""
     tokens = 0
     for step in steps:
@@ -87,7 +88,7 @@ def test_held_texts_come_in_order_with_true_ids(steps, fails):
             case _:
                 hold.active = step == "on"
     sink.choice_done(0, "stop")
-    sink.complete(Usage(1, tokens, 0))
+    asyncio.run(sink.complete(Usage(1, tokens, 0)))
     hold.flush()
     seen = thought_seen = ""
     for at, chunk in events(page):
@@ -95,7 +96,8 @@ def test_held_texts_come_in_order_with_true_ids(steps, fails):
         seen += delta.get("content") or ""
         thought_seen += delta.get("reasoning") or ""
         if at:
-            place = Place.read(at)
+            place, said = Place.read(at)
+            assert said == nonce
             assert (place.chars, place.reasoning_chars) == (len(seen), len(thought_seen))
             last = re.findall(r"\d+", seen) + re.findall(r"\d+", thought_seen)
             assert place.tokens == max(map(int, last))

@@ -109,7 +109,7 @@ FLAGS: dict[str, Flag] = {
     "proxy_id": Flag("Name of this proxy."),
     "least_epoch": Flag("Refuse the routes of a head whose epoch is lower.", COUNT),
     "max_body_bytes": Flag("Largest HTTP request body.", SIZE),
-    "max_held_bytes": Flag("Bodies that come in and prompts that are being answered, all together.", SIZE),
+    "max_held_bytes": Flag("What bodies and prompts of all requests together may hold of a proxy.", SIZE),
     "max_waiting": Flag("Requests per model that may wait for a replica.", COUNT),
     "busy_s": Flag("Seconds that a request may wait for replicas that are busy.", SECONDS),
     "max_timeout_s": Flag("Longest X-Request-Timeout that a request may give, in seconds.", SECONDS),
