@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from authority_fixtures import credentials
+from authority_fixtures import credentials, trusted
 from cli_fixtures import Result, run_cli
 from head_fixtures import Admin, SchedulerDouble, free_port, head_process, head_settings
 from up_fixtures import eventually, running
@@ -152,3 +152,16 @@ async def test_an_epoch_that_cannot_be_read_is_a_problem(tmp_path: Path, text: s
     got = await doctor(tmp_path)
     assert got.code == 1
     assert f"→ delete {node / 'epoch'} if only one head runs" in line(got, "node 7")
+
+
+async def test_an_authority_that_others_can_read_is_a_problem(tmp_path: Path) -> None:
+    assert "there is no authority yet" in line(await doctor(tmp_path), "certificates")
+    assert not (tmp_path / "authority").exists(), "looking makes none"
+    trusted(tmp_path)
+    fine = await doctor(tmp_path)
+    assert "the authority is whole: sha256:" in line(fine, "certificates")
+    (tmp_path / "authority" / "ca.key").chmod(0o644)
+    got = await doctor(tmp_path)
+    assert got.code == 1
+    assert "can be read by others" in line(got, "certificates")
+    assert "→ run chmod -R go=" in line(got, "certificates")

@@ -27,6 +27,7 @@ from headrace.node.conditions import NODE_DIR_ENV, REPLICA_ENV
 from headrace.node.epoch import EpochFile
 from headrace.node.folder import ReplicaFolder
 from headrace.process import ProcessRecord, processes_with_env
+from headrace.rpc.authority import Authority, has_authority
 
 _FULL_BYTES = {"state": 16 * 2**20, "cache": 2**30}
 _TIGHT_BYTES = {"state": 256 * 2**20, "cache": 10 * 2**30}
@@ -60,6 +61,19 @@ def folder(state_dir: Path) -> Finding:
             Level.PROBLEM, "state folder", f"{state_dir} cannot be written", "give this user the right to it"
         )
     return Finding(Level.OK, "state folder", str(state_dir))
+
+
+def authority(state_dir: Path) -> Finding:
+    """The certificate authority, which is made by the first start of a part and not by looking."""
+    about = "certificates"
+    if not has_authority(state_dir):
+        return Finding(Level.OK, about, "there is no authority yet")
+    try:
+        found = Authority.open(state_dir)
+    except UserError as e:
+        wrong, _, todo = e.message.partition(": ")
+        return Finding(Level.PROBLEM, about, _clause(wrong), _clause(todo))
+    return Finding(Level.OK, about, f"the authority is whole: sha256:{found.fingerprint}")
 
 
 def head(state_dir: Path) -> Finding:

@@ -48,6 +48,7 @@ def _findings(state_dir: Path, cache_dir: Path, ports: dict[str, int]) -> Iterat
     from headrace.cli import checks
 
     yield checks.folder(state_dir)
+    yield checks.authority(state_dir)
     yield checks.head(state_dir)
     yield checks.state_file(state_dir)
     if (up := checks.up_lock(state_dir)) is not None:
