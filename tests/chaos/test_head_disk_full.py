@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from authority_fixtures import trusted
 from head_fixtures import Admin, SchedulerDouble, head_process, until
 from parts import Load, cluster, loaded
 from up_fixtures import eventually
@@ -113,6 +114,7 @@ async def test_writes_work_again_by_themselves_and_the_reconciler_makes_up_for_t
 
 
 async def test_a_head_that_cannot_start_for_want_of_room_says_what_to_free(small_disk: Path, tmp_path: Path) -> None:
+    trusted(small_disk)
     ballast = fill(small_disk)
     with pytest.raises(AssertionError) as caught:
         async with head_process(small_disk, log_dir=tmp_path):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from authority_fixtures import credentials
+from authority_fixtures import credentials, trusted
 from up_fixtures import eventually
 
 from headrace.cli.endpoint import HeadEndpoint, read_endpoint
@@ -91,6 +91,7 @@ async def terminal(module: str, tmp_path: Path, *flags: str) -> AsyncIterator[as
 
 @asynccontextmanager
 async def two_terminals(tmp_path: Path, catalog: dict[str, Any]) -> AsyncIterator[System]:
+    trusted(tmp_path / "state")
     file = tmp_path / "catalog.yaml"
     file.write_text(json.dumps({"models": catalog}))  # JSON is YAML
     head_flags = ("--http_port=0", "--node_port=0", "--grpc_port=0", f"--catalog={file}")

@@ -29,7 +29,7 @@ async def test_adapters_come_and_go_with_the_same_replica_and_survive_a_restart(
         assert (made.deployment.revision, made.deployment.adapters) == (1, (A, B))
         table = await admin.table_when(lambda t: t.routes.get("demo:b") and t.routes["demo:b"].state != "starting")
         assert (table.routes["demo:b"].state, table.routes["demo:b"].endpoints) == (RouteState.FAILED, ())
-        assert table.routes["demo:b"].reason == "The adapter is for another model."
+        assert table.routes["demo:b"].reason == "the adapter b cannot be loaded"
         assert table.routes["demo"].endpoints == table.routes["demo:a"].endpoints == first
 
         assert (await admin.deploy("demo", cpus=2.0)).deployment.adapters == (A, B), "kept where nothing is said"

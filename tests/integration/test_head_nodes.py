@@ -93,7 +93,7 @@ async def test_the_reason_of_a_failure_reaches_status_and_routes_and_a_deploy_tr
         async with node:
             await admin.deploy("demo")
             table = await admin.table_when(lambda t: t.routes["demo"].state is RouteState.FAILED)
-            assert table.routes["demo"].reason == "it is broken"
+            assert table.routes["demo"].reason == "it cannot be started"
             await admin.ensure("demo")
             assert (await admin.status()).deployments[0].deployment.revision == 1, "not so soon"
             again = await admin.deploy("demo")

@@ -233,9 +233,9 @@ async def test_no_word_from_the_head_yet():
         httpx.AsyncClient(base_url=f"http://{proxy.address}") as client,
     ):
         assert (await client.get("/health")).status_code == 200
-        assert "127.0.0.1:1" in error(await client.get("/ready"), 503)
+        assert "the head yet" in error(await client.get("/ready"), 503)
         error(await client.get("/v1/models"), 503)
-        assert "127.0.0.1:1" in error(await client.post("/v1/chat/completions", json=CHAT), 503)
+        assert "the head yet" in error(await client.post("/v1/chat/completions", json=CHAT), 503)
 
 
 async def test_api_keys(tmp_path: Path):

@@ -243,7 +243,6 @@ class ProxyFleet:
             "http_host": s.http_host,
             "http_port": port,
             "head_address": self._head_address,
-            "proxy_id": proxy_id,
             "metrics_dir": self._metrics_dir.absolute(),
             "state_dir": s.state_dir.absolute(),
             "certificate_life": f"{s.tls.life_s:g}",
@@ -255,6 +254,7 @@ class ProxyFleet:
         files = {"api_keys_file": s.api_keys_file, "tls_cert": s.tls.cert, "tls_key": s.tls.key, "tls_ca": s.tls.ca}
         flags |= {k: path.absolute() for k, path in files.items() if path}
         flags |= {"tls_name": s.tls.name} if s.tls.name else {}
+        flags |= {"proxy_id": proxy_id} if proxy_id else {}  # a spare is told when it is needed
         switches = ["--allow_insecure"] if s.allow_insecure else []
         switches += [f"--allowed_hosts={h}" for h in s.allowed_hosts] + [f"--cors_origins={o}" for o in s.cors_origins]
         return [*self._program, *(f"--{k}={v}" for k, v in flags.items()), *switches]

@@ -155,6 +155,8 @@ class HeadLink:
                 self._act(message, session, tasks)
         except grpc.RpcError as e:
             return from_rpc(e, f"the head at {self._address}", self._credentials.expected(Role.HEAD))
+        except HeadraceError as e:  # what it wants cannot be: ask again
+            return e
         return None
 
     def _act(self, message: node_pb2.HeadMessage, session: _Session, tasks: asyncio.TaskGroup) -> None:

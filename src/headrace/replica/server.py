@@ -258,7 +258,7 @@ class Replica:
         if streams := self._service.streams:
             streams.drain()
             streams.fail_all(
-                Failure(ReplicaGone.kind, "The replica died; its log says why.", code=ReplicaGone.default_code)
+                Failure(ReplicaGone.kind, f"The replica died: {failed.reason}", code=ReplicaGone.default_code)
             )
             await streams.flush(_FLUSH_S)
         _write_failure(self._directory, failed)

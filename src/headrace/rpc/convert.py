@@ -183,7 +183,7 @@ def replica_status_from_pb(m: types_pb2.ReplicaStatus) -> t.ReplicaStatus:
         tasks = wire.words(i.tasks, "tasks", 16)
         model = t.ModelInfo(engine, version, i.context_tokens, i.vocab_size, features, tasks, i.prompt_bytes)
     return t.ReplicaStatus(
-        replica_id=t.ReplicaId(wire.name(m.replica_id, "replica id")),
+        replica_id=t.ReplicaId(wire.word(m.replica_id, "replica id")),
         deployment=wire.word(m.deployment, "deployment"),
         revision=m.revision,
         phase=phase_from_pb(m.phase),
@@ -224,8 +224,10 @@ def replica_spec_to_pb(s: t.ReplicaSpec) -> types_pb2.ReplicaSpec:
 
 def replica_spec_from_pb(m: types_pb2.ReplicaSpec) -> t.ReplicaSpec:
     return t.ReplicaSpec(
-        # The id becomes a folder's name.
-        replica_id=t.ReplicaId(wire.name(m.replica_id, "replica id")),
+        # The node looks whether it can be the name of a folder.
+        replica_id=t.ReplicaId(wire.word(m.replica_id, "replica id")),
+            wire.word(m.replica_id, "replica id")
+        ),  # the node looks whether it can be a folder's name
         deployment=wire.word(m.deployment, "deployment"),
         revision=m.revision,
         model=model_from_pb(m.model),
