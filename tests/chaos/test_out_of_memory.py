@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from authority_fixtures import trusted
 from integration.node_fixtures import HERE, Head, head_double, spec
 from namespaces import remove_group
 
@@ -45,7 +46,7 @@ async def head() -> AsyncIterator[Head]:
 
 async def test_the_kernels_kill_is_told_and_the_replica_starts_again(head: Head, tmp_path: Path, group: Path) -> None:
     inside = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)]
-    argv = [*inside, sys.executable, str(HERE / "node_scheduler.py"), str(head.port), str(tmp_path), "1"]
+    argv = [*inside, sys.executable, str(HERE / "node_scheduler.py"), str(head.port), str(trusted(tmp_path)), "1"]
     scheduler = Child.spawn(argv, env=child_env(), output=tmp_path / "scheduler.log")
     head.want(spec("r-1", eats_once=True))
     first = await head.phase("r-1", Phase.READY)

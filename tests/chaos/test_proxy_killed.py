@@ -50,6 +50,6 @@ async def standby(head_pid: int) -> int:
     async with asyncio.timeout(60):
         while True:
             for child in psutil.Process(head_pid).children():
-                if "--proxy_id=" in child.cmdline():
+                if not any(a.startswith("--proxy_id=") for a in child.cmdline()) and "proxy" in child.cmdline():
                     return child.pid
             await asyncio.sleep(0.05)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 from cluster_fixtures import cluster, ready
 
 from headrace.cli.leftovers import marked
+from headrace.lock import private_folder
 from headrace.process import ProcessRecord
 
 
@@ -41,6 +43,8 @@ async def test_with_two_the_newer_wins_and_what_the_older_left_ends_by_itself(tm
             await admin.deploy("sim")
         await c.until(ready(1))
         before = c.replicas()
+        private_folder(other)
+        shutil.copytree(c.state / "authority", other / "authority")  # a machine of the same cluster
         newer = c.spawn(
             "newer", "scheduler", "--node_id=1", f"--state_dir={other}", "--num_cpus=2",
             f"--cache_dir={tmp_path}/cache", f"--port={c.endpoint.node.rpartition(':')[2] if c.endpoint else 0}",

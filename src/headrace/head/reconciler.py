@@ -13,7 +13,7 @@ from headrace.core import touched
 from headrace.core.plan import FORGET_S, Plan, plan
 from headrace.core.state import Change, DropIntent, Goal, PutIntent, State, desired_on
 from headrace.core.types import ReplicaId
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, Unavailable
 from headrace.head.clock import Clock
 from headrace.head.cluster import Cluster
 from headrace.head.ledger import Ledger
@@ -66,7 +66,12 @@ class Reconciler:
         made: list[Change] = []
         before = self._ledger.state
         try:
-            await self._ledger.transact(lambda state: self._decide(state, made))
+            try:
+                await self._ledger.transact(lambda state: self._decide(state, made))
+            except Unavailable:
+                # On a full disk there may be room for what ends replicas where there is none for what is new.
+                await self._ledger.transact(lambda state: [c for c in made if _ends(c, state)])
+                raise
             for change in made:
                 _log_change(change, before)
         finally:
@@ -93,6 +98,16 @@ class Reconciler:
                 self._told.add(session)
         self._told_of = state
         self._cluster.forget(state.intents.nodes, FORGET_S)
+
+
+def _ends(change: Change, state: State) -> bool:
+    match change:
+        case PutIntent(i):
+            return i.goal is Goal.STOP and i.replica_id in state.intents
+        case DropIntent(replica_id):
+            return replica_id in state.intents
+        case _:
+            return False
 
 
 def _log_change(change: Change, state: State) -> None:

@@ -226,8 +226,6 @@ def replica_spec_from_pb(m: types_pb2.ReplicaSpec) -> t.ReplicaSpec:
     return t.ReplicaSpec(
         # The node looks whether it can be the name of a folder.
         replica_id=t.ReplicaId(wire.word(m.replica_id, "replica id")),
-            wire.word(m.replica_id, "replica id")
-        ),  # the node looks whether it can be a folder's name
         deployment=wire.word(m.deployment, "deployment"),
         revision=m.revision,
         model=model_from_pb(m.model),
