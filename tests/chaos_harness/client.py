@@ -174,7 +174,7 @@ async def exchange(
     """POST `body` and follow the answer to its end, however that comes; on top of `seen` for who comes back."""
     data = json.dumps(body).encode()
     seen = seen or Seen()
-    place = f"Last-Event-ID: {seen.last_id}\r\n" if seen.last_id else ""
+    place = f"Last-Event-ID: {seen.last_id}\r\n" if seen.last_id else "X-Event-Ids: true\r\n"
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {address[0]}:{address[1]}\r\nContent-Type: application/json\r\n"
         f"X-Request-Id: {request_id}\r\n{place}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"

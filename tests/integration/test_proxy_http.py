@@ -101,12 +101,7 @@ async def test_sse_bytes():
         events = r.text.split("\n\n")
         assert events[-2:] == ["data: [DONE]", ""]
         # As clients read it that know no more of events than this.
-        chunks = [json.loads(e.removeprefix("data: ").split("\n")[0]) for e in events[:-2]]
-        # A place to come back to wherever there is text: moves, tokens, characters, those of reasoning, and a secret.
-        ids = [line.split(".") for e in events for line in e.split("\n")[1:]]
-        assert [i[:4] for i in ids] == [["id: 0", "1", "3", "0"], ["id: 0", "2", "6", "0"]]
-        assert len({i[4] for i in ids}) == 1
-        assert len(ids[0][4]) == 22
+        chunks = [json.loads(e.removeprefix("data: ")) for e in events[:-2]]
         assert [c["object"] for c in chunks] == ["chat.completion.chunk"] * 5
         assert [set(c) for c in chunks] == [{"id", "object", "created", "model", "choices", "usage"}] * 5
         assert chunks[0]["choices"] == [
@@ -118,6 +113,22 @@ async def test_sse_bytes():
         assert chunks[3]["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
         assert chunks[4]["choices"] == []
         assert chunks[4]["usage"]["completion_tokens"] == 2
+
+
+async def test_event_ids_for_who_asks_for_them():
+    async with world(tokens=2) as w:
+        asks = {"X-Event-Ids": "true"}
+        r = await w.client.post("/v1/chat/completions", json=CHAT | {"stream": True}, headers=asks)
+        events = [e.split("\n") for e in r.text.split("\n\n") if e]
+        assert all(first.startswith("data: ") for first, *_ in events)
+        # A place to come back to wherever there is text: moves, tokens, characters, those of reasoning, and a secret.
+        ids = [line.split(".") for _, *more in events for line in more]
+        assert [i[:4] for i in ids] == [["id: 0", "1", "3", "0"], ["id: 0", "2", "6", "0"]]
+        (secret,) = {i[4] for i in ids}
+        assert len(secret) == 22
+        again = await w.client.post("/v1/chat/completions", json=CHAT | {"stream": True}, headers=asks)
+        assert secret not in again.text
+        error(await w.client.post("/v1/chat/completions", json=CHAT, headers={"X-Event-Ids": "x"}), 400, "X-Event-Ids")
 
 
 async def test_models():

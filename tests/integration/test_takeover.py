@@ -132,7 +132,7 @@ class Seen:
 
 async def read(url: str, body: dict[str, Any], seen: Seen, events: int = 10**9, key: str = "") -> int:
     """Stream into `seen`, also from where it is; stop reading after so many events. The status."""
-    headers = {"X-Request-Id": seen.request_id, "Last-Event-ID": seen.last} if seen.last else {}
+    headers = {"X-Request-Id": seen.request_id, "Last-Event-ID": seen.last} if seen.last else {"X-Event-Ids": "true"}
     async with httpx.AsyncClient(base_url=url, timeout=30, headers=bearer(key)) as client:
         async with client.stream("POST", PATH, json=body, headers=headers) as r:
             if r.status_code != 200:

@@ -96,7 +96,7 @@ class Conversation:
 
     def _lines(self, body: Mapping[str, Any]) -> Iterator[str]:
         """The lines of the answer. Should its proxy be lost, the next one is asked to go on from the last event."""
-        headers = {"X-Request-Id": f"chat-{uuid.uuid4().hex}"}
+        headers = {"X-Request-Id": f"chat-{uuid.uuid4().hex}", "X-Event-Ids": "true"}
         until, place = 0.0, ""
         with self._errors():
             while True:

@@ -193,9 +193,11 @@ class _Endpoints:
                 param="Last-Event-ID",
             )
         place, nonce = None, ""
-        if single:  # so that only who has seen the stream can have the rest of it
-            place, nonce = Place.read(last.decode("latin-1")) if last is not None else (None, new_nonce())
-        submits = parsed.submits(asked(request.scope, self._serving.settings.keep_s if single else 0.0, nonce))
+        if last is not None:
+            place, nonce = Place.read(last.decode("latin-1"))
+        elif _wants_ids(request) and single:
+            nonce = new_nonce()  # so that only who has seen the stream can have the rest of it
+        submits = parsed.submits(asked(request.scope, self._serving.settings.keep_s if nonce else 0.0, nonce))
         coalescer = self._serving.coalescer
 
         def make(writer: Writer, headers: Headers) -> Answer:
@@ -282,6 +284,14 @@ class _Endpoints:
         if self._routes.table is None:
             raise Unavailable("This proxy has not heard from the head yet.", retry_after_s=2.0)
         return self._routes.table
+
+
+def _wants_ids(request: Request) -> bool:
+    """Whether X-Event-Ids asks for them: some clients trip over events that have more than their data."""
+    given = (header(request.scope, b"x-event-ids") or b"false").lower()
+    if given not in (b"true", b"1", b"false", b"0"):
+        raise InvalidRequest("X-Event-Ids must be true or false.", param="X-Event-Ids")
+    return given in (b"true", b"1")
 
 
 def _model(r: Route) -> dict[str, Any]:
