@@ -107,6 +107,16 @@ async def test_a_model_does_what_it_was_deployed_for(tmp_path: Path):
             assert "it makes embeddings" in r.json()["error"]["message"]
 
 
+async def test_an_answer_of_too_many_numbers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where how long the model's own vectors are is known only when they come: 64 numbers each."""
+    monkeypatch.setattr("headrace.proxy.results.MAX_NUMBERS", 150)
+    async with served(tmp_path) as w:
+        body = {"model": "demo", "input": ["a", "b"]}
+        assert (await w.client.post("/v1/embeddings", json=body)).status_code == 200
+        r = await w.client.post("/v1/embeddings", json=body | {"input": ["a", "b", "c"]})
+        assert (r.status_code, r.json()["error"]["param"]) == (400, "input"), r.text
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
@@ -115,6 +125,7 @@ async def test_a_model_does_what_it_was_deployed_for(tmp_path: Path):
         ("/v1/embeddings", {"input": ["a", ""]}, "input[1]"),
         ("/v1/embeddings", {"input": ["a"] * 2049}, "input"),
         ("/v1/embeddings", {"input": "a", "dimensions": 0}, "dimensions"),
+        ("/v1/embeddings", {"input": ["a"] * 2048, "dimensions": 2049}, "dimensions"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, "encoding_format"),
         ("/v1/embeddings", {"input": "a", "truncate": True}, "truncate"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "text_1"),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import struct
+from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from headrace.core.streams import Result
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, InvalidRequest
 from headrace.proxy.extras import Extra
 from headrace.proxy.generation import Usage
 from headrace.proxy.place import HasPlace
 from headrace.proxy.shapes import dumps_in_turns
-from headrace.proxy.tasks import EmbeddingRequest, RerankRequest
+from headrace.proxy.tasks import MAX_NUMBERS, EmbeddingRequest, RerankRequest
 from headrace.proxy.writer import Headers, Writer
 
 Body = Callable[[Sequence[Result], Usage], dict[str, Any]]
@@ -27,13 +29,17 @@ class Results:
         self._headers = headers
         self._body = body
         self._results = [Result(0) for _ in range(count)]
+        self._numbers = 0
 
     def delta(self, index: int, text: str, logprobs: Any, place: HasPlace | None = None) -> None:
         """There is none."""
 
     def extra(self, index: int, item: Extra, place: HasPlace | None = None) -> None:
         if isinstance(item, Result):
-            self._results[index] = item
+            self._numbers += len(item.values)
+            # Four bytes a number, as they came; and none of more than will be told.
+            values = array("f", item.values if self._numbers <= MAX_NUMBERS else ())
+            self._results[index] = replace(item, values=values)
 
     def choice_done(self, index: int, reason: str) -> None:
         pass
@@ -45,6 +51,11 @@ class Results:
         return True
 
     async def complete(self, usage: Usage) -> None:
+        if self._numbers > MAX_NUMBERS:
+            raise InvalidRequest(
+                f"The answer has {self._numbers} numbers; at most {MAX_NUMBERS} are told at once: ask for fewer texts.",
+                param="input",
+            )
         body = await dumps_in_turns(self._body(self._results, usage))
         length = (b"content-length", str(len(body)).encode())
         self.writer.start(200, [(b"content-type", b"application/json"), length, *self._headers])

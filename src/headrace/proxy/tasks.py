@@ -23,6 +23,10 @@ class _Request(Strict):
     )
 
 
+MAX_NUMBERS = 2**22
+"""Of all vectors of an answer: 2,048 texts of 2,048 dimensions, some 80 MB of JSON."""
+
+
 class EmbeddingRequest(_Request):
     """POST /v1/embeddings"""
 
@@ -30,6 +34,10 @@ class EmbeddingRequest(_Request):
     input: Inputs
     encoding_format: Literal["float", "base64"] | None = Field(None, description="float, if nothing is said.")
     dimensions: int | None = Field(None, ge=1, le=2**16, description="For models that can shorten their vectors.")
+
+    def check(self) -> None:
+        if self.dimensions and self.dimensions * len(self.input) > MAX_NUMBERS:
+            raise Rejected(f"and the number of texts make more than {MAX_NUMBERS} numbers: ask for fewer", "dimensions")
 
     def submits(self, asked: Asked) -> list[Submit]:
         return [
