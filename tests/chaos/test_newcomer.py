@@ -98,6 +98,7 @@ async def newcomer(c: Cluster, one: Namespace, two: Namespace) -> None:
     (line,) = [x.strip() for x in said.read_text().splitlines() if x.strip().startswith("headrace scheduler")]
     second = c.folder / "second"
     type_line(c, line, second, two)
+    await until(lambda: said.read_text().count("node_joined") == 2)
     http = c.endpoint.http
     async with httpx.AsyncClient(base_url=f"http://{http}", timeout=60, trust_env=False) as client:
         env = child_env({"HEADRACE_STATE_DIR": str(c.state)})

@@ -101,6 +101,9 @@ async def run(plan: Plan, folder: Path, say: Callable[[str], None] = print) -> R
     async with running(folder, plan.demo) as system, AsyncExitStack() as stack:
         await _warm(system)
         others = await stack.enter_async_context(Bystanders(system.address, *next(iter(_SIZE.ends().items()))))
+        async with asyncio.timeout(60):  # the head has a spare proxy only after a while
+            while not any(r.role == "standby" for r in system.processes()):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
         for kind in plan.kinds():
             watch = Watch(system)
             if kind == openapi.KIND:

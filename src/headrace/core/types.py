@@ -23,6 +23,10 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}")
 MODEL_NAME_PATTERN = re.compile(r"(?=.{1,96}\Z)[A-Za-z0-9][A-Za-z0-9._:-]*(/[A-Za-z0-9][A-Za-z0-9._:-]*)*")
 
 
+REPLICA_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
+"""Also a folder's name: that of its deployment, and more."""
+
+
 def check_name(name: str, what: str = "model name", param: str = "model") -> str:
     """`name` if it can be a model's public name, as `tinyllama` or `org/name`; else InvalidRequest."""
     if not MODEL_NAME_PATTERN.fullmatch(name):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
 
-from headrace.core.causes import Cause
-from headrace.core.phase import Phase
-from headrace.core.types import ReplicaId, ReplicaSpec, ReplicaStatus
+from headrace.core.types import REPLICA_ID_PATTERN, ReplicaId, ReplicaSpec, ReplicaStatus
 from headrace.log_files import CARE_S, rotate
 from headrace.node.conditions import Conditions
 from headrace.node.runner import Runner
@@ -20,7 +17,6 @@ from headrace.process import ProcessRecord, kill_all
 
 log = structlog.get_logger()
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")  # also a folder's name
 _HEAR_S = 2.0
 _KEPT_FOLDERS = 20  # of replicas that are gone, for their logs
 
@@ -49,7 +45,7 @@ class Node:
     def log_of(self, replica_id: str) -> Path | None:
         """The log of a replica that is, or was not long ago, on this node."""
         path = self._on.folder(replica_id).log
-        return path if _ID.fullmatch(replica_id) and path.exists() else None
+        return path if REPLICA_ID_PATTERN.fullmatch(replica_id) and path.exists() else None
 
     # --- the start ---
 
@@ -103,19 +99,12 @@ class Node:
             if runner := self._runners.get(replica_id):
                 runner.update(spec)
                 continue
-            if not _ID.fullmatch(replica_id):
-                self._refuse(spec)
+            if not REPLICA_ID_PATTERN.fullmatch(replica_id):
+                # No head of ours asks for it, and none would take a report of it.
+                log.error("replica_refused", replica=replica_id, reason="its id cannot be the name of a folder")
                 continue
             self._gone.pop(replica_id, None)
             self._own(Runner(spec, self._on, self._on_change))
-
-    def _refuse(self, spec: ReplicaSpec) -> None:
-        reason = "its id cannot be the name of a folder"
-        log.error("replica_refused", replica=spec.replica_id, reason=reason)
-        self._gone[spec.replica_id] = ReplicaStatus(
-            spec.replica_id, spec.deployment, spec.revision, Phase.FAILED, reason, cause=Cause.UNUSABLE
-        )
-        self._changed()
 
     def _own(self, runner: Runner) -> None:
         self._runners[runner.spec.replica_id] = runner

@@ -183,7 +183,7 @@ def replica_status_from_pb(m: types_pb2.ReplicaStatus) -> t.ReplicaStatus:
         tasks = wire.words(i.tasks, "tasks", 16)
         model = t.ModelInfo(engine, version, i.context_tokens, i.vocab_size, features, tasks, i.prompt_bytes)
     return t.ReplicaStatus(
-        replica_id=t.ReplicaId(wire.word(m.replica_id, "replica id")),
+        replica_id=t.ReplicaId(wire.replica_id(m.replica_id)),
         deployment=wire.word(m.deployment, "deployment"),
         revision=m.revision,
         phase=phase_from_pb(m.phase),

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence, Sized
 from typing import TypeVar
 
-from headrace.core.types import NAME_PATTERN
+from headrace.core.types import NAME_PATTERN, REPLICA_ID_PATTERN
 from headrace.errors import InvalidRequest
 
 MAX_WORD = 256  # characters of a name, an id, a version
@@ -35,6 +35,13 @@ def name(value: str, what: str) -> str:
             " letter or digit.",
             param=what.replace(" ", "_"),
         )
+    return value
+
+
+def replica_id(value: str) -> str:
+    """A REPLICA_ID_PATTERN."""
+    if not REPLICA_ID_PATTERN.fullmatch(value):
+        raise InvalidRequest(f"{value[:100]!r} is not the id of a replica.", param="replica_id")
     return value
 
 
