@@ -13,6 +13,7 @@ import asyncio
 import cProfile
 import logging
 import pstats
+import socket
 import statistics
 import time
 from typing import Any
@@ -45,6 +46,7 @@ class Nowhere(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = 0
+        self._socket = socket.socket()  # nothing is sent through it
 
     def write(self, data: Any) -> None:
         self.written += len(data)
@@ -53,7 +55,7 @@ class Nowhere(asyncio.Transport):
         return False
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return {"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)}.get(name, default)
+        return {"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2), "socket": self._socket}.get(name, default)
 
     def close(self) -> None: ...
     def pause_reading(self) -> None: ...

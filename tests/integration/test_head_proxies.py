@@ -84,12 +84,17 @@ def end_all(pids: Sequence[int]) -> None:
         signal_group(pid, signal.SIGKILL)
 
 
-async def test_proxies_share_a_port_are_restarted_and_end_with_the_head(tmp_path: Path) -> None:
+async def test_proxies_share_a_port_are_restarted_and_end_with_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_API_KEY", "a-person's")
+    monkeypatch.setenv("HEADRACE_JOIN", "another-cluster's")
     settings = head_settings(tmp_path, num_proxies=2)
     async with serving(settings, STAND_IN) as head, Admin(head.grpc) as admin:
         status = await admin.status_when(running(2))
         assert [p.proxy_id for p in status.proxies] == ["proxy-1", "proxy-2"]
         assert status.http_address == head.http
+        assert not any(k in environment(p) for p in pids(status) for k in ("HEADRACE_API_KEY", "HEADRACE_JOIN"))
         assert {environment(p)["HEADRACE_LEAST_EPOCH"] for p in pids(status)} == {str(status.epoch)}
         host, _, port = head.http.rpartition(":")
         with socket.create_connection((host, int(port))):

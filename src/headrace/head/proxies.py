@@ -33,6 +33,7 @@ log = structlog.get_logger()
 PROGRAM = (sys.executable, "-P", "-m", "headrace", "proxy")
 _POLICY = RestartPolicy(first_delay_s=0.1, max_delay_s=5.0, steady_s=10.0)
 _STOP_S = 4.0
+_NOT_THEIRS = (LIFELINE_ENV, "HEADRACE_API_KEY", "HEADRACE_JOIN")  # a person's key; they are of this cluster
 _SPARE_S = 5.0  # a start of the system has better things to do first
 
 
@@ -293,7 +294,7 @@ class ProxyFleet:
 
 def _environment(epoch: int) -> dict[str, str]:
     # Its settings may come as variables or from a file, as with one started by hand; our flags go before them.
-    ours = {k: v for k, v in os.environ.items() if k.startswith("HEADRACE_") and k != LIFELINE_ENV}
+    ours = {k: v for k, v in os.environ.items() if k.startswith("HEADRACE_") and k not in _NOT_THEIRS}
     # Not a flag: by its flags the next head tells whether it would start the same proxy, and that has another epoch.
     return child_env(ours | {"HEADRACE_LEAST_EPOCH": str(epoch)})
 
