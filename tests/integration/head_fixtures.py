@@ -92,11 +92,12 @@ class SchedulerDouble:
         self.stopped_logs: list[int] = []
         self.mute = False
         self._call: Any = None
+        self._writing = asyncio.Lock()
 
     async def __aenter__(self) -> SchedulerDouble:
         self._channel = open_channel(self.address, self.shows, Role.HEAD)
         self._call = node_pb2_grpc.NodeServiceStub(self._channel).Session()
-        await self._call.write(node_pb2.NodeMessage(hello=convert.node_info_to_pb(self.info)))
+        await self._write(node_pb2.NodeMessage(hello=convert.node_info_to_pb(self.info)))
         await self.report()
         self._tasks = [asyncio.ensure_future(self._listen()), asyncio.ensure_future(self._beat())]
         return self
@@ -112,19 +113,24 @@ class SchedulerDouble:
         self._call.cancel()
         await self._channel.close()
 
+    async def _write(self, message: node_pb2.NodeMessage) -> None:
+        """One at a time: a call of gRPC's ends of two writes at once."""
+        async with self._writing:
+            await self._call.write(message)
+
     async def report(self) -> None:
         if not self.mute:
             statuses = [convert.replica_status_to_pb(s) for s in self.replicas.values()]
             report = node_pb2.NodeReport(replicas=statuses, epoch=self.epoch)
-            await self._call.write(node_pb2.NodeMessage(report=report))
+            await self._write(node_pb2.NodeMessage(report=report))
 
     async def report_changes(self, *news: ReplicaStatus, gone: Sequence[ReplicaId] = ()) -> None:
         report = convert.node_report_to_pb(news, gone, self.epoch)
-        await self._call.write(node_pb2.NodeMessage(report=report))
+        await self._write(node_pb2.NodeMessage(report=report))
 
     async def log(self, request: int, data: bytes = b"", end: bool = False, error: str = "") -> None:
         chunk = node_pb2.LogChunk(request=request, data=data, end=end, error=error)
-        await self._call.write(node_pb2.NodeMessage(log=chunk))
+        await self._write(node_pb2.NodeMessage(log=chunk))
 
     async def move(self, replica_id: str, phase: Phase, reason: str = "") -> None:
         """The replica takes a phase, which is reported."""
