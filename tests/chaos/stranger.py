@@ -57,7 +57,7 @@ async def replica_session(channel: grpc.aio.Channel, replica_id: str) -> None:
 
 async def attempts(own: Path, node: str, admin: str, replica: str, replica_id: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    deploy = convert_head.deploy_request_to_pb(DeployRequest("/tmp/evil", trust_remote_code=True))
+    deploy = convert_head.deploy_request_to_pb(DeployRequest("/evil", trust_remote_code=True))
     log = head_pb2.ReadLogsRequest(replica_id=replica_id)
     for kind in ("plain", "own authority"):
 
